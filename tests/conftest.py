@@ -1,0 +1,14 @@
+"""Fixtures shared by all tests."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def datasets_dir() -> Path:
+    """Folder of real problem sets beside the checkout; the test is skipped where there is none."""
+    for parent in Path(__file__).resolve().parents:
+        if (parent / "shared" / "datasets").is_dir():
+            return parent / "shared" / "datasets"
+    pytest.skip("no shared/datasets beside this checkout")
