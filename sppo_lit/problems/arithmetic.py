@@ -1,0 +1,132 @@
+"""A procedural reasoning task: nested integer expressions of graded difficulty.
+
+A problem of level k has k operations. Its worked solution reduces one operation a line, leftmost innermost first, and
+ends in the boxed answer::
+
+    (3+4)*(9-7)=        <- prompt
+    7*(9-7)
+    7*2
+    \\boxed{14}
+
+Problem i of a split is a pure function of (seed, split, i): any position of the endless stream can be reached without
+producing what comes before it. Splits are disjoint by construction: a checksum of the expression decides which split
+it belongs to.
+"""
+
+from __future__ import annotations
+
+import operator
+import random
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sppo_lit.errors import InputError
+from sppo_lit.types import Problem
+
+Tree = int | tuple[str, "Tree", "Tree"]
+
+OPERATIONS: dict[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+HELD_OUT_SHARE = 8
+"""One expression in this many belongs to the held-out split."""
+
+
+@dataclass(frozen=True)
+class ArithmeticTask:
+    """Settings of the arithmetic task.
+
+    Attributes:
+        min_operations: fewest operations in an expression (level of the easiest problem), at least 1.
+        max_operations: most operations; levels are drawn uniformly. 8 to 13 with `modulus` 10 is the long-horizon
+            setting: responses of 150 to 400 characters.
+        largest: no number on the way, the answer included, is negative or larger than this (without `modulus`).
+        modulus: if set, every operation is reduced modulo this number, so that all numbers stay small.
+        seed: which endless stream of problems.
+    """
+
+    min_operations: int = 1
+    max_operations: int = 6
+    largest: int = 99
+    modulus: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_operations <= self.max_operations:
+            raise InputError(
+                f"arithmetic: needs 1 <= min_operations <= max_operations, got {self.min_operations} and "
+                f"{self.max_operations}"
+            )
+
+    def problem(self, index: int, split: str = "train") -> Problem:
+        """Problem number `index` of `split` ("train", anything else is the held-out split)."""
+        rng = random.Random(f"{self.seed}/{split}/{index}")
+        operations = rng.randint(self.min_operations, self.max_operations)
+        while True:
+            tree = self._tree(rng, operations)
+            prompt = _render(tree) + (f" mod {self.modulus}=" if self.modulus else "=")
+            if tree_ok(tree, self) and _held_out(prompt) == (split != "train"):
+                break
+        lines = []
+        while not isinstance(tree, int):
+            tree = self._reduce(tree)
+            lines.append(_render(tree))
+        answer = lines.pop()
+        return Problem(
+            key=f"arithmetic/{split}/{index}",
+            prompt=prompt,
+            answer=answer,
+            source="arithmetic",
+            level=operations,
+            solution="\n".join([*lines, f"\\boxed{{{answer}}}"]),
+        )
+
+    def apply(self, symbol: str, left: int, right: int) -> int:
+        """`left symbol right`, reduced modulo `modulus` if there is one."""
+        value = OPERATIONS[symbol](left, right)
+        return value % self.modulus if self.modulus else value
+
+    def _tree(self, rng: random.Random, operations: int) -> Tree:
+        if operations == 0:
+            return rng.randint(0, 9)
+        left = rng.randint(0, operations - 1)
+        return (
+            rng.choice(list(OPERATIONS)),
+            self._tree(rng, left),
+            self._tree(rng, operations - 1 - left),
+        )
+
+    def _reduce(self, tree: Tree) -> Tree:
+        """One step: the leftmost operation whose two operands are numbers."""
+        assert not isinstance(tree, int)
+        symbol, left, right = tree
+        if not isinstance(left, int):
+            return (symbol, self._reduce(left), right)
+        if not isinstance(right, int):
+            return (symbol, left, self._reduce(right))
+        return self.apply(symbol, left, right)
+
+
+def tree_ok(tree: Tree, task: ArithmeticTask) -> bool:
+    """Whether no number on the way is negative or too large (always so with a modulus)."""
+    return task.modulus is not None or _value(tree, task) is not None
+
+
+def _value(tree: Tree, task: ArithmeticTask) -> int | None:
+    if isinstance(tree, int):
+        return tree
+    left, right = _value(tree[1], task), _value(tree[2], task)
+    if left is None or right is None:
+        return None
+    value = task.apply(tree[0], left, right)
+    return value if 0 <= value <= task.largest else None
+
+
+def _render(tree: Tree, nested: bool = False) -> str:
+    if isinstance(tree, int):
+        return str(tree)
+    text = f"{_render(tree[1], True)}{tree[0]}{_render(tree[2], True)}"
+    return f"({text})" if nested else text
+
+
+def _held_out(prompt: str) -> bool:
+    return zlib.crc32(prompt.encode()) % HELD_OUT_SHARE == 0
