@@ -1,0 +1,39 @@
+"""The critic of Sequence-Level PPO: one logit per prompt."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+class ScalarCritic(nn.Module):
+    """Predicts from the prompt alone whether the policy will solve it: V(s_p) = sigmoid(logit).
+
+    Its network is its own and may be far smaller than the policy (paper: a 1.5B critic for a 7B policy).
+
+    Args:
+        model: a sequence classifier with one label and a linear head named `score`.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, prompt_ids: Tensor, prompt_lengths: Tensor) -> Tensor:
+        """The logit at the last prompt token, found by length.
+
+        (The classifier's own pooling looks for the last token that is not the pad id, which is the wrong one where
+        pad is also a real token.)
+
+        Args:
+            prompt_ids: [B, P] int64, padded on the right; never a response token.
+            prompt_lengths: [B] int64.
+
+        Returns:
+            [B] float32 logits.
+        """
+        hidden = self.model.base_model(input_ids=prompt_ids, use_cache=False).last_hidden_state
+        last = hidden[torch.arange(len(prompt_lengths), device=hidden.device), prompt_lengths - 1]
+        logits = self.model.score(last).squeeze(-1)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))

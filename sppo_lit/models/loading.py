@@ -1,0 +1,187 @@
+"""From a recipe's model entry to a Hugging Face model and tokenizer, with one clear line for what cannot be loaded."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from sppo_lit.errors import InputError
+
+NEW_HEADS = ("score.", "classifier.")
+"""Parameters that a sequence classifier made from a causal language model is expected to lack."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from.
+
+    Attributes:
+        path: Hub id, local folder, or a `.gguf` file (extra `gguf`; the weights are dequantised).
+        init: "pretrained" takes the weights; "random" only the architecture and the tokenizer.
+        config: entries of the model's configuration to change, e.g. ``{num_hidden_layers: 1}``; with "random" only.
+        revision: Hub revision.
+    """
+
+    path: str
+    init: Literal["pretrained", "random"] = "pretrained"
+    config: dict[str, Any] = field(default_factory=dict)
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.config and self.init == "pretrained":
+            raise InputError(f"{self.path}: config changes {sorted(self.config)} need init: random")
+
+    def locate(self) -> dict[str, Any]:
+        """Keyword arguments of `from_pretrained` for this source."""
+        if not self.path.endswith(".gguf"):
+            return {"pretrained_model_name_or_path": self.path, "revision": self.revision}
+        try:
+            import gguf  # noqa: F401
+        except ImportError:
+            raise InputError(f"{self.path}: reading GGUF needs the extra: pip install 'sppo-lit[gguf]'") from None
+        file = Path(self.path)
+        if not file.is_file():
+            raise InputError(f"{self.path}: no such GGUF file")
+        return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+
+
+def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
+    """The tokenizer of a source, with a pad token.
+
+    Raises:
+        InputError: none found, or it has no end-of-sequence token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**source.locate())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{source.path}: no tokenizer could be loaded ({_first_line(error)})") from error
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"{source.path}: the tokenizer has no end-of-sequence token; set eos_token in its config")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_causal_lm(source: ModelSource, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The policy's network, float32, dropout off.
+
+    Raises:
+        InputError: not found, no causal language model, weights missing, or fewer embeddings than the tokenizer has
+            tokens.
+    """
+    model = _load(source, AutoModelForCausalLM, {})
+    return _finish(source, model, tokenizer)
+
+
+def load_scalar_critic(source: ModelSource, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The critic's network: a sequence classifier with one label, float32, dropout off.
+
+    A source that is a causal language model gives its backbone; the head starts at zero, hence V = 0.5 everywhere.
+
+    Args:
+        source: where from.
+        tokenizer: the policy's; the critic reads the same prompt ids.
+
+    Raises:
+        InputError: not found, no such architecture, weights missing, or another vocabulary.
+    """
+    if source.init == "pretrained" and not source.path.endswith(".gguf"):
+        try:
+            other = AutoTokenizer.from_pretrained(**source.locate())
+        except (OSError, ValueError, KeyError, TypeError):
+            other = None  # a bare model folder: the size of its embedding decides below
+        if other is not None and other.get_vocab() != tokenizer.get_vocab():
+            raise InputError(
+                f"critic {source.path}: its vocabulary ({len(other)} tokens) is not the policy's ({len(tokenizer)}); "
+                "the critic reads the policy's prompt ids, so choose a model of the same family"
+            )
+    model = _load(source, AutoModelForSequenceClassification, {"num_labels": 1})
+    if source.init == "random" or getattr(model, "_sppo_new_head", False):
+        nn.init.zeros_(model.score.weight)
+    return _finish(source, model, tokenizer)
+
+
+def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every id that ends a response: the tokenizer's and those of the generation config (which may list several)."""
+    declared = getattr(model.generation_config, "eos_token_id", None) if model.generation_config else None
+    ids = [declared] if isinstance(declared, int) else list(declared or [])
+    return sorted({int(tokenizer.eos_token_id), *ids})
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Switch dropout off in every module, whatever mode the model is in: π and π_old must be the same function.
+
+    The configuration keeps its values, so that an exported model is trained elsewhere as its authors meant.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if isinstance(value, float) and ("dropout" in name or "pdrop" in name):
+                setattr(module, name, 0.0)
+
+
+def _load(source: ModelSource, auto: Any, overrides: dict[str, Any]) -> PreTrainedModel:
+    where = source.locate()
+    try:
+        if source.init == "random":
+            config = AutoConfig.from_pretrained(**where, **source.config, **overrides)
+            return auto.from_config(config, dtype=torch.float32)
+        model, info = auto.from_pretrained(**where, **overrides, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+        kind = "causal language model" if auto is AutoModelForCausalLM else "sequence classifier"
+        raise InputError(f"{source.path}: no {kind} could be loaded from it ({_first_line(error)})") from error
+    new_head = [key for key in info["missing_keys"] if key.startswith(NEW_HEADS)]
+    missing = sorted(set(info["missing_keys"]) - set(new_head))
+    if missing or (new_head and auto is AutoModelForCausalLM):
+        raise InputError(
+            f"{source.path}: its weights lack {len(missing)} parameters of {type(model).__name__}, first {missing[0]}"
+        )
+    if "gguf_file" in where:
+        model = _dequantised(model)
+    model._sppo_new_head = bool(new_head)
+    return model
+
+
+def _dequantised(model: PreTrainedModel) -> PreTrainedModel:
+    """The same weights in a model that no longer believes itself quantised, so that it can be saved."""
+    config = model.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.dtype = torch.float32
+    fresh = type(model)(config)
+    fresh.load_state_dict(model.state_dict())
+    fresh.generation_config = model.generation_config
+    return fresh.float()
+
+
+def _finish(source: ModelSource, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    rows = model.get_input_embeddings().weight.shape[0]
+    if rows < len(tokenizer):
+        raise InputError(f"{source.path}: {rows} embeddings for a vocabulary of {len(tokenizer)} tokens")
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.use_cache = False
+    disable_dropout(model)
+    return model
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of parameters, shared ones counted once."""
+    return sum(math.prod(p.shape) for p in model.parameters())
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

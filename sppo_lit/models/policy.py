@@ -1,0 +1,125 @@
+"""The policy: token log-probabilities of sampled responses, without ever holding [B, T, vocabulary] in float32."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+LOGITS_PER_CHUNK = 2**24
+"""Logits held at once (64 MiB in float32): 110 tokens of a 152,000-token vocabulary, 600,000 of a 28-token one."""
+
+
+class TokenTerms(NamedTuple):
+    """What the policy says of sampled tokens, both [B, T] float32, zero on padding.
+
+    Attributes:
+        logprobs: log π(token | prompt, earlier tokens) at the sampling temperature, with gradient.
+        entropy: of the distribution the token was drawn from, in nats, without gradient.
+    """
+
+    logprobs: Tensor
+    entropy: Tensor
+
+
+def join_rows(prompt_ids: Tensor, prompt_lengths: Tensor, response_ids: Tensor, response_lengths: Tensor) -> Tensor:
+    """Each prompt followed at once by its response, padded on the right.
+
+    With padding on the right a causal model needs neither an attention mask nor position ids: no real token sees a pad.
+
+    Args:
+        prompt_ids: [B, P] int64, padded on the right.
+        prompt_lengths: [B] int64.
+        response_ids: [B, T] int64, padded on the right.
+        response_lengths: [B] int64.
+
+    Returns:
+        [B, L] int64, L the longest joined row; padding is 0, a valid id that nothing reads.
+    """
+    total = prompt_lengths + response_lengths
+    column = torch.arange(int(total.max()), device=prompt_ids.device)[None, :]
+    in_response = column - prompt_lengths[:, None]
+    prompt = prompt_ids.gather(1, column.clamp(max=prompt_ids.shape[1] - 1).expand(len(total), -1))
+    response = response_ids.gather(1, in_response.clamp(0, response_ids.shape[1] - 1))
+    joined = torch.where(in_response < 0, prompt, response)
+    return torch.where(column < total[:, None], joined, 0)
+
+
+class Policy(nn.Module):
+    """A causal language model seen as a policy over responses.
+
+    Args:
+        model: any transformers causal LM whose logits are `lm_head(base_model(ids))`; checked at construction.
+
+    Raises:
+        ValueError: the architecture does something else to its logits (soft-capping, scaling).
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self._check_head()
+
+    def forward(
+        self,
+        prompt_ids: Tensor,
+        prompt_lengths: Tensor,
+        response_ids: Tensor,
+        response_lengths: Tensor,
+        temperature: float,
+    ) -> TokenTerms:
+        """Log-probability and entropy of every response token.
+
+        Args:
+            prompt_ids: [B, P] int64, padded on the right.
+            prompt_lengths: [B] int64.
+            response_ids: [B, T] int64, padded on the right.
+            response_lengths: [B] int64.
+            temperature: divides the logits, as it did while sampling.
+        """
+        rows = join_rows(prompt_ids, prompt_lengths, response_ids, response_lengths)
+        hidden = self.model.base_model(input_ids=rows, use_cache=False).last_hidden_state
+        mask = torch.arange(response_ids.shape[1], device=rows.device)[None, :] < response_lengths[:, None]
+        row, step = mask.nonzero(as_tuple=True)
+        read = hidden[row, prompt_lengths[row] - 1 + step]  # the state before a token predicts it
+        logprobs, entropy = self._in_chunks(read, response_ids[row, step], temperature)
+        empty = torch.zeros(mask.shape, dtype=logprobs.dtype, device=rows.device)
+        return TokenTerms(empty.index_put((row, step), logprobs), empty.index_put((row, step), entropy))
+
+    def _in_chunks(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """[N, D] states and [N] ids to [N] log-probabilities and entropies; logits are recomputed in the backward."""
+        size = max(1, LOGITS_PER_CHUNK // self.model.get_output_embeddings().weight.shape[0])
+        pieces = []
+        for states, ids in zip(hidden.split(size), targets.split(size), strict=True):
+            if len(targets) > size and torch.is_grad_enabled():
+                pieces.append(checkpoint(self._head, states, ids, temperature, use_reentrant=False))
+            else:
+                pieces.append(self._head(states, ids, temperature))
+        logprobs, entropies = zip(*pieces, strict=True)
+        return torch.cat(logprobs), torch.cat(entropies)
+
+    def _head(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        logits = self.model.get_output_embeddings()(hidden)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+        normalised = logits.log_softmax(dim=-1)
+        with torch.no_grad():
+            entropy = -(normalised.exp() * normalised).sum(dim=-1)
+        return normalised.gather(1, targets[:, None]).squeeze(1), entropy
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        training = self.model.training
+        self.model.eval()
+        ids = torch.arange(1, 4, device=self.model.device)[None, :]
+        whole = self.model(input_ids=ids, use_cache=False).logits
+        ours = self.model.get_output_embeddings()(
+            self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        )
+        self.model.train(training)
+        if not torch.allclose(whole, ours, atol=1e-4, rtol=1e-4):
+            raise ValueError(
+                f"{type(self.model).__name__} does more to its logits than its output layer; not supported"
+            )
