@@ -1,0 +1,120 @@
+"""Rows of local files, in order and lazily, each with its 1-based number in the file."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sppo_lit.errors import InputError
+from sppo_lit.problems.formats import BadRow
+
+SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+_SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)(?=$|[-_.])")
+
+
+def split_of(path: Path) -> str | None:
+    """The split that a file is named after: ``train`` for ``train.jsonl`` and ``train-00000-of-00001.parquet``."""
+    match = _SPLIT.match(path.name)
+    return match.group(1) if match else None
+
+
+def data_files(path: Path, split: str | None) -> list[Path]:
+    """The data files at `path`: itself, or those of a folder by name, only those of `split` where files name one.
+
+    Raises:
+        InputError: no such path, an unknown kind of file, a folder without data or without that split.
+    """
+    if not path.exists():
+        raise InputError(f"No data file {path}: check the path")
+    if path.is_file():
+        if path.suffix not in SUFFIXES:
+            raise InputError(f"Data file {path} is none of {', '.join(SUFFIXES)}: convert it to one of them")
+        return [path]
+    files = sorted(f for f in path.iterdir() if f.is_file() and f.suffix in SUFFIXES)
+    if not files:
+        raise InputError(f"Folder {path} holds no data file ({', '.join(SUFFIXES)})")
+    splits = sorted({s for f in files if (s := split_of(f))})
+    if not splits:
+        return files
+    wanted = split or "train"
+    files = [f for f in files if split_of(f) == wanted]
+    if not files:
+        raise InputError(f"Folder {path} holds no file of split {wanted!r}: it has {', '.join(splits)}")
+    return files
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
+    """Yield (row number, row); a corrupt row that leaves the next ones readable comes as a `BadRow`.
+
+    JSON is read as text and decoded row by row, so that a corrupt row is named and does not cost the rows around it.
+
+    Raises:
+        InputError: unreadable file, or an array of JSON broken beyond the row named.
+    """
+    if path.suffix in (".jsonl", ".json"):
+        with path.open("rb") as file:
+            array = path.suffix == ".json" and file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+        yield from _json_array(path) if array else _json_lines(path)
+    else:
+        options: dict[str, Any] = {}
+        if path.suffix == ".csv":  # every column as text: a gold answer such as 007 or 1e5 stays as it is
+            from datasets import Features, Value
+
+            options = {
+                "features": Features({name: Value("string") for name in _header(path)}),
+                "keep_default_na": False,
+            }
+        yield from enumerate(_stream(path.suffix[1:], path, **options), start=1)
+
+
+def _stream(builder: str, path: Path, **options: Any) -> Iterator[dict[str, Any]]:
+    import datasets
+
+    try:
+        yield from datasets.load_dataset(
+            builder, data_files=glob.escape(str(path)), split="train", streaming=True, **options
+        )
+    except Exception as error:  # whatever the reader of the format raises
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"Data file {path} cannot be read as {path.suffix[1:]}: {first_line}") from error
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
+    for number, line in enumerate(_stream("text", path, encoding="utf-8-sig"), start=1):
+        if line["text"].strip():
+            try:
+                yield number, _as_row(json.loads(line["text"]))
+            except ValueError as error:
+                yield number, BadRow("corrupt", f"corrupt JSON ({error})")
+
+
+def _json_array(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
+    decoder, gap = json.JSONDecoder(), re.compile(r"[\s,]*")
+    for document in _stream("text", path, encoding="utf-8-sig", sample_by="document"):
+        text, number = document["text"], 0
+        position = gap.match(text, text.index("[") + 1).end()  # type: ignore[union-attr]  # the pattern may be empty
+        while text[position : position + 1] != "]":
+            number += 1
+            try:
+                value, position = decoder.raw_decode(text, position)
+            except ValueError as error:
+                raise InputError(f"{path}, row {number}: corrupt JSON ({error}): correct the file") from error
+            yield number, _as_row(value)
+            position = gap.match(text, position).end()  # type: ignore[union-attr]
+
+
+def _as_row(value: Any) -> dict[str, Any] | BadRow:
+    return value if isinstance(value, dict) else BadRow("corrupt", "not an object with named fields")
+
+
+def _header(path: Path) -> list[str]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return next(csv.reader(file), [])
+    except UnicodeDecodeError as error:
+        raise InputError(f"Data file {path} is not UTF-8 text: {error}") from error

@@ -1,0 +1,184 @@
+"""From a row of a data set, in any of the schemas in use, to the problem and its gold answer as clean text."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+BOXED_SUFFIX = "Please output the final answer within \\boxed{}."
+
+# The instructions that the Hub's DAPO-Math-17k puts around each problem.
+_WRAPPER_START = re.compile(
+    r"\A\s*Solve the following math problem step by step\. The last line of your response should be of the form "
+    r"Answer: \\?\$Answer[^\n]*?is the answer to the problem\.\s*",
+    re.IGNORECASE,
+)
+_WRAPPER_END = re.compile(r"\s*Remember to put your answer on its own line after \"Answer:\"[^\n]*\s*\Z")
+_CALCULATION = re.compile(r"<<[^<>]*>>")
+_WHOLE_DECIMAL = re.compile(r"[+-]?\d+\.0+")
+_BOX = re.compile(r"\\f?boxed\s*\{")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+Row = Mapping[str, Any]
+
+
+class BadRow(ValueError):
+    """A row that holds no problem. `reason` is what it is counted under, the message says what is missing."""
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class RawProblem:
+    """What a row says, cleaned.
+
+    Attributes:
+        text: the problem alone, without wrappers and without an answer-format suffix.
+        answer: gold answer, without ``\\boxed{}``.
+        asked: the text as the row has it; two rows of the same are one problem.
+        index: identifier of the problem, if the row has one that is unique by nature (a UUID).
+        level: graded difficulty.
+        solution: worked response that ends in ``\\boxed{answer}``.
+    """
+
+    text: str
+    answer: str
+    asked: str
+    index: str | None = None
+    level: int | None = None
+    solution: str | None = None
+
+
+Converter = Callable[[Row], RawProblem]
+
+
+def boxed_contents(text: str) -> list[str]:
+    """Contents of every ``\\boxed{...}`` whose braces balance, in order; of nested boxes the inner one comes last."""
+    found = []
+    for match in _BOX.finditer(text):
+        depth = 1
+        for end in range(match.end(), len(text)):
+            if text[end] in "{}" and text[end - 1] != "\\":
+                depth += 1 if text[end] == "{" else -1
+            if depth == 0:
+                found.append(text[match.end() : end].strip())
+                break
+    return found
+
+
+def clean_prompt(text: str) -> str:
+    """The problem alone: DAPO's two wrappers and a closing `BOXED_SUFFIX` taken off."""
+    text = _WRAPPER_END.sub("", _WRAPPER_START.sub("", text)).strip()
+    while text.endswith(BOXED_SUFFIX):
+        text = text.removesuffix(BOXED_SUFFIX).rstrip()
+    return text
+
+
+def clean_answer(value: Any) -> str:
+    """A gold answer as text: numbers without a vanishing fraction (``27.0`` is ``27``), contents of the last box.
+
+    Raises:
+        BadRow: `no_answer` where the value is missing, blank, NaN or not one single answer.
+    """
+    if isinstance(value, list | tuple) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, float) and math.isfinite(value):
+        value = str(int(value)) if value.is_integer() and abs(value) < 1e16 else repr(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        raise BadRow("no_answer", "no answer" if value is None else f"answer {value!r} is neither text nor a number")
+    text = value.strip()
+    boxes = boxed_contents(text)
+    text = boxes[-1] if boxes else text
+    if not text:
+        raise BadRow("no_answer", "no answer")
+    return text.split(".")[0] if _WHOLE_DECIMAL.fullmatch(text) else text
+
+
+def gsm8k_row(row: Row) -> RawProblem:
+    """GSM8K: `question`, and `answer` = worked solution, ``####``, gold answer with thousands commas."""
+    (asked, text), worked = _problem_text(row, ("question",)), row.get("answer")
+    if not isinstance(worked, str) or "####" not in worked:
+        raise BadRow("no_answer", "no answer after '####'")
+    steps, _, gold = worked.rpartition("####")
+    answer = clean_answer(gold.replace(",", ""))
+    lines = [_CALCULATION.sub("", steps).strip(), f"\\boxed{{{answer}}}"]
+    return RawProblem(text, answer, asked, solution="\n".join(line for line in lines if line))
+
+
+def chat_row(row: Row) -> RawProblem:
+    """Chat schema: `prompt` = list of messages, `reward_model.ground_truth`, `extra_info.index`.
+
+    The last user message is the problem. A gold answer that was cut at its first closing brace is completed from the
+    boxed answer of `extra_info.solution` that begins with it.
+    """
+    messages = row.get("prompt")
+    turns = [m.get("content") for m in messages or () if isinstance(m, Mapping) and m.get("role") == "user"]
+    asked, text = _problem_text({"prompt": turns[-1] if turns else None}, ("prompt",))
+    reward, extra = _mapping(row.get("reward_model")), _mapping(row.get("extra_info"))
+    answer = clean_answer(reward.get("ground_truth"))
+    if answer.count("{") > answer.count("}"):
+        whole = [box for box in boxed_contents(str(extra.get("solution") or "")) if box.startswith(answer)]
+        answer = whole[-1] if whole else answer
+    index = str(extra.get("index"))
+    return RawProblem(text, answer, asked, index=index if _UUID.fullmatch(index) else None, level=_level(row))
+
+
+def plain_row(row: Row) -> RawProblem:
+    """`problem`, `question` or `prompt` with `answer`, `gold` or `solution` (its last box); `difficulty` or `level`."""
+    asked, text = _problem_text(row, ("problem", "question", "prompt"))
+    gold = next((row[name] for name in ("answer", "gold", "solution") if row.get(name) not in (None, "")), None)
+    return RawProblem(text, clean_answer(gold), asked, level=_level(row))
+
+
+def converter_for(row: Row) -> Converter | None:
+    """The converter of the schema that `row`, the first of a file, shows by its columns; None for an unknown one."""
+    if isinstance(row.get("prompt"), list) and "reward_model" in row:
+        return chat_row
+    if "question" in row and isinstance(row.get("answer"), str) and "####" in row["answer"]:
+        return gsm8k_row
+    if {"problem", "question", "prompt"} & set(row) and {"answer", "gold", "solution"} & set(row):
+        return plain_row
+    return None
+
+
+def _problem_text(row: Row, names: tuple[str, ...]) -> tuple[str, str]:
+    """The text under the first of `names` that the row fills: as it stands, and the problem alone."""
+    value = next((row[name] for name in names if row.get(name)), None)
+    asked = value if isinstance(value, str) else ""
+    text = clean_prompt(asked)
+    if not text:
+        raise BadRow("no_problem", f"no problem text in {' or '.join(names)}")
+    return asked, text
+
+
+def _mapping(value: Any) -> Row:
+    """A nested field; some files hold it as JSON text."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return {}
+    return value if isinstance(value, Mapping) else {}
+
+
+def _level(row: Row) -> int | None:
+    """`difficulty` (DeepScaleR) or `level` (MATH: a number or ``Level 5``), rounded half up; None if not a number."""
+    for name in ("difficulty", "level"):
+        value = row.get(name)
+        if isinstance(value, bool) or value is None:
+            continue
+        try:
+            number = float(str(value).lower().removeprefix("level"))
+        except ValueError:
+            continue
+        if math.isfinite(number):
+            return math.floor(number + 0.5)
+    return None

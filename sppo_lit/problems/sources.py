@@ -1,0 +1,226 @@
+"""Problem sets, by name, by Hub id or from local files, as a stream of `Problem`."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sppo_lit.errors import InputError
+from sppo_lit.problems.files import SUFFIXES, data_files, read_rows, split_of
+from sppo_lit.problems.formats import (
+    BOXED_SUFFIX,
+    BadRow,
+    Converter,
+    RawProblem,
+    chat_row,
+    converter_for,
+    gsm8k_row,
+    plain_row,
+)
+from sppo_lit.types import Problem
+
+NumberedRow = tuple[int, "dict[str, Any] | BadRow"]
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """Where a problem set lies on the Hugging Face Hub and how its rows are read.
+
+    Attributes:
+        hub_id: ``owner/name`` on the Hub.
+        split: the split taken when none is asked for.
+        convert: from a row to the problem.
+        config: the Hub's configuration, if it has several.
+    """
+
+    hub_id: str
+    split: str
+    convert: Converter
+    config: str | None = None
+
+
+SOURCES: dict[str, SourceSpec] = {
+    "gsm8k": SourceSpec("openai/gsm8k", "train", gsm8k_row, config="main"),
+    "dapo_math_17k": SourceSpec("BytedTsinghua-SIA/DAPO-Math-17k", "train", chat_row),
+    "deepscaler": SourceSpec("agentica-org/DeepScaleR-Preview-Dataset", "train", plain_row),
+    "math500": SourceSpec("HuggingFaceH4/MATH-500", "test", plain_row),
+    "aime24": SourceSpec("HuggingFaceH4/aime_2024", "train", plain_row),
+    "aime25": SourceSpec("math-ai/aime25", "test", plain_row),
+    "amc23": SourceSpec("math-ai/amc23", "test", plain_row),
+    "minerva": SourceSpec("math-ai/minervamath", "test", plain_row),
+}
+
+
+@dataclass
+class ProblemSource:
+    """Problems in the order of their source; every iteration starts from the first and counts anew.
+
+    Attributes:
+        name: name of the data set, the first part of every `Problem.key`.
+        split: its split, the second part.
+        parts: for each file or Hub split, where it lies (for messages), its converter if known, and a function that
+            opens its rows.
+        dropped: rows left out in the latest iteration so far, by reason: `duplicate`, `gold_unparsable` and, with
+            `skip_bad_rows`, `no_answer`, `no_problem`, `corrupt`.
+        kept: problems given in the latest iteration so far.
+    """
+
+    name: str
+    split: str
+    parts: list[tuple[str, Converter | None, Callable[[], Iterable[NumberedRow]]]]
+    prompt_suffix: str | None = BOXED_SUFFIX
+    is_parsable: Callable[[str], bool] | None = None
+    skip_bad_rows: bool = False
+    limit: int | None = None
+    dropped: Counter[str] = field(default_factory=Counter)
+    kept: int = 0
+
+    def __iter__(self) -> Iterator[Problem]:
+        """Yield every usable problem once.
+
+        Raises:
+            InputError: a bad row without `skip_bad_rows` (file and row named), or no usable problem at all.
+        """
+        self.dropped, self.kept = Counter(), 0
+        seen: set[str | None] = set()
+        row = -1
+        for row, (where, raw) in enumerate(self._raw()):
+            if isinstance(raw, BadRow):
+                if not self.skip_bad_rows:
+                    raise InputError(f"{where}: {raw}; correct the row or set skip_bad_rows to leave such rows out")
+                self.dropped[raw.reason] += 1
+                continue
+            names = {raw.asked, raw.index} - {None}
+            if names & seen:
+                self.dropped["duplicate"] += 1
+                continue
+            seen |= names
+            if self.is_parsable is not None and not self.is_parsable(raw.answer):
+                self.dropped["gold_unparsable"] += 1
+                continue
+            self.kept += 1
+            yield self._problem(raw, row)
+            if self.kept == self.limit:
+                return
+        if not self.kept:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
+            why = f"all {row + 1} rows were dropped ({reasons})" if row >= 0 else "it has no rows"
+            raise InputError(f"Data set {self.name} ({', '.join(part[0] for part in self.parts)}) is empty: {why}")
+
+    def problems(self) -> list[Problem]:
+        """All problems, read through to the end (or to `limit`)."""
+        return list(self)
+
+    def _raw(self) -> Iterator[tuple[str, RawProblem | BadRow]]:
+        """Every row with where it stands, converted."""
+        for place, converter, open_rows in self.parts:
+            for number, row in open_rows():
+                where = f"{place}, row {number}"
+                if isinstance(row, BadRow):
+                    yield where, row
+                    continue
+                converter = converter or converter_for(row)
+                if converter is None:
+                    raise InputError(
+                        f"{where}: columns {', '.join(row)} are of no known schema; give each row a 'problem' and "
+                        "an 'answer'"
+                    )
+                try:
+                    yield where, converter(row)
+                except BadRow as bad:
+                    yield where, bad
+
+    def _problem(self, raw: RawProblem, row: int) -> Problem:
+        return Problem(
+            key=f"{self.name}/{self.split}/{raw.index or row}",
+            prompt=f"{raw.text} {self.prompt_suffix}" if self.prompt_suffix else raw.text,
+            answer=raw.answer,
+            source=self.name,
+            level=raw.level,
+            solution=raw.solution,
+        )
+
+
+def open_problems(
+    path: str,
+    split: str | None = None,
+    *,
+    streaming: bool = True,
+    limit: int | None = None,
+    prompt_suffix: str | None = BOXED_SUFFIX,
+    is_parsable: Callable[[str], bool] | None = None,
+    skip_bad_rows: bool = False,
+    name: str | None = None,
+    config: str | None = None,
+) -> ProblemSource:
+    """Open a problem set; rows are read when the result is iterated.
+
+    Args:
+        path: a name of `SOURCES`, a Hub id (``owner/name``), a local file (.jsonl, .json, .parquet, .csv) or a folder
+            of such files. The schema of a file is recognised by the columns of its first row.
+        split: split to read; the source's own by default (``train`` where unknown). In a folder it picks the files
+            named after it.
+        streaming: read a Hub source row by row instead of downloading it first. Local files are always read lazily.
+        limit: give at most this many problems.
+        prompt_suffix: what every prompt ends with, exactly once, after a space; None for the problem alone.
+        is_parsable: whether a gold answer can be checked; rows that fail are dropped and counted.
+        skip_bad_rows: count rows without problem or answer and corrupt lines instead of raising.
+        name: name of the data set in keys and results; by default the table's, or the file's or folder's name.
+        config: the Hub's configuration, for ids that are not in the table.
+
+    Raises:
+        InputError: unknown name, missing file, unreachable Hub, bad limit.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit = {limit}: a data set needs at least one problem; leave limit out for all")
+    options: dict[str, Any] = {
+        "prompt_suffix": prompt_suffix,
+        "is_parsable": is_parsable,
+        "skip_bad_rows": skip_bad_rows,
+        "limit": limit,
+    }
+    local = Path(path).expanduser()
+    known = next((n for n, spec in SOURCES.items() if path in (n, spec.hub_id)), None)
+    if known is None and (local.exists() or local.suffix in SUFFIXES or not re.fullmatch(r"[\w.-]+/[\w.-]+", path)):
+        if not local.exists() and re.fullmatch(r"\w+", path):
+            raise InputError(f"No problem set {path!r}: give a Hub id, a local file, or one of {', '.join(SOURCES)}")
+        files = data_files(local, split)
+        split = split or split_of(files[0]) or "train"
+        name = name or (local.resolve().parent.name if local.is_file() and split_of(local) else local.resolve().stem)
+        return ProblemSource(name, split, [(str(f), None, partial(read_rows, f)) for f in files], **options)
+    spec = SOURCES[known] if known else SourceSpec(path, "train", plain_row, config)
+    split = split or spec.split
+    rows = _open_hub(spec, split, streaming)
+    place = f"{spec.hub_id} ({split})"
+    part = (place, spec.convert if known else None, partial(_guarded, rows, place))
+    return ProblemSource(name or known or path, split, [part], **options)
+
+
+def _open_hub(spec: SourceSpec, split: str, streaming: bool) -> Iterable[dict[str, Any]]:
+    import datasets
+
+    try:
+        return datasets.load_dataset(spec.hub_id, spec.config, split=split, streaming=streaming)
+    except Exception as error:  # no network, no such data set, no such split: each library has its own exceptions
+        raise _hub_error(f"{spec.hub_id} ({split})", error) from error
+
+
+def _guarded(rows: Iterable[dict[str, Any]], place: str) -> Iterator[NumberedRow]:
+    """Number the rows from 1; a connection lost on the way is the user's to know, in one line."""
+    try:
+        yield from enumerate(rows, start=1)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _hub_error(place, error) from error
+
+
+def _hub_error(place: str, error: Exception) -> InputError:
+    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return InputError(
+        f"Hub data set {place} cannot be read ({first_line}): check name, split and connection, or give the path of "
+        f"a local copy instead ({', '.join(SUFFIXES)})"
+    )
