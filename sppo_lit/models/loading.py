@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from sppo_lit.errors import InputError
+from sppo_lit.paths import find
 
 NEW_HEADS = ("score.", "classifier.")
 """Parameters that a sequence classifier made from a causal language model is expected to lack."""
@@ -46,13 +47,14 @@ class ModelSource:
 
     def locate(self) -> dict[str, Any]:
         """Keyword arguments of `from_pretrained` for this source."""
-        if not self.path.endswith(".gguf"):
-            return {"pretrained_model_name_or_path": self.path, "revision": self.revision}
+        path = find(self.path)
+        if not path.endswith(".gguf"):
+            return {"pretrained_model_name_or_path": path, "revision": self.revision}
         try:
             import gguf  # noqa: F401
         except ImportError:
             raise InputError(f"{self.path}: reading GGUF needs the extra: pip install 'sppo-lit[gguf]'") from None
-        file = Path(self.path)
+        file = Path(path)
         if not file.is_file():
             raise InputError(f"{self.path}: no such GGUF file")
         return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}

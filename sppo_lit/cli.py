@@ -1,0 +1,132 @@
+"""The command line: `lightning run RECIPE`, `sppo …`. A thin layer over LightningCLI.
+
+A recipe is a plain LightningCLI YAML; every `--trainer.*`, `--model.*`, `--data.*` overrides it. A user's mistake is
+answered with one line and exit code 2; `--debug` shows the traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sppo_lit.errors import InputError
+from sppo_lit.paths import find, shipped_root
+
+STAGES = ("fit", "validate")
+SHORT_FLAGS = ("strategy", "devices", "num_nodes", "accelerator", "precision", "max_epochs")
+"""Flags that stand for `--trainer.<flag>`."""
+
+USAGE = """\
+usage: {name} run [fit|validate] RECIPE [--flag value …]   train, or evaluate a checkpoint
+       {name} list                                         the recipes, one line each
+
+examples:
+  {name} run recipes/quickstart.yaml
+  {name} run recipes/quickstart.yaml --max_epochs 20 --seed_everything 2
+  {name} run fit RECIPE --ckpt_path last                   resume
+  {name} run validate RECIPE --ckpt_path CKPT              evaluate
+  {name} run fit RECIPE --help                             every setting
+  {name} run fit RECIPE --print_config                     the whole recipe, defaults included
+short flags: --strategy --devices --num_nodes --accelerator --precision --max_epochs; --debug shows tracebacks"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The `sppo` command; returns the exit code."""
+    return _run("sppo", list(sys.argv[1:] if argv is None else argv))
+
+
+def lightning_main(argv: Sequence[str] | None = None) -> int:
+    """The `lightning` command: `run` and `list` are ours, anything else is handed to lightning-sdk if it is installed."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("run", "list", "-h", "--help"):
+        return _run("lightning", arguments)
+    try:
+        entry = importlib.import_module("lightning_sdk.cli.entrypoint")
+    except ImportError:
+        print(
+            f"lightning: '{arguments[0]}' is no command of sppo-lit (try 'lightning run RECIPE'); other commands need "
+            "pip install lightning-sdk",
+            file=sys.stderr,
+        )
+        return 2
+    return int(entry.main_cli() or 0)
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE.format(name=name))
+        return 0
+    try:
+        if arguments[0] == "list":
+            return list_recipes()
+        if arguments[0] == "run":
+            arguments = arguments[1:]
+        return train_or_validate(translate(arguments))
+    except InputError as error:
+        if debug:
+            raise
+        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def translate(arguments: Sequence[str]) -> list[str]:
+    """`[fit|validate] RECIPE --flag value` as LightningCLI wants it: `fit --config RECIPE --trainer.flag value`.
+
+    Raises:
+        InputError: no recipe, unknown stage, missing file.
+    """
+    rest = list(arguments)
+    stage = rest.pop(0) if rest and rest[0] in STAGES else "fit"
+    recipe = rest.pop(0) if rest and not rest[0].startswith("-") else None
+    if recipe is None and "--help" not in rest and "-h" not in rest:
+        raise InputError("no recipe given; 'sppo list' shows them, e.g. recipes/quickstart.yaml")
+    flags = []
+    for argument in rest:
+        flag, equals, value = argument.removeprefix("--").partition("=")
+        short = argument.startswith("--") and flag in SHORT_FLAGS
+        flags.append(f"--trainer.{flag}{equals}{value}" if short else argument)
+    if recipe is None:
+        return [stage, *flags]
+    path = Path(find(recipe))
+    if not path.is_file():
+        known = "a stage is one of " + ", ".join(STAGES) if not recipe.endswith((".yaml", ".yml")) else "no such file"
+        raise InputError(f"recipe {recipe}: {known}; 'sppo list' shows the recipes")
+    return [stage, "--config", str(path), *flags]
+
+
+def list_recipes() -> int:
+    """Print every recipe with the first line of its opening comment."""
+    from rich.table import Table
+
+    from sppo_lit.callbacks.console import console
+
+    root = Path("recipes") if Path("recipes").is_dir() else shipped_root() / "recipes"
+    table = Table("recipe", "what it does", box=None, pad_edge=False, header_style="bold")
+    for path in sorted(root.rglob("*.yaml"), key=lambda p: (len(p.parts), p)):
+        first = path.read_text(encoding="utf-8").partition("\n")[0]
+        table.add_row(f"recipes/{path.relative_to(root).as_posix()}", first.removeprefix("#").strip())
+    console.print(table)
+    return 0
+
+
+def train_or_validate(arguments: list[str]) -> int:
+    """Parse a recipe, build everything, run; 0 if it went well.
+
+    Raises:
+        InputError: anything the user can mend.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from sppo_lit.lightning_cli import run
+
+    run(arguments)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,238 @@
+"""What every way of training shares: a policy, its tokenizer, a sampler, a verifier, and validation by sampling."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from sppo_lit.errors import InputError
+from sppo_lit.models.loading import ModelSource, eos_token_ids, load_causal_lm, load_tokenizer
+from sppo_lit.models.policy import Policy
+from sppo_lit.rewards.verifier import VerifierPool
+from sppo_lit.rollout.randomness import sequence_key
+from sppo_lit.rollout.torch_engine import TorchEngine
+from sppo_lit.settings import EvalSettings, OptimizerSettings, VerifierSettings
+from sppo_lit.types import Completion, Problem, Sampling, Scored, Verdict
+
+Encoded = tuple[Problem, list[int]]
+"""A problem and its prompt's token ids."""
+
+
+class PolicyModule(pl.LightningModule):
+    """A policy that can sample, be judged and be validated; subclasses say how it learns.
+
+    One Lightning epoch is one iteration. The data module calls `collect` with the iteration's problems, and what it
+    returns is the single batch that `training_step` receives.
+
+    Args:
+        policy: where the policy comes from.
+        sampling: how training responses are drawn.
+        evaluation: how held-out problems are answered.
+        policy_optimizer: learning rate, schedule and clipping.
+        verifier: worker processes and deadline.
+        micro_batch_tokens: most tokens, padding included, of one forward pass with gradient.
+        max_concurrent: most sequences decoded at once.
+    """
+
+    automatic_optimization = False
+
+    def __init__(
+        self,
+        policy: ModelSource,
+        sampling: Sampling,
+        evaluation: EvalSettings,
+        policy_optimizer: OptimizerSettings,
+        verifier: VerifierSettings,
+        micro_batch_tokens: int,
+        max_concurrent: int,
+    ) -> None:
+        super().__init__()
+        self.policy_source = policy
+        self.sampling = sampling
+        self.evaluation = evaluation
+        self.policy_optimizer = policy_optimizer
+        self.micro_batch_tokens = micro_batch_tokens
+        self.max_concurrent = max_concurrent
+        self.tokenizer = load_tokenizer(policy)
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        self.critic: Any = None
+        self.last_rollout: Any = None
+        self.seconds: dict[str, float] = {}
+        self._verifier_settings = verifier
+        self._verifier: VerifierPool | None = None
+        self._engine: TorchEngine | None = None
+        self.register_buffer("iterations_done", torch.zeros((), dtype=torch.int64))
+
+    # ------------------------------------------------------------------------------------------------ life of a run
+
+    @property
+    def iteration(self) -> int:
+        """Iterations completed, saved with the weights; `current_epoch` lags behind it just after a resume."""
+        return int(self.iterations_done)
+
+    @property
+    def eval_samples(self) -> int:
+        """k of the validation."""
+        return self.evaluation.samples
+
+    def configure_model(self) -> None:
+        """Load the policy (once; Lightning calls this before every fit, validate and test)."""
+        if not hasattr(self, "policy"):
+            self.policy = Policy(load_causal_lm(self.policy_source, self.tokenizer))
+            self.policy.model.generation_config.eos_token_id = eos_token_ids(self.policy.model, self.tokenizer)
+
+    def teardown(self, stage: str) -> None:
+        """End the verifier's workers and forget the sampler."""
+        if self._verifier is not None:
+            self._verifier.close()
+        self._verifier = self._engine = None
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Batches are made on their device by `collect`; problems have no tensors."""
+        return batch
+
+    # ------------------------------------------------------------------------------------------ sampling and judging
+
+    @property
+    def engine(self) -> TorchEngine:
+        """The sampler, decoding with the policy's own weights."""
+        if self._engine is None:
+            model = self.policy.model
+            ends = eos_token_ids(model, self.tokenizer)
+            self._engine = TorchEngine(model, ends, int(self.tokenizer.pad_token_id), self.max_concurrent)
+        return self._engine
+
+    @property
+    def verifier(self) -> VerifierPool:
+        """The pool of judging processes, started at first use."""
+        if self._verifier is None:
+            s = self._verifier_settings
+            self._verifier = VerifierPool(workers=s.workers, deadline=s.deadline, memory_mb=s.memory_mb)
+        return self._verifier
+
+    @torch.no_grad()
+    def sample(
+        self, encoded: Sequence[Encoded], sampling: Sampling, stage: str, samples: Sequence[int], phase: str
+    ) -> list[Completion]:
+        """Draw one response per entry.
+
+        Args:
+            encoded: problems with their prompt ids.
+            sampling: how.
+            stage: part of the key of the random numbers, e.g. "train/12".
+            samples: sample index of each entry within its problem.
+            phase: what the progress display calls it.
+        """
+        keys = [sequence_key(self.seed, stage, p.key, s) for (p, _), s in zip(encoded, samples, strict=True)]
+        start = time.perf_counter()
+
+        def progress(finished: int, total: int, tokens: int) -> None:
+            rate = tokens / max(time.perf_counter() - start, 1e-9)
+            self.report_phase(phase, finished, total, tokens=tokens, tokens_per_second=rate)
+
+        with self.trainer.precision_plugin.forward_context():
+            return self.engine.generate([ids for _, ids in encoded], sampling, keys=keys, on_progress=progress)
+
+    def judge(self, encoded: Sequence[Encoded], completions: Sequence[Completion]) -> tuple[list[str], list[Verdict]]:
+        """Decoded responses and their verdicts."""
+        texts = self.tokenizer.batch_decode([c.response_ids for c in completions], skip_special_tokens=True)
+        self.report_phase("verifying", 0, len(texts))
+        verdicts = self.verifier.score(
+            texts, [p.answer for p, _ in encoded], finished=[c.finished for c in completions]
+        )
+        self.report_phase("verifying", len(texts), len(texts))
+        return texts, verdicts
+
+    def validation_step(self, batch: list[Encoded], batch_idx: int, dataloader_idx: int = 0) -> list[Scored]:
+        """Answer held-out problems: greedily, and with k samples each; the `Evaluation` callback adds them up."""
+        limit = self.evaluation.max_new_tokens or self.sampling.max_new_tokens
+        rounds = []
+        if self.evaluation.greedy:
+            rounds.append((batch, [-1] * len(batch), Sampling(temperature=0.0, max_new_tokens=limit)))
+        if k := self.evaluation.samples:
+            repeated = [entry for entry in batch for _ in range(k)]
+            drawn = Sampling(temperature=self.evaluation.temperature, max_new_tokens=limit)
+            rounds.append((repeated, list(range(k)) * len(batch), drawn))
+        scored: list[Scored] = []
+        for encoded, samples, sampling in rounds:
+            completions = self.sample(encoded, sampling, "validate", samples, "evaluating")
+            texts, verdicts = self.judge(encoded, completions)
+            scored += [
+                Scored(problem, text, len(c.response_ids), verdict, sample, c.finished)
+                for (problem, _), text, c, verdict, sample in zip(
+                    encoded, texts, completions, verdicts, samples, strict=True
+                )
+            ]
+        return scored
+
+    # ----------------------------------------------------------------------------------------------- optimizer steps
+
+    def adamw(self, network: torch.nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+        """AdamW over a network's parameters; weight decay spares vectors (norms and biases)."""
+        matrices = [p for p in network.parameters() if p.ndim >= 2]
+        vectors = [p for p in network.parameters() if p.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+
+    def optimizer_step_clipped(self, optimizer: Any, settings: OptimizerSettings) -> Tensor:
+        """Clip by global norm, step, zero the gradients; a gradient that is not finite skips the step.
+
+        Returns:
+            the norm before clipping, a float32 scalar (not finite where the step was skipped).
+        """
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+        if torch.isfinite(norm):
+            optimizer.step()
+        optimizer.zero_grad()
+        return norm.detach()
+
+    def set_lr(self, optimizer: Any, settings: OptimizerSettings) -> float:
+        """Set this iteration's learning rate and return it."""
+        lr = settings.lr_at(self.iteration, self.trainer.max_epochs or 1)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    # ------------------------------------------------------------------------------------------------------ reporting
+
+    def report_phase(self, phase: str, done: int, total: int, **facts: float) -> None:
+        """Tell every callback that has `on_phase` how far this phase of the iteration is."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            hook = getattr(callback, "on_phase", None)
+            if hook is not None:
+                hook(self.trainer, self, phase, done, total, facts)
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Add the wall-clock seconds of the block to this iteration's `phase`."""
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+    def finish_iteration(self, metrics: dict[str, Any]) -> None:
+        """Log the iteration's metrics with the seconds of each phase, and count the iteration."""
+        times = {f"time/{phase}": seconds for phase, seconds in self.seconds.items()}
+        times["time/iteration"] = sum(self.seconds.values())
+        self.seconds = {}
+        for name, value in {**metrics, **times}.items():
+            self.log(name, float(value), on_step=True, on_epoch=False, batch_size=1)
+        self.iterations_done += 1
+
+
+def check_limits(**positive: int) -> None:
+    """Every named setting must be at least 1.
+
+    Raises:
+        InputError: one is not.
+    """
+    for name, value in positive.items():
+        if value < 1:
+            raise InputError(f"model.{name} is {value}; it must be at least 1")

@@ -1,0 +1,82 @@
+"""Groups of settings that recipes fill in. Every field has its unit; the recipe's key is the field's name."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from sppo_lit.errors import InputError
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW with a schedule over iterations; the policy and the critic have one each.
+
+    Attributes:
+        lr: peak learning rate.
+        weight_decay: decoupled, per unit of lr.
+        betas: decay of the first and second moment.
+        eps: added to the root of the second moment.
+        clip_norm: largest global gradient norm of one optimizer step.
+        schedule: "constant", "linear" or "cosine" decay to zero at the last iteration, after the warm-up.
+        warmup_iterations: linear from 0 over this many iterations.
+    """
+
+    lr: float = 1e-6
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip_norm: float = 1.0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_iterations: int = 0
+
+    def lr_at(self, iteration: int, iterations: int) -> float:
+        """Learning rate of 0-based `iteration` in a run of `iterations`; a pure function, so a resumed run agrees."""
+        if iteration < self.warmup_iterations:
+            return self.lr * (iteration + 1) / self.warmup_iterations
+        left = max(iterations - self.warmup_iterations, 1)
+        progress = min((iteration - self.warmup_iterations) / left, 1.0)
+        decay = {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}
+        return self.lr * decay[self.schedule]
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """How held-out problems are answered during validation.
+
+    Attributes:
+        greedy: take the most likely token once per problem.
+        samples: k, responses sampled for each problem; 0 for none.
+        temperature: of those samples (paper: 0.6).
+        max_new_tokens: longest response in tokens; None takes the training limit.
+    """
+
+    greedy: bool = True
+    samples: int = 0
+    temperature: float = 0.6
+    max_new_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.samples and self.temperature <= 0:
+            raise InputError(
+                f"model.evaluation: {self.samples} samples at temperature {self.temperature} would all be equal; "
+                "set a temperature above 0, or samples: 0 with greedy: true"
+            )
+        if not self.samples and not self.greedy:
+            raise InputError("model.evaluation: neither greedy nor samples: nothing to evaluate")
+
+
+@dataclass(frozen=True)
+class VerifierSettings:
+    """The worker processes that judge answers.
+
+    Attributes:
+        workers: processes.
+        deadline: seconds for one answer; then its worker is killed and replaced and the answer counts as wrong.
+        memory_mb: MiB of address space for each worker.
+    """
+
+    workers: int = 2
+    deadline: float = 5.0
+    memory_mb: int = 2048
