@@ -1,0 +1,103 @@
+"""What can be decoded, checked before the first token: each mistake is one clear line."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sppo_lit.errors import InputError
+from sppo_lit.types import Sampling
+
+_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+_ELSEWHERE = "use the vLLM engine or another model"
+
+
+def vocabulary(model: PreTrainedModel) -> int:
+    """Number of token ids that the model reads and scores."""
+    embeddings = model.get_input_embeddings()
+    assert isinstance(embeddings.weight, Tensor)
+    return embeddings.weight.shape[0]
+
+
+def takes_logits_to_keep(model: PreTrainedModel) -> bool:
+    """Whether the model can leave out the logits of all but the last position."""
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
+
+
+def check_model(model: PreTrainedModel, ids: Sequence[int]) -> None:
+    """Refuse models whose cache is not one row of keys and values per token.
+
+    Raises:
+        InputError: see above; or one of `ids` is not in the vocabulary.
+    """
+    name = type(model).__name__
+    lacking = {"attention_mask", "position_ids", "past_key_values"} - set(inspect.signature(model.forward).parameters)
+    if lacking:
+        raise InputError(f"{name} cannot be sampled by the torch engine (takes no {min(lacking)}): {_ELSEWHERE}")
+    other = set(_layer_types(model)) - _ATTENTION
+    if other:
+        raise InputError(f"{name} has {min(other)} layers, which the torch engine cannot sample: {_ELSEWHERE}")
+    for token in ids:
+        if not 0 <= token < vocabulary(model):
+            raise InputError(f"EOS or padding id {token} is outside the {vocabulary(model)} tokens of {name}")
+
+
+def check_inputs(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    limits: Sequence[int],
+    sampling: Sampling,
+    keys: Sequence[int] | None,
+) -> None:
+    """Refuse what cannot be generated.
+
+    Raises:
+        InputError: see `TorchEngine.generate`.
+    """
+    if sampling.temperature < 0 or not 0 < sampling.top_p <= 1 or sampling.top_k < 0:
+        raise InputError(
+            f"sampling with temperature {sampling.temperature}, top_p {sampling.top_p}, top_k {sampling.top_k}: "
+            "they must be >= 0, in (0, 1] and >= 0"
+        )
+    if keys is None and not sampling.greedy:
+        raise InputError("sampling needs a key per prompt (sequence_key): pass keys, or set temperature to 0")
+    for what, values in (("keys", keys), ("max_new_tokens", limits)):
+        if values is not None and len(values) != len(prompts):
+            raise InputError(f"{len(values)} {what} for {len(prompts)} prompts: pass one for each")
+    positions, size = _positions(model), vocabulary(model)
+    for i, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
+        if not prompt:
+            raise InputError(f"prompt {i} is empty: give it at least one token")
+        if limit < 1:
+            raise InputError(f"max_new_tokens of prompt {i} is {limit}: set it to 1 or more")
+        if min(prompt) < 0 or max(prompt) >= size:
+            raise InputError(f"prompt {i} has a token outside the model's vocabulary of {size}: check the tokenizer")
+        if len(prompt) + limit - 1 > positions:
+            raise InputError(
+                f"prompt {i} has {len(prompt)} tokens and may grow by {limit}, but the torch engine can give "
+                f"{type(model).__name__} only {positions} positions: lower max_new_tokens or {_ELSEWHERE}"
+            )
+
+
+def _layer_types(model: PreTrainedModel) -> list[str]:
+    config = model.config.get_text_config()
+    types = getattr(config, "layer_types", None)
+    if types is not None:
+        return list(types)
+    if getattr(config, "sliding_window", None) is not None:
+        return ["sliding_attention"]
+    return ["chunked_attention"] if getattr(config, "attention_chunk_size", None) is not None else ["full_attention"]
+
+
+def _positions(model: PreTrainedModel) -> int:
+    """The longest sequence under full attention: position embeddings and attention windows both limit it."""
+    config, types = model.config.get_text_config(), _layer_types(model)
+    limits = [getattr(config, "max_position_embeddings", None)]
+    if "sliding_attention" in types:
+        limits.append(getattr(config, "sliding_window", None))
+    if "chunked_attention" in types:
+        limits.append(getattr(config, "attention_chunk_size", None))
+    return min([limit for limit in limits if limit is not None], default=2**62)

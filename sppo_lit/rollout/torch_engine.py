@@ -1,0 +1,281 @@
+"""Our own sampler around any `transformers` causal language model: one process, one device, one copy of the weights."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sppo_lit.errors import InputError
+from sppo_lit.rollout.checks import check_inputs, check_model, takes_logits_to_keep, vocabulary
+from sppo_lit.rollout.drawing import draw
+from sppo_lit.rollout.randomness import uniforms
+from sppo_lit.rollout.slot_cache import SlotCache
+from sppo_lit.types import Completion, Sampling
+
+Progress = Callable[[int, int, int], None]
+_PREFILL_TOKENS = 16_384  # most prompt tokens, padding included, in one forward pass
+_SECONDS_BETWEEN_REPORTS = 0.1
+
+
+class TorchEngine:
+    """Decodes with the given model object itself, so that a policy passed in needs no weight transfer.
+
+    Every sequence draws from random numbers of its own, hence neither `max_concurrent` nor the order of the prompts
+    changes what is sampled (but for rounding in the logits). Autocast and device placement are the caller's.
+
+    Args:
+        model: a causal language model with full attention (or a sliding window that is never exceeded).
+        eos_ids: a response ends with any of these tokens; may be empty.
+        pad_id: fills up short prompts; hidden from attention.
+        max_concurrent: most sequences decoded at a time; halved for good when CUDA memory runs out.
+
+    Raises:
+        InputError: the model cannot be decoded here, or an id is outside its vocabulary.
+    """
+
+    def __init__(self, model: PreTrainedModel, eos_ids: Sequence[int], pad_id: int, max_concurrent: int = 256):
+        if max_concurrent < 1:
+            raise InputError(f"max_concurrent is {max_concurrent}: set it to 1 or more")
+        check_model(model, [*eos_ids, pad_id])
+        self.model = model
+        self.eos_ids = list(eos_ids)
+        self.pad_id = pad_id
+        self.max_concurrent = max_concurrent
+
+    def sync_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Copy the policy's weights into this engine's model; tensors that it already shares are left alone.
+
+        Raises:
+            InputError: an unknown name, another shape, or a parameter that was left out.
+        """
+        own = dict(self.model.named_parameters(remove_duplicate=False)) | dict(self.model.named_buffers())
+        missing = {parameter.data_ptr(): name for name, parameter in self.model.named_parameters()}
+        with torch.no_grad():
+            for name, tensor in named_tensors:
+                target = own.get(name)
+                if target is None or target.shape != tensor.shape:
+                    known = "no such tensor" if target is None else f"shape {tuple(target.shape)}"
+                    raise InputError(f"weight {name} {tuple(tensor.shape)}: the rollout model has {known}")
+                missing.pop(target.data_ptr(), None)
+                if target.data_ptr() != tensor.data_ptr():
+                    target.copy_(tensor)
+        if missing:
+            raise InputError(f"weights left out of the transfer to the rollout model: {', '.join(missing.values())}")
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        keys: Sequence[int] | None = None,
+        max_new_tokens: Sequence[int] | None = None,
+        on_progress: Progress | None = None,
+    ) -> list[Completion]:
+        """One completion per prompt, in the order of `prompts`; see `RolloutEngine.generate`.
+
+        Raises:
+            InputError: an empty prompt, a token outside the vocabulary, a limit below 1, sampling without keys, or
+                more tokens than the model has positions for.
+            FloatingPointError: the model's logits are not finite.
+        """
+        limits = [sampling.max_new_tokens] * len(prompts) if max_new_tokens is None else list(max_new_tokens)
+        check_inputs(self.model, prompts, limits, sampling, keys)
+        results: list[Completion | None] = [None] * len(prompts)
+        # Longest first: what is admitted last then ends soon, and prompts prefilled together are of like length.
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]) - limits[i])
+        with _decoding(self.model):
+            while True:
+                waiting = [i for i in order if results[i] is None]
+                if not waiting:
+                    return [done for done in results if done is not None]
+                try:
+                    _Decoder(self, prompts, limits, sampling, keys, results, waiting, on_progress).run()
+                    continue
+                except torch.OutOfMemoryError:
+                    if self.max_concurrent == 1:
+                        raise
+                # Outside the except block, whose traceback keeps the cache alive.
+                self.max_concurrent //= 2
+                torch.cuda.empty_cache()
+                warnings.warn(
+                    f"out of GPU memory while sampling: going on with max_concurrent={self.max_concurrent}",
+                    stacklevel=2,
+                )
+
+
+@contextmanager
+def _decoding(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode without gradients, and an attention that takes our masks; all put back afterwards."""
+    training = [module for module in model.modules() if module.training]
+    attention = model.config._attn_implementation
+    if attention not in ("eager", "sdpa"):
+        model.set_attn_implementation("sdpa")
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+        if attention not in ("eager", "sdpa"):
+            model.set_attn_implementation(attention)
+
+
+class _Decoder:
+    """One pass over the waiting prompts. Slot r of the cache belongs to column r of `state`; the first n are active."""
+
+    def __init__(
+        self,
+        engine: TorchEngine,
+        prompts: Sequence[Sequence[int]],
+        limits: Sequence[int],
+        sampling: Sampling,
+        keys: Sequence[int] | None,
+        results: list[Completion | None],
+        waiting: list[int],
+        on_progress: Progress | None,
+    ):
+        self.model, self.pad_id = engine.model, engine.pad_id
+        self.prompts, self.limits, self.sampling, self.keys = prompts, limits, sampling, keys
+        self.results, self.waiting, self.next = results, waiting, 0
+        self.on_progress, self.last_report = on_progress, time.monotonic()
+        self.device = engine.model.device
+        self.slots = min(engine.max_concurrent, len(waiting))
+        self.width = max(limits[i] for i in waiting)
+        bound = max(len(prompts[i]) + limits[i] - 1 for i in waiting)
+        self.cache = SlotCache(self.slots, bound, engine.model.dtype, self.device)
+        self.n = self.columns = 0
+        self.is_eos = torch.zeros(vocabulary(engine.model), dtype=torch.bool, device=self.device)
+        self.is_eos[engine.eos_ids] = True
+        # Rows of `state`: last token, its position, next cell of the tables below to fill, end of the cells.
+        self.state = torch.zeros((4, self.slots), dtype=torch.int64, device=self.device)
+        # What a sequence draws from and writes to stays in one row of these while the sequence moves between slots.
+        self.free = list(range(self.slots))
+        self.owner = [0] * self.slots
+        self.tokens = torch.zeros((self.slots, self.width), dtype=torch.int64, device=self.device)
+        self.logprobs = torch.zeros((self.slots, self.width), dtype=torch.float32, device=self.device)
+        double = torch.float32 if self.device.type == "mps" else torch.float64
+        self.uniforms = None if sampling.greedy else torch.zeros(self.tokens.shape, dtype=double, device=self.device)
+        self.prefill_options = {"logits_to_keep": 1} if takes_logits_to_keep(engine.model) else {}
+        self.sampled = sum(len(done.response_ids) for done in results if done is not None)
+
+    def run(self) -> None:
+        refill_at = max(1, self.slots // 8)
+        while True:
+            if self.next < len(self.waiting) and (self.n == 0 or self.slots - self.n >= refill_at):
+                while self.next < len(self.waiting) and self.n < self.slots:
+                    self.admit()
+            if self.n == 0:
+                self.report(force=True)
+                return
+            self.step()
+            self.report()
+
+    def admit(self) -> None:
+        """Prefill the next prompts into free slots, all but their last token: the first decoding step reads that."""
+        chosen: list[int] = []
+        unique: dict[tuple[int, ...], int] = {}
+        longest = 0
+        for i in self.waiting[self.next : self.next + self.slots - self.n]:
+            head = tuple(self.prompts[i][:-1])
+            longest = max(longest, len(head))
+            if chosen and head not in unique and (len(unique) + 1) * longest > _PREFILL_TOKENS:
+                break
+            unique.setdefault(head, len(unique))
+            chosen.append(i)
+        heads = [tuple(self.prompts[i][:-1]) for i in chosen]
+        records = [self.free.pop() for _ in chosen]
+        for record, i in zip(records, chosen, strict=True):
+            self.owner[record] = i
+        self.next += len(chosen)
+        start, self.n = self.n, self.n + len(chosen)
+        rows = [
+            [self.prompts[i][-1] for i in chosen],
+            [len(head) for head in heads],
+            [record * self.width for record in records],
+            [record * self.width + self.limits[i] for record, i in zip(records, chosen, strict=True)],
+        ]
+        self.state[:, start : self.n] = torch.tensor(rows, device=self.device)
+        if self.uniforms is not None and self.keys is not None:
+            numbers = torch.from_numpy(uniforms([self.keys[i] for i in chosen], self.width))
+            self.uniforms[records] = numbers.to(self.uniforms)
+        columns = max(len(head) for head in heads)
+        self.columns = max(self.columns, columns)
+        source = torch.tensor([unique[head] for head in heads], device=self.device)
+        self.cache.begin_prefill(start, source, self.state[1, start : self.n], columns)
+        if columns:
+            padded = [[*head, *[self.pad_id] * (columns - len(head))] for head in unique]
+            self.model(
+                input_ids=torch.tensor(padded, device=self.device),
+                attention_mask=self.cache.attention_mask,
+                position_ids=torch.arange(columns, device=self.device).expand(len(padded), -1),
+                past_key_values=self.cache,
+                use_cache=True,
+                **self.prefill_options,
+            )
+
+    def step(self) -> None:
+        """One token for every active sequence."""
+        token, position, cell, end = self.state[:, : self.n].unbind()
+        self.columns += 1
+        self.cache.begin_decode(position, self.columns)
+        logits = self.model(
+            input_ids=token[:, None],
+            attention_mask=self.cache.attention_mask,
+            position_ids=position[:, None],
+            past_key_values=self.cache,
+            use_cache=True,
+        ).logits[:, -1]
+        u = None if self.uniforms is None else self.uniforms.view(-1)[cell]
+        drawn, logprobs = draw(logits, u, self.sampling)
+        self.tokens.view(-1)[cell] = drawn
+        self.logprobs.view(-1)[cell] = logprobs
+        token.copy_(drawn)
+        self.state[1:3, : self.n] += 1
+        self.sampled += self.n
+        ended = self.is_eos[drawn] | (cell == end)
+        done = ended.nonzero()[:, 0].tolist()
+        if done:
+            self.finish(done)
+
+    def finish(self, done: list[int]) -> None:
+        """Hand over the sequences in slots `done` and close the gaps with the last active ones."""
+        last, _, cells, _ = self.state[:, done].tolist()
+        for token, cell in zip(last, cells, strict=True):
+            record, length = divmod(cell - 1, self.width)
+            self.results[self.owner[record]] = Completion(
+                response_ids=self.tokens[record, : length + 1].tolist(),
+                logprobs=_finite(self.logprobs[record, : length + 1].tolist()),
+                finished=bool(self.is_eos[token]),
+            )
+            self.free.append(record)
+        gone = set(done)
+        kept = self.n - len(done)
+        holes = [slot for slot in done if slot < kept]
+        movers = [slot for slot in range(kept, self.n) if slot not in gone]
+        if holes:
+            origins, targets = torch.tensor([movers, holes], device=self.device)
+            self.cache.move(origins, targets)
+            self.state[:, targets] = self.state[:, origins]
+        self.n = kept
+        self.columns = int(self.state[1, :kept].max()) if kept else 0
+
+    def report(self, force: bool = False) -> None:
+        if self.on_progress is None or not (force or time.monotonic() - self.last_report > _SECONDS_BETWEEN_REPORTS):
+            return
+        self.last_report = time.monotonic()
+        finished = len(self.results) - (len(self.waiting) - self.next) - self.n
+        self.on_progress(finished, len(self.results), self.sampled)
+
+
+def _finite(logprobs: list[float]) -> list[float]:
+    if not math.isfinite(sum(logprobs)):
+        raise FloatingPointError("the policy's logits are not finite: lower the learning rate or clip gradients")
+    return logprobs
