@@ -1,0 +1,154 @@
+"""Checkpoints on iteration boundaries: the last and the best one, never half-written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+
+from sppo_lit.callbacks.console import remove, replace
+from sppo_lit.errors import InputError
+
+
+class IterationCheckpoint(ModelCheckpoint):
+    """Keeps ``last.ckpt`` and ``best.ckpt`` (by held-out accuracy) in ``<run>/checkpoints``.
+
+    Saves at the end of the training epoch: a checkpoint from the end of a validation would repeat the iteration when
+    it is resumed. Each file is written under another name and then takes the old one's place.
+
+    Args:
+        every_n_iterations: how often ``last.ckpt`` is written; also after the last iteration.
+        monitor: metric that decides on ``best.ckpt``, in iterations with an evaluation.
+        mode: ``max`` or ``min``.
+        dirpath: folder; ``<run>/checkpoints`` by default.
+        save_weights_only: leave out the optimizers; such a checkpoint can be evaluated but not resumed.
+
+    Raises:
+        InputError: the disk has not enough free space, found before training starts and before each save.
+    """
+
+    def __init__(
+        self,
+        every_n_iterations: int = 1,
+        monitor: str = "val/accuracy",
+        mode: str = "max",
+        dirpath: str | None = None,
+        save_weights_only: bool = False,
+    ) -> None:
+        super().__init__(
+            dirpath=dirpath,
+            monitor=monitor,
+            mode=mode,
+            save_top_k=1,
+            save_last=True,
+            save_weights_only=save_weights_only,
+            every_n_epochs=max(1, every_n_iterations),
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+        self._validated = False
+        self._saved_iteration: int | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Rather fail now than after hours."""
+        super().on_train_start(trainer, pl_module)
+        self._validated, self._saved_iteration = False, int(pl_module.iteration)  # type: ignore[arg-type]
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._check_space(trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remember that this iteration's metric is fresh; `on_train_epoch_end`, which follows, saves."""
+        self._validated = not trainer.sanity_checking
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save what is due."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        iteration = int(pl_module.iteration)  # type: ignore[arg-type]
+        score = trainer.callback_metrics.get(self.monitor or "") if self._validated else None
+        self._validated = False
+        best = score is not None and self._is_better(trainer, score)
+        last = iteration % self._every_n_epochs == 0 or trainer.current_epoch + 1 == trainer.max_epochs
+        if best or last:
+            self._save(trainer, pl_module, iteration, score if best else None, last)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Also a run that was stopped early ends with its last iteration on disk."""
+        iteration = int(pl_module.iteration)  # type: ignore[arg-type]
+        if not trainer.fast_dev_run and self._saved_iteration != iteration:  # type: ignore[attr-defined]
+            self._save(trainer, pl_module, iteration, None, True)
+
+    def _is_better(self, trainer: pl.Trainer, score: Tensor) -> bool:
+        if not torch.isfinite(score):
+            return False
+        old = self.best_model_score
+        better = old is None or bool(score > old if self.mode == "max" else score < old)
+        return trainer.strategy.reduce_boolean_decision(better)
+
+    def _save(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, iteration: int, best: Tensor | None, last: bool
+    ) -> None:
+        self._check_space(trainer, pl_module)
+        folder = Path(str(self.dirpath))
+        targets = [folder / f"{name}.ckpt" for name, due in (("best", best is not None), ("last", last)) if due]
+        if best is not None:  # before saving, so that the checkpoint knows of itself
+            self.best_model_score = self.current_score = best.detach().cpu().clone()
+            self.best_model_path = str(folder / "best.ckpt")
+            self.best_k_models, self.kth_value = {self.best_model_path: self.best_model_score}, self.best_model_score
+            self.kth_best_model_path = self.best_model_path
+        if last:
+            self.last_model_path = str(folder / "last.ckpt")
+        temporary = folder / ".saving.tmp"
+        try:
+            self._save_checkpoint(trainer, str(temporary))
+            if trainer.is_global_zero:
+                for target in targets[:-1]:
+                    copy = folder / ".copy.tmp"
+                    duplicate(temporary, copy)
+                    replace(copy, target)
+                replace(temporary, targets[-1])
+        finally:
+            if trainer.is_global_zero:
+                remove(temporary)
+        trainer.strategy.barrier("IterationCheckpoint")
+        self._saved_iteration, self._last_checkpoint_saved = iteration, str(targets[-1])
+
+    def _check_space(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        folder, needed = Path(str(self.dirpath)), checkpoint_bytes(pl_module, self.save_weights_only)
+        free = trainer.strategy.broadcast(free_bytes(folder) if trainer.is_global_zero else 0)
+        if free < needed:  # on all ranks alike
+            raise InputError(
+                f"not enough free disk space for a checkpoint in {folder}: it needs about {needed:,} bytes, "
+                f"{free:,} are free; free some space or choose another folder (--trainer.default_root_dir)"
+            )
+
+
+def checkpoint_bytes(module: nn.Module, weights_only: bool = False) -> int:
+    """About how large a checkpoint gets: all parameters and buffers, and two moments of each trained parameter."""
+    size = sum(b.numel() * b.element_size() for b in module.buffers())
+    for p in module.parameters():
+        size += p.numel() * p.element_size() * (3 if p.requires_grad and not weights_only else 1)
+    return size
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes of the disk that `folder` is on or will be on."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
+
+
+def duplicate(source: Path, target: Path) -> None:
+    """A second name for the same file, or a copy where the file system has no hard links. Files are never rewritten."""
+    remove(target)
+    if source.is_dir():
+        shutil.copytree(source, target)
+        return
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

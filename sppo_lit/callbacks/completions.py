@@ -1,0 +1,110 @@
+"""A look at what the policy writes: sampled completions with verdict, value and advantage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from sppo_lit.callbacks.console import console, shorten, visible
+from sppo_lit.types import RolloutBatch, Scored
+
+
+class CompletionsTable(Callback):
+    """Prints a table of completions of the first and then every n-th iteration.
+
+    Args:
+        every_n_iterations: how often; 0 switches it off.
+        samples: rows of the table.
+        characters: most characters shown of a prompt; of a response twice as many, from its end.
+    """
+
+    def __init__(self, every_n_iterations: int = 10, samples: int = 4, characters: int = 200) -> None:
+        self.every_n_iterations = every_n_iterations
+        self.samples = samples
+        self.characters = characters
+        self._shown = 0
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the completions that were just trained on (those of rank zero)."""
+        rollout: RolloutBatch | None = getattr(pl_module, "last_rollout", None)
+        if not trainer.is_global_zero or self.every_n_iterations < 1 or rollout is None:
+            return
+        iteration = int(pl_module.iteration)  # type: ignore[arg-type]
+        if not self._shown or iteration % self.every_n_iterations == 0:
+            self._shown += 1
+            console.print(table(pick(rollout.scored, self.samples), iteration, self.characters))
+
+
+def pick(scored: Sequence[Scored], count: int) -> list[Scored]:
+    """`count` completions, correct and other ones in turns while there are any of both."""
+    right = [s for s in scored if s.verdict.reward > 0.5]
+    other = [s for s in scored if s.verdict.reward <= 0.5]
+    return [s for pair in zip_longest(right, other) for s in pair if s is not None][:count]
+
+
+def table(scored: Sequence[Scored], iteration: int, characters: int = 200) -> Table:
+    """The completions as a table for a terminal; nothing in their text acts as markup or control character.
+
+    Args:
+        scored: one row each.
+        iteration: iterations completed.
+        characters: most characters of a prompt; of a response twice as many, from its end, where the answer is.
+    """
+    shown = Table(
+        title=f"Completions of iteration {iteration}", title_justify="left", title_style="bold", box=box.ROUNDED
+    )
+    shown.show_lines = True
+    shown.add_column("prompt", ratio=3, overflow="fold")
+    shown.add_column("response", ratio=5, overflow="fold")
+    shown.add_column("gold", ratio=1, overflow="fold", min_width=4)
+    shown.add_column("answer", ratio=1, overflow="fold", min_width=6)
+    shown.add_column("verdict", no_wrap=True)
+    shown.add_column("V", justify="right", no_wrap=True)
+    shown.add_column("A", justify="right", no_wrap=True)
+    shown.expand = True
+    for s in scored:
+        right = s.verdict.reward > 0.5
+        verdict = Text(("✓ " if right else "✗ ") + s.verdict.reason.replace("_", " "), "green" if right else "red")
+        verdict.append(f"\n{s.tokens} tokens", "dim")
+        shown.add_row(
+            Text(shorten(visible(s.problem.prompt.strip()), characters, "middle")),
+            response(s.text, 2 * characters),
+            Text(shorten(visible(s.problem.answer), 60)),
+            Text(shorten(visible(s.verdict.answer), 60)) if s.verdict.answer is not None else Text("–", "dim"),
+            verdict,
+            number(s.value),
+            number(s.advantage, signed=True),
+        )
+    return shown
+
+
+def response(text: str, limit: int) -> Text:
+    """The end of a response, its last ``\\boxed{…}`` in bold."""
+    shown = Text(shorten(visible(text.strip()), limit, "end"))
+    start = shown.plain.rfind("\\boxed{")
+    if start >= 0:
+        shown.stylize("bold cyan", start, _closing_brace(shown.plain, start))
+    return shown
+
+
+def _closing_brace(text: str, start: int) -> int:
+    depth = 0
+    for i in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[i], 0)
+        if depth == 0 and text[i] == "}":
+            return i + 1
+    return len(text)
+
+
+def number(value: Any, signed: bool = False) -> Text:
+    """A value or advantage with two digits; – where there is none."""
+    if value is None:
+        return Text("–", "dim")
+    return Text(f"{value:+.2f}" if signed else f"{value:.2f}", "" if not signed else "green" if value > 0 else "red")

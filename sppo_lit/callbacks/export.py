@@ -1,0 +1,173 @@
+"""The trained models as ordinary Hugging Face folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+
+from sppo_lit.callbacks.console import run_folder, written_whole
+
+CITATION = """@misc{sppo2026,
+  title         = {SPPO: Sequence-Level PPO for Long-Horizon Reasoning Tasks},
+  author        = {Wang and others},
+  year          = {2026},
+  eprint        = {2604.08865},
+  archivePrefix = {arXiv},
+}"""
+
+
+class HuggingFaceExport(Callback):
+    """At the end of training writes ``<run>/hf/policy`` and ``<run>/hf/critic``: safetensors, tokenizer, model card.
+
+    They load with ``AutoModelForCausalLM.from_pretrained`` and ``AutoModelForSequenceClassification.from_pretrained``.
+    A folder appears when it is complete.
+
+    Args:
+        critic: export the critic too, if there is one.
+        folder: name of the folder in the run folder.
+    """
+
+    def __init__(self, critic: bool = True, folder: str = "hf") -> None:
+        self.critic = critic
+        self.folder = folder
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the folders; every rank takes part in collecting sharded weights, rank zero writes."""
+        run = run_folder(trainer)
+        tokenizer: Any = pl_module.tokenizer
+        policy, critic = pl_module.policy, getattr(pl_module, "critic", None)
+        models: dict[str, Any] = {"policy": policy.model}  # type: ignore[union-attr]
+        if self.critic and critic is not None:
+            models["critic"] = critic.model
+        for name, model in models.items():
+            weights = full_state(model)
+            if trainer.is_global_zero:
+                facts = results(trainer)
+                card = model_card(name, type(model).__name__.removeprefix("FSDP"), run, int(pl_module.iteration), facts)  # type: ignore[arg-type]
+                save(run / self.folder / name, model, weights, tokenizer, card)
+        trainer.strategy.barrier("HuggingFaceExport")
+
+
+def full_state(model: nn.Module) -> dict[str, Tensor]:
+    """All weights on the CPU, whole where they are sharded; tied weights stay one tensor. Collective under sharding."""
+    seen: dict[int, Tensor] = {}
+    state = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if id(value) not in seen:
+            tensor = value.detach()
+            seen[id(value)] = (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).cpu()
+        state[name] = seen[id(value)]
+    return state
+
+
+def save(
+    folder: Path,
+    model: PreTrainedModel,
+    weights: dict[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    card: str,
+) -> None:
+    """Write one model folder, whole or not at all.
+
+    Args:
+        folder: where to; an older one is replaced.
+        model: gives class and configuration.
+        weights: its state, whole and on the CPU.
+        tokenizer: saved beside it.
+        card: text of ``README.md``.
+    """
+    bars = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        _save(folder, model, weights, tokenizer, card)
+    finally:
+        if bars:
+            enable_progress_bar()
+
+
+def _save(
+    folder: Path, model: PreTrainedModel, weights: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase, card: str
+) -> None:
+    with written_whole(folder) as temporary:
+        model.save_pretrained(temporary, state_dict=weights)
+        tokenizer.save_pretrained(temporary)
+        if model.can_generate():
+            generation(model, tokenizer).save_pretrained(temporary)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+
+
+def generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """How the policy was sampled: pure temperature sampling, no top-k, top-p or penalties left from the base model."""
+    old = model.generation_config
+    ends = old.eos_token_id if old is not None and old.eos_token_id is not None else tokenizer.eos_token_id
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=ends,
+        pad_token_id=pad,
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+    )
+
+
+def results(trainer: pl.Trainer) -> dict[str, float]:
+    """The latest held-out numbers."""
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+
+
+def model_card(part: str, model_class: str, run: Path, iteration: int, metrics: dict[str, float]) -> str:
+    """README of an exported model: what it is, results, how to load it, the recipe, whom to cite.
+
+    Args:
+        part: ``policy`` or ``critic``.
+        model_class: transformers class of the model.
+        run: run folder, whose ``config.yaml`` (if present) is the recipe.
+        iteration: iterations completed.
+        metrics: ``val/…`` numbers in [0, 1].
+    """
+    auto = {"policy": "AutoModelForCausalLM"}.get(part, "AutoModelForSequenceClassification")
+    if "TokenClassification" in model_class:
+        auto = "AutoModelForTokenClassification"
+    about = {
+        "policy": "a language model trained to solve problems whose answers can be checked",
+        "critic": "the critic of that training: sigmoid(logit) at the last prompt token is the policy's probability "
+        "of solving the prompt",
+    }[part]
+    lines = [
+        "---",
+        "library_name: transformers",
+        f"pipeline_tag: {'text-generation' if part == 'policy' else 'text-classification'}",
+        "tags: [reinforcement-learning, reasoning, sequence-level-ppo, sppo-lit]",
+        "---",
+        "",
+        f"# {part.capitalize()} after {iteration} iterations of reinforcement learning",
+        "",
+        f"A `{model_class}`: {about}. Made with sppo-lit.",
+        "",
+        "```python",
+        f"from transformers import {auto}, AutoTokenizer",
+        "",
+        f'model = {auto}.from_pretrained("{part}")  # this folder',
+        f'tokenizer = AutoTokenizer.from_pretrained("{part}")',
+        "```",
+        "",
+    ]
+    if metrics:
+        lines += ["## Held-out results of the policy", "", "| metric | value |", "|---|---|"]
+        lines += [f"| {name.removeprefix('val/')} | {value:.4g} |" for name, value in sorted(metrics.items())]
+        lines += [""]
+    recipe = run / "config.yaml"
+    if recipe.is_file():
+        text = recipe.read_text(encoding="utf-8").strip()
+        fence = "`" * (4 if "```" in text else 3)
+        lines += ["## Recipe", "", f"{fence}yaml", text, fence, ""]
+    lines += ["## Citation", "", "```bibtex", CITATION, "```", ""]
+    return "\n".join(lines)

@@ -1,0 +1,319 @@
+"""The live display of a run: where it is, what it does now, how it went, how long it will still take."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar as Bar
+from rich.table import Table
+from rich.text import Text
+
+from sppo_lit.callbacks import console as shared
+from sppo_lit.callbacks.console import duration
+
+PHASES = {
+    "sampling": "sampling responses",
+    "verifying": "checking answers",
+    "values": "estimating values",
+    "updating": "updating the weights",
+    "evaluating": "evaluating",
+}
+# Column of the last line: metric, label, format.
+FACTS = (
+    ("rollout/accuracy", "accuracy", "{:.1%}"),
+    ("rollout/reward", "reward", "{:.3f}"),
+    ("rollout/response_length", "length", "{:.0f}"),
+    ("rollout/truncation_rate", "truncated", "{:.1%}"),
+    ("policy/approx_kl", "KL", "{:.1e}"),
+    ("policy/entropy", "entropy", "{:.2f}"),
+    ("critic/value_mean", "V", "{:.2f}"),
+)
+
+
+@dataclass
+class Clock:
+    """Remaining time from the median of the last iterations and of the last evaluations, each timed by itself.
+
+    Attributes:
+        iterations: seconds of the last iterations, evaluation not counted.
+        evaluations: seconds of the last evaluations.
+    """
+
+    iterations: deque[float] = field(default_factory=lambda: deque(maxlen=20))
+    evaluations: deque[float] = field(default_factory=lambda: deque(maxlen=5))
+
+    def remaining(self, iterations: int, evaluations: int, elapsed: float) -> float | None:
+        """Seconds left, or None before anything was timed.
+
+        Args:
+            iterations: iterations to come, the current one included.
+            evaluations: evaluations to come.
+            elapsed: seconds spent on the current iteration.
+        """
+        if not self.iterations:
+            return None
+        each = median(self.iterations)
+        left = max(0.0, each - elapsed) + each * (iterations - 1) if iterations else 0.0
+        return left + (median(self.evaluations) * evaluations if self.evaluations else 0.0)
+
+
+@dataclass
+class View:
+    """All that the display shows."""
+
+    iteration: int = 0
+    iterations: int | None = None
+    elapsed: float = 0.0
+    remaining: float | None = None
+    phase: str = ""
+    done: int = 0
+    total: int = 0
+    facts: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    accuracies: Sequence[float] = ()
+    held_out: Sequence[float] = ()
+
+
+class RunProgress(ProgressBar):
+    """Progress of a run: a live display on a terminal, one plain line per iteration anywhere else.
+
+    Args:
+        plain_every_n_iterations: how often a line is printed where there is no terminal.
+        refresh_per_second: how often the live display is drawn.
+    """
+
+    def __init__(self, plain_every_n_iterations: int = 1, refresh_per_second: float = 4.0) -> None:
+        super().__init__()
+        self.plain_every_n_iterations = max(1, plain_every_n_iterations)
+        self.refresh_per_second = refresh_per_second
+        self._enabled = True
+        self._live: Live | None = None
+        self._clock = Clock()
+        self._view = View()
+        self._started = self._iteration_started = self._evaluation_started = time.monotonic()
+        self._evaluated = 0.0  # seconds of this iteration spent on evaluation
+        self._evaluations_left = 0
+
+    # --- what Lightning asks of a progress bar
+    def disable(self) -> None:
+        """Show nothing (ranks other than zero)."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Show the display again."""
+        self._enabled = True
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print above the display."""
+        if self._enabled:
+            shared.console.print(*args)
+
+    # --- the run
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The evaluation before training."""
+        self._begin(trainer, pl_module)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Iterations are timed from here."""
+        self._begin(trainer, pl_module)
+        self._iteration_started, self._evaluated = time.monotonic(), 0.0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """An iteration's update is done; its evaluation may follow."""
+        self._count(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """An iteration is done."""
+        now = time.monotonic()
+        seconds = now - self._iteration_started
+        self._clock.iterations.append(max(0.0, seconds - self._evaluated))
+        self._iteration_started, self._evaluated = now, 0.0
+        self._count(trainer, pl_module)
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self._view.metrics = metrics
+        self._view.accuracies = [*self._view.accuracies, metrics.get("rollout/accuracy", math.nan)]
+        self._view.phase = ""
+        self._time()
+        last = self._view.iteration == self._view.iterations
+        if self._enabled and not self._live and (last or self._view.iteration % self.plain_every_n_iterations == 0):
+            shared.console.print(plain(self._view, seconds), markup=False, soft_wrap=True)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the last picture on the screen."""
+        self._stop()
+
+    # --- evaluation
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Evaluations are timed by themselves, since they may not run in every iteration."""
+        self._begin(trainer, pl_module)
+        self._evaluation_started = time.monotonic()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note how long it took and what came out."""
+        seconds = time.monotonic() - self._evaluation_started
+        self._clock.evaluations.append(seconds)
+        self._evaluated += seconds
+        self._evaluations_left = max(0, self._evaluations_left - (not trainer.sanity_checking))
+        self._view.phase = ""
+        if "val/accuracy" in trainer.callback_metrics:
+            self._view.held_out = [*self._view.held_out, float(trainer.callback_metrics["val/accuracy"])]
+        if trainer.state.fn != "fit":
+            self._stop()
+
+    def on_phase(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        phase: str,
+        done: int,
+        total: int,
+        facts: dict[str, float],
+    ) -> None:
+        """What the module does now.
+
+        Args:
+            trainer: the trainer.
+            pl_module: the module.
+            phase: one of `PHASES`.
+            done: parts of it that are finished.
+            total: parts in all.
+            facts: ``tokens_per_second`` while sampling.
+        """
+        self._view.phase, self._view.done, self._view.total, self._view.facts = phase, done, total, facts
+
+    # --- the end, however it comes
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Give the terminal back before the error is shown."""
+        self._stop()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Give the terminal back."""
+        self._stop()
+
+    # --- inside
+    def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._count(trainer, pl_module)
+        if self._enabled and self._live is None and is_interactive(shared.console):
+            self._started = time.monotonic()
+            self._live = Live(
+                get_renderable=self._picture,
+                console=shared.console,
+                refresh_per_second=self.refresh_per_second,
+                vertical_overflow="visible",
+            )
+            self._live.start()
+
+    def _stop(self) -> None:
+        if self._live is not None:
+            self._view.phase = ""
+            live, self._live = self._live, None
+            live.stop()
+
+    def _count(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        view, most = self._view, trainer.max_epochs
+        view.iteration = int(pl_module.iteration)  # type: ignore[arg-type]
+        view.iterations = most if trainer.state.fn == "fit" and most and most > 0 else None
+        every = trainer.check_val_every_n_epoch or 1
+        self._evaluations_left = (view.iterations or 0) // every - view.iteration // every
+        if trainer.validating or trainer.sanity_checking:
+            self._evaluations_left += trainer.validating and view.iteration % every == 0
+
+    def _time(self) -> None:
+        now, view = time.monotonic(), self._view
+        view.elapsed = now - self._started
+        if view.iterations is not None:
+            left = max(0, view.iterations - view.iteration)
+            spent = now - self._iteration_started - self._evaluated
+            view.remaining = self._clock.remaining(left, max(0, self._evaluations_left), spent)
+
+    def _picture(self) -> RenderableType:
+        self._time()
+        return picture(self._view)
+
+
+def is_interactive(console: Console) -> bool:
+    """Whether a live display makes sense: a real terminal, also where colours are forced into a log file."""
+    isatty = getattr(console.file, "isatty", None)
+    return bool(isatty and isatty()) and console.is_terminal and not console.is_dumb_terminal
+
+
+def picture(view: View) -> RenderableType:
+    """The display, three or four lines."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True, min_width=21)
+    grid.add_column(no_wrap=True, justify="right", min_width=7)
+    grid.add_column(width=28)
+    grid.add_column(no_wrap=True)
+    if view.iterations is not None:
+        left = "estimating time left" if view.remaining is None else f"{duration(view.remaining)} left"
+        left = "done" if view.iteration >= view.iterations else left
+        grid.add_row(
+            Text("iteration", "bold"),
+            Text(f"{view.iteration}/{view.iterations}"),
+            Bar(view.iterations, view.iteration, width=28),
+            Text.assemble((f"{duration(view.elapsed)} elapsed · ", "dim"), left),
+        )
+    if view.phase:
+        speed = view.facts.get("tokens_per_second")
+        grid.add_row(
+            Text(PHASES.get(view.phase, view.phase), "cyan"),
+            Text(f"{view.done}/{view.total}" if view.total else ""),
+            Bar(max(view.total, 1), view.done, width=28, complete_style="cyan", finished_style="cyan"),
+            Text(f"{speed:,.0f} tokens/s" if speed else "", "dim"),
+        )
+    lines: list[RenderableType] = [grid]
+    if facts := known(view.metrics):
+        parts = [part for label, value in facts for part in ((f"{label} ", "dim"), (value, "bold"), ("   ", ""))]
+        lines.append(Text.assemble(*parts[:-1], no_wrap=True, overflow="ellipsis"))
+    if len(view.accuracies) > 1:
+        trend = Text.assemble(("training accuracy ", "dim"), (sparkline(view.accuracies), "green"))
+        if view.held_out:
+            trend.append("   held-out ", "dim").append(" → ".join(f"{x:.1%}" for x in ends(view.held_out)), "bold")
+        lines.append(trend)
+    return Group(*lines)
+
+
+def plain(view: View, seconds: float) -> str:
+    """One line of a log file on the iteration that just ended, which took `seconds`."""
+    total = f"/{view.iterations}" if view.iterations else ""
+    parts = [f"iteration {view.iteration}{total}", *(f"{label} {value}" for label, value in known(view.metrics))]
+    parts.append(duration(seconds))
+    if view.remaining:
+        parts.append(f"{duration(view.remaining)} left")
+    return " · ".join(parts)
+
+
+def known(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Label and text of the metrics in `FACTS` that were logged."""
+    shown = [(label, form.format(metrics[name])) for name, label, form in FACTS if name in metrics]
+    if metrics.get("rollout/reward") == metrics.get("rollout/accuracy"):
+        shown = [fact for fact in shown if fact[0] != "reward"]  # unshaped: the same number twice
+    return shown
+
+
+def ends(values: Sequence[float]) -> list[float]:
+    """The first and the last of `values`."""
+    return [values[0], values[-1]] if len(values) > 1 else list(values)
+
+
+def sparkline(values: Sequence[float], width: int = 40) -> str:
+    """A curve in one line of text, between the least and the greatest value; longer series are averaged to `width`."""
+    finite = [v for v in values if math.isfinite(v)]
+    if not finite:
+        return ""
+    size = max(1, math.ceil(len(finite) / width))
+    means = [sum(finite[i : i + size]) / len(finite[i : i + size]) for i in range(0, len(finite), size)]
+    low, high = min(means), max(means)
+    return "".join("▁▂▃▄▅▆▇█"[round(7 * (m - low) / (high - low)) if high > low else 3] for m in means)

@@ -1,0 +1,88 @@
+"""The end of a run: what came out and where it lies."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from sppo_lit.callbacks import console as shared
+from sppo_lit.callbacks.console import duration, run_folder
+from sppo_lit.callbacks.evaluation import Evaluation
+
+PLACES = {
+    "curves": "curves.png",
+    "best": "checkpoints/best.ckpt",
+    "last": "checkpoints/last.ckpt",
+    "policy": "hf/policy",
+    "critic": "hf/critic",
+    "completions": "evaluations",
+}
+
+
+class RunSummary(Callback):
+    """Prints at the end of training: held-out accuracy before and after, time, and where everything lies."""
+
+    def __init__(self) -> None:
+        self._folder = Path()
+        self._started = time.monotonic()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Note where the run writes, and the time."""
+        self._folder, self._started = run_folder(trainer), time.monotonic()
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print it; all other callbacks have written their files in `on_train_end`."""
+        if trainer.is_global_zero:
+            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+            evaluation = next((c for c in callbacks if isinstance(c, Evaluation)), None)
+            history = evaluation.history if evaluation else []
+            seconds = time.monotonic() - self._started
+            shared.console.print(panel(self._folder, int(pl_module.iteration), seconds, history))  # type: ignore[arg-type]
+
+
+def panel(folder: Path, iterations: int, seconds: float, history: list[tuple[int, float]]) -> Panel:
+    """The summary; files that are not there are not mentioned.
+
+    Args:
+        folder: run folder.
+        iterations: completed in all.
+        seconds: wall-clock time of this run.
+        history: (iteration, held-out accuracy) of each evaluation.
+    """
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row("iterations", f"{iterations} in {duration(seconds)}")
+    if history:
+        (_, first), (at, last) = history[0], history[-1]
+        accuracy = Text(f"{first:.1%}" if len(history) > 1 else f"{last:.1%} after iteration {at}", "bold")
+        if len(history) > 1:
+            gain = 100 * (last - first)
+            accuracy.append(f" → {last:.1%}   ").append(f"{gain:+.1f} points", "green" if gain > 0 else "red")
+            best_at, best = max(history, key=lambda pair: pair[1])
+            accuracy.append(f"   best {best:.1%} after iteration {best_at}", "not bold dim")
+        grid.add_row("held-out", accuracy)
+    grid.add_row("run", Text(str(folder)))
+    for name, place in PLACES.items():
+        if (folder / place).exists():
+            grid.add_row(name, Text(str(folder / place)))
+    commands = Text()
+    checkpoint = next((p for p in ("best", "last") if (folder / PLACES[p]).exists()), None)
+    if checkpoint and (folder / "config.yaml").exists():
+        commands.append("\nlightning run validate ", "cyan")
+        commands.append(f"{folder / 'config.yaml'} --ckpt_path {folder / PLACES[checkpoint]}")
+    if (folder / PLACES["policy"]).exists():
+        commands.append("\nAutoModelForCausalLM.from_pretrained", "cyan")
+        commands.append(f'("{folder / PLACES["policy"]}")')
+    body = Table.grid()
+    body.add_row(grid)
+    if commands:
+        commands.overflow = "fold"
+        body.add_row(commands)
+    return Panel(body, title="Run finished", title_align="left", border_style="green", expand=False, padding=(1, 2))
