@@ -24,7 +24,9 @@ def split_of(path: Path) -> str | None:
 
 
 def data_files(path: Path, split: str | None) -> list[Path]:
-    """The data files at `path`: itself, or those of a folder by name, only those of `split` where files name one.
+    """The data files at `path`: itself, or those of a folder in the order of their names.
+
+    Where files of a folder are named after splits, only those of `split` (the only one there, else ``train``, if None).
 
     Raises:
         InputError: no such path, an unknown kind of file, a folder without data or without that split.
@@ -41,7 +43,7 @@ def data_files(path: Path, split: str | None) -> list[Path]:
     splits = sorted({s for f in files if (s := split_of(f))})
     if not splits:
         return files
-    wanted = split or "train"
+    wanted = split or (splits[0] if len(splits) == 1 else "train")
     files = [f for f in files if split_of(f) == wanted]
     if not files:
         raise InputError(f"Folder {path} holds no file of split {wanted!r}: it has {', '.join(splits)}")

@@ -41,18 +41,18 @@ class RawProblem:
     Attributes:
         text: the problem alone, without wrappers and without an answer-format suffix.
         answer: gold answer, without ``\\boxed{}``.
-        asked: the text as the row has it; two rows of the same are one problem.
         index: identifier of the problem, if the row has one that is unique by nature (a UUID).
         level: graded difficulty.
         solution: worked response that ends in ``\\boxed{answer}``.
+        identity: rows that have any of these in common are one problem; only `text` if empty.
     """
 
     text: str
     answer: str
-    asked: str
     index: str | None = None
     level: int | None = None
     solution: str | None = None
+    identity: tuple[str, ...] = ()
 
 
 Converter = Callable[[Row], RawProblem]
@@ -104,13 +104,13 @@ def clean_answer(value: Any) -> str:
 
 def gsm8k_row(row: Row) -> RawProblem:
     """GSM8K: `question`, and `answer` = worked solution, ``####``, gold answer with thousands commas."""
-    (asked, text), worked = _problem_text(row, ("question",)), row.get("answer")
+    text, worked = _problem_text(row, ("question",)), row.get("answer")
     if not isinstance(worked, str) or "####" not in worked:
         raise BadRow("no_answer", "no answer after '####'")
     steps, _, gold = worked.rpartition("####")
     answer = clean_answer(gold.replace(",", ""))
     lines = [_CALCULATION.sub("", steps).strip(), f"\\boxed{{{answer}}}"]
-    return RawProblem(text, answer, asked, solution="\n".join(line for line in lines if line))
+    return RawProblem(text, answer, solution="\n".join(line for line in lines if line))
 
 
 def chat_row(row: Row) -> RawProblem:
@@ -121,21 +121,24 @@ def chat_row(row: Row) -> RawProblem:
     """
     messages = row.get("prompt")
     turns = [m.get("content") for m in messages or () if isinstance(m, Mapping) and m.get("role") == "user"]
-    asked, text = _problem_text({"prompt": turns[-1] if turns else None}, ("prompt",))
+    text = _problem_text({"prompt": turns[-1] if turns else None}, ("prompt",))
     reward, extra = _mapping(row.get("reward_model")), _mapping(row.get("extra_info"))
     answer = clean_answer(reward.get("ground_truth"))
     if answer.count("{") > answer.count("}"):
         whole = [box for box in boxed_contents(str(extra.get("solution") or "")) if box.startswith(answer)]
         answer = whole[-1] if whole else answer
     index = str(extra.get("index"))
-    return RawProblem(text, answer, asked, index=index if _UUID.fullmatch(index) else None, level=_level(row))
+    if not _UUID.fullmatch(index):
+        return RawProblem(text, answer, level=_level(row))
+    # DAPO's 17,398 problems are told apart by index and by the prompt to the letter.
+    return RawProblem(text, answer, index=index, level=_level(row), identity=(index, str(turns[-1])))
 
 
 def plain_row(row: Row) -> RawProblem:
     """`problem`, `question` or `prompt` with `answer`, `gold` or `solution` (its last box); `difficulty` or `level`."""
-    asked, text = _problem_text(row, ("problem", "question", "prompt"))
+    text = _problem_text(row, ("problem", "question", "prompt"))
     gold = next((row[name] for name in ("answer", "gold", "solution") if row.get(name) not in (None, "")), None)
-    return RawProblem(text, clean_answer(gold), asked, level=_level(row))
+    return RawProblem(text, clean_answer(gold), level=_level(row))
 
 
 def converter_for(row: Row) -> Converter | None:
@@ -149,14 +152,12 @@ def converter_for(row: Row) -> Converter | None:
     return None
 
 
-def _problem_text(row: Row, names: tuple[str, ...]) -> tuple[str, str]:
-    """The text under the first of `names` that the row fills: as it stands, and the problem alone."""
+def _problem_text(row: Row, names: tuple[str, ...]) -> str:
     value = next((row[name] for name in names if row.get(name)), None)
-    asked = value if isinstance(value, str) else ""
-    text = clean_prompt(asked)
+    text = clean_prompt(value) if isinstance(value, str) else ""
     if not text:
         raise BadRow("no_problem", f"no problem text in {' or '.join(names)}")
-    return asked, text
+    return text
 
 
 def _mapping(value: Any) -> Row:

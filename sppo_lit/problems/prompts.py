@@ -38,7 +38,7 @@ def render_prompt(tokenizer: Any, text: str, system: str | None = None) -> list[
 def _plain_ids(tokenizer: Any, text: str) -> list[int]:
     ids, bare = list(tokenizer(text)["input_ids"]), list(tokenizer(text, add_special_tokens=False)["input_ids"])
     # A tokenizer that closes a text with an end-of-sequence token would have the policy continue after the end.
-    while len(ids) > len(bare) and ids[-1] != bare[-1]:
+    while len(ids) > len(bare) and ids[-1:] != bare[-1:]:
         ids.pop()
     return ids
 

@@ -87,7 +87,7 @@ class ProblemSource:
             InputError: a bad row without `skip_bad_rows` (file and row named), or no usable problem at all.
         """
         self.dropped, self.kept = Counter(), 0
-        seen: set[str | None] = set()
+        seen: set[str] = set()
         row = -1
         for row, (where, raw) in enumerate(self._raw()):
             if isinstance(raw, BadRow):
@@ -95,7 +95,7 @@ class ProblemSource:
                     raise InputError(f"{where}: {raw}; correct the row or set skip_bad_rows to leave such rows out")
                 self.dropped[raw.reason] += 1
                 continue
-            names = {raw.asked, raw.index} - {None}
+            names = set(raw.identity or (raw.text,))
             if names & seen:
                 self.dropped["duplicate"] += 1
                 continue
@@ -162,7 +162,8 @@ def open_problems(
 
     Args:
         path: a name of `SOURCES`, a Hub id (``owner/name``), a local file (.jsonl, .json, .parquet, .csv) or a folder
-            of such files. The schema of a file is recognised by the columns of its first row.
+            of such files (``./`` in front where it reads like one of the former). The schema of a file is recognised
+            by the columns of its first row.
         split: split to read; the source's own by default (``train`` where unknown). In a folder it picks the files
             named after it.
         streaming: read a Hub source row by row instead of downloading it first. Local files are always read lazily.
@@ -191,14 +192,22 @@ def open_problems(
             raise InputError(f"No problem set {path!r}: give a Hub id, a local file, or one of {', '.join(SOURCES)}")
         files = data_files(local, split)
         split = split or split_of(files[0]) or "train"
-        name = name or (local.resolve().parent.name if local.is_file() and split_of(local) else local.resolve().stem)
-        return ProblemSource(name, split, [(str(f), None, partial(read_rows, f)) for f in files], **options)
+        return ProblemSource(
+            name or _name_of(local.resolve()), split, [(str(f), None, partial(read_rows, f)) for f in files], **options
+        )
     spec = SOURCES[known] if known else SourceSpec(path, "train", plain_row, config)
     split = split or spec.split
     rows = _open_hub(spec, split, streaming)
     place = f"{spec.hub_id} ({split})"
     part = (place, spec.convert if known else None, partial(_guarded, rows, place))
     return ProblemSource(name or known or path, split, [part], **options)
+
+
+def _name_of(path: Path) -> str:
+    """Name of a local data set; the table's if file or folder bear it, so that keys equal those of the Hub's rows."""
+    name = path.name if path.is_dir() else path.parent.name if split_of(path) else path.stem
+    table_name = name.lower().replace("-", "_")
+    return table_name if table_name in SOURCES else name
 
 
 def _open_hub(spec: SourceSpec, split: str, streaming: bool) -> Iterable[dict[str, Any]]:
@@ -214,7 +223,7 @@ def _guarded(rows: Iterable[dict[str, Any]], place: str) -> Iterator[NumberedRow
     """Number the rows from 1; a connection lost on the way is the user's to know, in one line."""
     try:
         yield from enumerate(rows, start=1)
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:
         raise _hub_error(place, error) from error
 
 
