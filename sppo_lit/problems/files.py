@@ -116,7 +116,8 @@ def _as_row(value: Any) -> dict[str, Any] | BadRow:
 
 def _header(path: Path) -> list[str]:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return next(csv.reader(file), [])
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            names = next(csv.reader(file), [])
     except UnicodeDecodeError as error:
         raise InputError(f"Data file {path} is not UTF-8 text: {error}") from error
+    return [name or f"Unnamed: {i}" for i, name in enumerate(names)]  # as pandas calls a column without a name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -172,7 +172,7 @@ def open_problems(
         is_parsable: whether a gold answer can be checked; rows that fail are dropped and counted.
         skip_bad_rows: count rows without problem or answer and corrupt lines instead of raising.
         name: name of the data set in keys and results; by default the table's, or the file's or folder's name.
-        config: the Hub's configuration, for ids that are not in the table.
+        config: the Hub's configuration, instead of the table's.
 
     Raises:
         InputError: unknown name, missing file, unreachable Hub, bad limit.
@@ -187,20 +187,20 @@ def open_problems(
     }
     local = Path(path).expanduser()
     known = next((n for n, spec in SOURCES.items() if path in (n, spec.hub_id)), None)
-    if known is None and (local.exists() or local.suffix in SUFFIXES or not re.fullmatch(r"[\w.-]+/[\w.-]+", path)):
-        if not local.exists() and re.fullmatch(r"\w+", path):
+    like_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", path) and local.suffix not in SUFFIXES
+    if known is None and (local.exists() or not like_hub_id):
+        if not local.exists() and local.suffix not in SUFFIXES and re.fullmatch(r"[\w.-]+", path):
             raise InputError(f"No problem set {path!r}: give a Hub id, a local file, or one of {', '.join(SOURCES)}")
         files = data_files(local, split)
-        split = split or split_of(files[0]) or "train"
-        return ProblemSource(
-            name or _name_of(local.resolve()), split, [(str(f), None, partial(read_rows, f)) for f in files], **options
-        )
-    spec = SOURCES[known] if known else SourceSpec(path, "train", plain_row, config)
+        name = name or _name_of(local.resolve())
+        split = split or split_of(files[0]) or (SOURCES[name].split if name in SOURCES else "train")
+        return ProblemSource(name, split, [(str(f), None, partial(read_rows, f)) for f in files], **options)
+    spec = SOURCES[known] if known else SourceSpec(path, "train", plain_row)
+    spec = replace(spec, config=config or spec.config)
     split = split or spec.split
-    rows = _open_hub(spec, split, streaming)
     place = f"{spec.hub_id} ({split})"
-    part = (place, spec.convert if known else None, partial(_guarded, rows, place))
-    return ProblemSource(name or known or path, split, [part], **options)
+    rows = partial(_number_rows, _open_hub(spec, split, streaming), place)
+    return ProblemSource(name or known or path, split, [(place, spec.convert if known else None, rows)], **options)
 
 
 def _name_of(path: Path) -> str:
@@ -219,7 +219,7 @@ def _open_hub(spec: SourceSpec, split: str, streaming: bool) -> Iterable[dict[st
         raise _hub_error(f"{spec.hub_id} ({split})", error) from error
 
 
-def _guarded(rows: Iterable[dict[str, Any]], place: str) -> Iterator[NumberedRow]:
+def _number_rows(rows: Iterable[dict[str, Any]], place: str) -> Iterator[NumberedRow]:
     """Number the rows from 1; a connection lost on the way is the user's to know, in one line."""
     try:
         yield from enumerate(rows, start=1)

@@ -104,6 +104,16 @@ def test_amc_decimals_and_minerva_answers_cut_at_a_brace(datasets_dir):
     assert {"1.6", "4.5e33"} <= minerva
 
 
+def test_local_copy_has_the_keys_of_the_table(datasets_dir):
+    for file, key in (
+        ("benchmarks/math500.parquet", "math500/test/0"),
+        ("dapo-math-17k/train.parquet", "dapo_math_17k/"),
+    ):
+        assert next(iter(open_problems(str(datasets_dir / file)))).key.startswith(key)
+    named = open_problems(str(datasets_dir / "benchmarks" / "aime24_x8.parquet"), name="aime24").problems()
+    assert {p.source for p in named} == {"aime24"} and named[1].key == "aime24/train/8"
+
+
 def test_deepscaler_levels_and_its_row_without_answer(datasets_dir):
     path = str(datasets_dir / "deepscaler" / "math.json")
     levels = Counter(p.level for p in open_problems(path, skip_bad_rows=True))
@@ -247,11 +257,14 @@ def test_json_array_names_its_corrupt_row(tmp_path, bom):
 
 def test_csv_and_parquet_keep_answers_as_written(tmp_path):
     rows = {"question": ["a, b", "c", "d"], "gold": ["007", "1e5", "None"]}
-    (tmp_path / "a.csv").write_text('question,gold\n"a, b",007\nc,1e5\nd,None\n')
+    text = '{0}question,gold\n{1}"a, b",007\n{1}c,1e5\n{1}d,None\n'
+    (tmp_path / "a.csv").write_text(text.format("", ""))
+    (tmp_path / "excel.csv").write_bytes(("\ufeff" + text.format("", "").replace("\n", "\r\n")).encode())
+    (tmp_path / "indexed.csv").write_text(text.format(",", "0,"))
     datasets.Dataset.from_dict(rows).to_parquet(str(tmp_path / "b.parquet"))
-    for file in ("a.csv", "b.parquet"):
+    for file in ("a.csv", "excel.csv", "indexed.csv", "b.parquet"):
         problems = open_problems(str(tmp_path / file), prompt_suffix=None).problems()
-        assert [(p.prompt, p.answer) for p in problems] == list(zip(*rows.values(), strict=True))
+        assert [(p.prompt, p.answer) for p in problems] == list(zip(*rows.values(), strict=True)), file
 
 
 @pytest.mark.parametrize("folder", ["plain", "odd [1] *"])
@@ -328,5 +341,6 @@ def test_missing_unknown_empty_and_unreadable_are_one_line_each(tmp_path):
         with pytest.raises(InputError, match=message) as error:
             open_problems(str(tmp_path / file)).problems()
         assert "\n" not in str(error.value)
-    with pytest.raises(InputError, match=r"No problem set 'gsm9k'.*gsm8k, dapo_math_17k"):
-        open_problems("gsm9k")
+    for path in ("gsm9k", "dapo-math-17k"):
+        with pytest.raises(InputError, match=rf"No problem set '{path}'.*gsm8k, dapo_math_17k"):
+            open_problems(path)
