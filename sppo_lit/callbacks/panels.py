@@ -1,0 +1,225 @@
+"""The panels of `curves`: each draws one topic on a matplotlib axis and says whether there was anything to draw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Series = dict[str, tuple[list[float], list[float]]]
+"""Metric → (iterations, values), equally long."""
+
+LEGEND_COLUMNS = 4
+
+# Okabe & Ito's colours, told apart also by colour-blind readers.
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#56B4E9",
+    "#777777",
+)
+
+
+def moving_average(values: list[float], window: int) -> list[float]:
+    """Mean over up to `window` values around each, narrower at the ends; NaN is left out."""
+    means = []
+    for i in range(len(values)):
+        near = [v for v in values[max(0, i - window // 2) : i + window // 2 + 1] if math.isfinite(v)]
+        means.append(sum(near) / len(near) if near else math.nan)
+    return means
+
+
+def _line(axis: Axes, series: Series, name: str, label: str, color: str, dashed: bool = False) -> bool:
+    """One curve: the moving average over the pale raw values where there are many."""
+    if name not in series:
+        return False
+    x, y = series[name]
+    window = max(1, len(y) // 20) | 1
+    if window > 1:
+        axis.plot(x, y, color=color, alpha=0.22, linewidth=0.8)
+    mark = "o" if len(y) == 1 else None
+    axis.plot(
+        x, moving_average(y, window), color=color, label=label, linestyle="--" if dashed else "-", marker=mark, ms=4
+    )
+    return True
+
+
+def _legend(*axes: Axes) -> None:
+    """One legend for an axis and its twin, in a strip between title and curves that no curve crosses."""
+    handles = [h for axis in axes for h in axis.get_legend_handles_labels()[0]]
+    labels = [t for axis in axes for t in axis.get_legend_handles_labels()[1]]
+    axes[0].legend(
+        handles,
+        labels,
+        loc="lower left",
+        bbox_to_anchor=(0, 1.0),
+        ncols=LEGEND_COLUMNS,
+        borderaxespad=0.2,
+        borderpad=0.1,
+        handlelength=1.1,
+        handletextpad=0.4,
+        columnspacing=0.9,
+        labelspacing=0.25,
+    )
+
+
+def _twin(axis: Axes, color: str) -> Axes:
+    """A second scale on the right, its numbers in the colour of its curve."""
+    twin = axis.twinx()
+    twin.tick_params(axis="y", colors=color)
+    twin.spines[["top", "left"]].set_visible(False)
+    twin.grid(False)
+    return twin
+
+
+def _log_scale(axis: Axes) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 300 else (1.0,)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.yaxis.set_minor_locator(NullLocator())
+
+
+def _plain(axis: Axes) -> None:
+    from matplotlib.ticker import FuncFormatter
+
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+
+
+def _percent(axis: Axes) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+
+
+def _accuracy(axis: Axes, series: Series) -> bool:
+    drawn = _line(axis, series, "rollout/accuracy", "training", SKY)
+    sets = sorted({name.split("/")[1] for name in series if name.startswith("val/") and name.count("/") == 2})
+    for i, name in enumerate(sets):
+        kind = "greedy" if f"val/{name}/greedy" in series else "avg_at_k"
+        if f"val/{name}/{kind}" not in series:
+            continue
+        x, y = series[f"val/{name}/{kind}"]
+        half = series.get(f"val/{name}/{kind}_ci", (x, [0.0] * len(x)))[1]
+        color = (RED, GREEN, PURPLE, ORANGE, GREY)[i % 5]
+        axis.plot(x, y, color=color, marker="o", ms=3.5, label=name if kind == "greedy" else f"{name} avg@k")
+        if len(half) == len(y):
+            low, high = [v - h for v, h in zip(y, half, strict=True)], [v + h for v, h in zip(y, half, strict=True)]
+            if len(y) > 1:
+                axis.fill_between(x, low, high, color=color, alpha=0.13, linewidth=0)
+            else:
+                axis.errorbar(x, y, half, color=color, capsize=3)
+        drawn = True
+    _percent(axis)
+    _legend(axis)
+    return drawn
+
+
+def _responses(axis: Axes, series: Series) -> bool:
+    drawn = _line(axis, series, "rollout/response_length", "length (tokens)", BLUE)
+    twin = _twin(axis, RED)
+    if _line(twin, series, "rollout/truncation_rate", "truncated (right)", RED):
+        drawn = True
+        twin.set_ylim(bottom=0, top=max(0.01, twin.get_ylim()[1]))
+        _percent(twin)
+    else:
+        twin.set_axis_off()
+    _legend(axis, twin)
+    return drawn
+
+
+def _entropy(axis: Axes, series: Series) -> bool:
+    drawn = _line(axis, series, "policy/entropy", "entropy (nats per token)", BLUE)
+    twin = _twin(axis, RED)
+    if _line(twin, series, "policy/approx_kl", "KL (right)", RED):
+        drawn = True
+        _plain(twin)
+    else:
+        twin.set_axis_off()
+    _legend(axis, twin)
+    return drawn
+
+
+def _clipping(axis: Axes, series: Series) -> bool:
+    drawn = _line(axis, series, "policy/clip_fraction", "clipped", BLUE)
+    drawn |= _line(axis, series, "policy/dual_clip_fraction", "dual-clipped", PURPLE)
+    _percent(axis)
+    twin = _twin(axis, ORANGE)
+    if _line(twin, series, "policy/ratio_max", "ratio extremes (right)", ORANGE):
+        drawn = True
+        low = {"_low": series.get("policy/ratio_min", ([], []))}
+        _line(twin, low, "_low", "_", ORANGE)
+        _log_scale(twin)
+    else:
+        twin.set_axis_off()
+    _legend(axis, twin)
+    return drawn
+
+
+def _gradients(axis: Axes, series: Series) -> bool:
+    drawn = _line(axis, series, "policy/grad_norm", "policy", BLUE)
+    drawn |= _line(axis, series, "critic/grad_norm", "critic", RED)
+    if drawn:
+        _log_scale(axis)
+    _legend(axis)
+    return drawn
+
+
+def _critic(axis: Axes, series: Series) -> bool:
+    drawn = _line(axis, series, "critic/value_mean", "mean V", BLUE)
+    if drawn:
+        _line(axis, series, "rollout/accuracy", "accuracy", SKY, dashed=True)
+    drawn |= _line(axis, series, "critic/brier", "Brier", RED)
+    drawn |= _line(axis, series, "critic/explained_variance", "explained var.", GREEN)
+    low = min((y for y in series.get("critic/explained_variance", ([], []))[1] if math.isfinite(y)), default=0.0)
+    axis.set_ylim(max(-1.0, min(0.0, low) - 0.03), 1.0)
+    _legend(axis)
+    return drawn
+
+
+def _advantage(axis: Axes, series: Series) -> bool:
+    drawn = _line(axis, series, "advantage/std", "standard deviation", BLUE)
+    drawn |= _line(axis, series, "advantage/mean", "mean", ORANGE)
+    axis.axhline(0, color=GREY, linewidth=0.8)
+    _legend(axis)
+    return drawn
+
+
+def _time(axis: Axes, series: Series) -> bool:
+    phases = (("rollout", BLUE), ("verify", ORANGE), ("values", GREEN), ("update", PURPLE))
+    found = [(name, color) for name, color in phases if f"time/{name}" in series]
+    if not found:
+        return False
+    x = series[f"time/{found[0][0]}"][0]
+    stacks = [dict(zip(*series[f"time/{name}"], strict=True)) for name, _ in found]
+    values = [[stack.get(i, 0.0) for i in x] for stack in stacks]
+    if len(x) == 1:
+        for i, (name, color) in enumerate(found):
+            axis.bar(x, values[i], bottom=sum(v[0] for v in values[:i]), label=name, color=color, width=0.2)
+    else:
+        axis.stackplot(x, values, labels=[n for n, _ in found], colors=[c for _, c in found], alpha=0.85, linewidth=0)
+    axis.set_ylabel("seconds")
+    _legend(axis)
+    return True
+
+
+PANELS: tuple[tuple[str, Callable[[Axes, Series], bool]], ...] = (
+    ("Accuracy", _accuracy),
+    ("Responses", _responses),
+    ("Entropy and KL", _entropy),
+    ("Clipping", _clipping),
+    ("Gradient norms", _gradients),
+    ("Critic", _critic),
+    ("Advantage", _advantage),
+    ("Time by phase", _time),
+)
+"""Title and function, in reading order."""
