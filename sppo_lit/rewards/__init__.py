@@ -1,0 +1,1 @@
+"""Judging answers: extraction, equivalence, and the worker processes that keep both out of the training process."""
