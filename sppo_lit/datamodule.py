@@ -113,6 +113,10 @@ class MathDataModule(pl.LightningDataModule):
         """Per set one batch, this rank's share of the problems."""
         return [_loader([_share(self.trainer, encoded)]) for encoded in self.val_sets.values()]
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Batches are made on their device by `collect`; problems have no tensors."""
+        return batch
+
     def problems_of(self, iteration: int) -> list[Encoded]:
         """This rank's problems of 0-based `iteration`."""
         assert self.stream is not None

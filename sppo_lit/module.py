@@ -172,7 +172,7 @@ class SPPOModule(PolicyModule):
         with self.trainer.precision_plugin.forward_context():
             for i, rows in enumerate(pieces):
                 piece = batch.select(rows)
-                values[rows] = self.critic(piece.prompt_ids, piece.prompt_lengths).sigmoid()
+                values[rows] = self.critic(piece.prompt_ids, piece.prompt_lengths).sigmoid().to(values.dtype)
                 self.report_phase("values", i + 1, len(pieces))
         return values
 

@@ -94,10 +94,6 @@ class PolicyModule(pl.LightningModule):
             self._verifier.close()
         self._verifier = self._engine = None
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Batches are made on their device by `collect`; problems have no tensors."""
-        return batch
-
     # ------------------------------------------------------------------------------------------ sampling and judging
 
     @property
@@ -222,9 +218,10 @@ class PolicyModule(pl.LightningModule):
         times = {f"time/{phase}": seconds for phase, seconds in self.seconds.items()}
         times["time/iteration"] = sum(self.seconds.values())
         self.seconds = {}
-        for name, value in {**metrics, **times}.items():
-            self.log(name, float(value), on_step=True, on_epoch=False, batch_size=1)
         self.iterations_done += 1
+        # As "step", the iteration becomes the loggers' x-axis, the same for training and validation.
+        for name, value in {**metrics, **times, "step": self.iteration}.items():
+            self.log(name, float(value), on_step=True, on_epoch=False, batch_size=1)
 
 
 def check_limits(**positive: int) -> None:

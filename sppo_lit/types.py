@@ -158,8 +158,8 @@ class RolloutBatch:
         return replace(self, **self._map(lambda t: t.to(device)))
 
     def select(self, rows: Tensor) -> RolloutBatch:
-        """The sequences `rows` ([N] int64), padded no further than the longest of them."""
-        picked = replace(self, **self._map(lambda t: t[rows]), scored=[self.scored[i] for i in rows.tolist()])
+        """The tensors of the sequences `rows` ([N] int64), padded no further than the longest of them."""
+        picked = replace(self, **self._map(lambda t: t[rows]), scored=[])
         p, t = int(picked.prompt_lengths.max()), int(picked.response_lengths.max())
         picked.prompt_ids = picked.prompt_ids[:, :p]
         for name in ("response_ids", "logprobs", "values", "advantages"):
