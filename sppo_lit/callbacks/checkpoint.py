@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -82,6 +83,11 @@ class IterationCheckpoint(ModelCheckpoint):
         iteration = int(pl_module.iteration)  # type: ignore[arg-type]
         if not trainer.fast_dev_run and self._saved_iteration != iteration:  # type: ignore[attr-defined]
             self._save(trainer, pl_module, iteration, None, True)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the best so far, unless the run goes on in another folder, which has its own best checkpoint."""
+        if state_dict.get("dirpath") == self.dirpath:
+            super().load_state_dict(state_dict)
 
     def _is_better(self, trainer: pl.Trainer, score: Tensor) -> bool:
         if not torch.isfinite(score):

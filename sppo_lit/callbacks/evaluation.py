@@ -89,7 +89,8 @@ class Evaluation(Callback):
         else:
             # As "step", the iteration becomes the loggers' x-axis; else it would lag one behind.
             pl_module.log_dict({**logged, "step": float(iteration)}, batch_size=1)
-        self.last, self.history = results, [*self.history, (iteration, logged["val/accuracy"])]
+        self.last = results
+        self.history = [h for h in self.history if h[0] < iteration] + [(iteration, logged["val/accuracy"])]
         self.first = self.first or results
         if trainer.is_global_zero:
             earlier = self.first if trainer.state.fn == "fit" and self.first is not results else {}

@@ -12,6 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from sppo_lit.callbacks.console import run_folder, written_whole
+from sppo_lit.callbacks.evaluation import Evaluation
 
 CITATION = """@misc{sppo2026,
   title         = {SPPO: Sequence-Level PPO for Long-Horizon Reasoning Tasks},
@@ -48,8 +49,8 @@ class HuggingFaceExport(Callback):
         for name, model in models.items():
             weights = full_state(model)
             if trainer.is_global_zero:
-                facts = results(trainer)
-                card = model_card(name, type(model).__name__.removeprefix("FSDP"), run, int(pl_module.iteration), facts)  # type: ignore[arg-type]
+                kind, done = type(model).__name__.removeprefix("FSDP"), int(pl_module.iteration)  # type: ignore[arg-type]
+                card = model_card(name, kind, run, done, results(trainer))
                 save(run / self.folder / name, model, weights, tokenizer, card)
         trainer.strategy.barrier("HuggingFaceExport")
 
@@ -118,12 +119,38 @@ def generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Ge
     )
 
 
-def results(trainer: pl.Trainer) -> dict[str, float]:
-    """The latest held-out numbers."""
-    return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+def results(trainer: pl.Trainer) -> list[str]:
+    """The latest held-out numbers as a Markdown table, before and after training; empty without an evaluation."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    evaluation = next((c for c in callbacks if isinstance(c, Evaluation)), None)
+    if evaluation is None or not evaluation.last:
+        return []
+    lines = ["| set | problems | measure | before training | after training |", "|---|---:|---|---:|---:|"]
+    measures = {"greedy": "greedy", "avg_at_k": "avg@{k}", "pass_at_k": "pass@{k}", "maj_at_k": "maj@{k}"}
+    for name, last in evaluation.last.items():
+        first = evaluation.first.get(name, {}) if len(evaluation.history) > 1 else {}
+        for key, label in measures.items():
+            if key in last:
+                cells = [
+                    name,
+                    f"{last['problems']:.0f}",
+                    label.format(k=int(last["k"])),
+                    cell(first, key),
+                    cell(last, key),
+                ]
+                lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
-def model_card(part: str, model_class: str, run: Path, iteration: int, metrics: dict[str, float]) -> str:
+def cell(result: dict[str, float], key: str) -> str:
+    """A measure in percent with its 95 % interval; – where it was not taken."""
+    if key not in result:
+        return "–"
+    interval = f" ± {100 * result[f'{key}_ci']:.1f}" if f"{key}_ci" in result else ""
+    return f"{100 * result[key]:.1f}{interval}"
+
+
+def model_card(part: str, model_class: str, run: Path, iteration: int, table: list[str]) -> str:
     """README of an exported model: what it is, results, how to load it, the recipe, whom to cite.
 
     Args:
@@ -131,7 +158,7 @@ def model_card(part: str, model_class: str, run: Path, iteration: int, metrics: 
         model_class: transformers class of the model.
         run: run folder, whose ``config.yaml`` (if present) is the recipe.
         iteration: iterations completed.
-        metrics: ``val/…`` numbers in [0, 1].
+        table: lines of the table of results.
     """
     auto = {"policy": "AutoModelForCausalLM"}.get(part, "AutoModelForSequenceClassification")
     if "TokenClassification" in model_class:
@@ -160,10 +187,8 @@ def model_card(part: str, model_class: str, run: Path, iteration: int, metrics: 
         "```",
         "",
     ]
-    if metrics:
-        lines += ["## Held-out results of the policy", "", "| metric | value |", "|---|---|"]
-        lines += [f"| {name.removeprefix('val/')} | {value:.4g} |" for name, value in sorted(metrics.items())]
-        lines += [""]
+    if table:
+        lines += ["## Held-out results of the policy", "", "Percent, with 95 % intervals.", "", *table, ""]
     recipe = run / "config.yaml"
     if recipe.is_file():
         text = recipe.read_text(encoding="utf-8").strip()

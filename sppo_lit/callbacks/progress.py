@@ -20,6 +20,7 @@ from rich.text import Text
 
 from sppo_lit.callbacks import console as shared
 from sppo_lit.callbacks.console import duration
+from sppo_lit.callbacks.evaluation import Evaluation
 
 PHASES = {
     "sampling": "sampling responses",
@@ -167,8 +168,8 @@ class RunProgress(ProgressBar):
         self._evaluated += seconds
         self._evaluations_left = max(0, self._evaluations_left - (not trainer.sanity_checking))
         self._view.phase = ""
-        if "val/accuracy" in trainer.callback_metrics:
-            self._view.held_out = [*self._view.held_out, float(trainer.callback_metrics["val/accuracy"])]
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        self._view.held_out = [a for c in callbacks if isinstance(c, Evaluation) for _, a in c.history]
         if trainer.state.fn != "fit":
             self._stop()
 

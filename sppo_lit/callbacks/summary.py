@@ -45,6 +45,15 @@ class RunSummary(Callback):
             seconds = time.monotonic() - self._started
             shared.console.print(panel(self._folder, int(pl_module.iteration), seconds, history))  # type: ignore[arg-type]
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """After Ctrl-C say how to go on."""
+        last, recipe = self._folder / PLACES["last"], self._folder / "config.yaml"
+        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero and trainer.state.fn == "fit":
+            done = f"interrupted after iteration {int(pl_module.iteration)}"  # type: ignore[arg-type]
+            if last.exists() and recipe.exists():
+                done += f"; resume: lightning run fit {recipe} --ckpt_path {last}"
+            shared.console.print(done, markup=False, soft_wrap=True)
+
 
 def panel(folder: Path, iterations: int, seconds: float, history: list[tuple[int, float]]) -> Panel:
     """The summary; files that are not there are not mentioned.
