@@ -51,6 +51,7 @@ class SPPOModule(PolicyModule):
         critic_optimizer: the same of the critic.
         verifier: worker processes and deadline.
         max_concurrent: most sequences decoded at once.
+        gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
 
     Raises:
         InputError: unknown algorithm or impossible limits.
@@ -76,6 +77,7 @@ class SPPOModule(PolicyModule):
         critic_optimizer: OptimizerSettings = OptimizerSettings(lr=5e-6),  # noqa: B008
         verifier: VerifierSettings = VerifierSettings(),  # noqa: B008
         max_concurrent: int = 256,
+        gradient_checkpointing: bool = False,
     ) -> None:
         check_limits(minibatch_size=minibatch_size, ppo_epochs=ppo_epochs, micro_batch_tokens=micro_batch_tokens)
         if algorithm not in ALGORITHMS:
@@ -83,7 +85,14 @@ class SPPOModule(PolicyModule):
         if sampling.greedy:
             raise InputError("model.sampling.temperature is 0: training needs sampled responses; set it above 0")
         super().__init__(
-            policy, sampling, evaluation, policy_optimizer, verifier, micro_batch_tokens, max_concurrent
+            policy,
+            sampling,
+            evaluation,
+            policy_optimizer,
+            verifier,
+            micro_batch_tokens,
+            max_concurrent,
+            gradient_checkpointing,
         )
         self.spec = ALGORITHMS[algorithm]
         self.critic_source = critic or policy
@@ -100,6 +109,7 @@ class SPPOModule(PolicyModule):
         super().configure_model()
         if self.critic is None:
             self.critic = ScalarCritic(load_scalar_critic(self.critic_source, self.tokenizer))
+            self.checkpoint_gradients(self.critic.model)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """One AdamW each for policy and critic."""

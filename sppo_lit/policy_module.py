@@ -39,6 +39,7 @@ class PolicyModule(pl.LightningModule):
         verifier: worker processes and deadline.
         micro_batch_tokens: most tokens, padding included, of one forward pass with gradient.
         max_concurrent: most sequences decoded at once.
+        gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
     """
 
     automatic_optimization = False
@@ -52,6 +53,7 @@ class PolicyModule(pl.LightningModule):
         verifier: VerifierSettings,
         micro_batch_tokens: int,
         max_concurrent: int,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.policy_source = policy
@@ -60,6 +62,7 @@ class PolicyModule(pl.LightningModule):
         self.policy_optimizer = policy_optimizer
         self.micro_batch_tokens = micro_batch_tokens
         self.max_concurrent = max_concurrent
+        self.gradient_checkpointing = gradient_checkpointing
         self.tokenizer = load_tokenizer(policy)
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         self.critic: Any = None
@@ -87,6 +90,12 @@ class PolicyModule(pl.LightningModule):
         if not hasattr(self, "policy"):
             self.policy = Policy(load_causal_lm(self.policy_source, self.tokenizer))
             self.policy.model.generation_config.eos_token_id = eos_token_ids(self.policy.model, self.tokenizer)
+            self.checkpoint_gradients(self.policy.model)
+
+    def checkpoint_gradients(self, model: Any) -> None:
+        """Trade compute for memory, if the recipe says so."""
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def teardown(self, stage: str) -> None:
         """End the verifier's workers and forget the sampler."""
