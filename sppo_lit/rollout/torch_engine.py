@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sppo_lit.errors import InputError
+from sppo_lit.rollout.attention import attention_for_slots
 from sppo_lit.rollout.checks import check_inputs, check_model, takes_logits_to_keep, vocabulary
 from sppo_lit.rollout.drawing import draw
 from sppo_lit.rollout.randomness import uniforms
@@ -21,6 +22,7 @@ from sppo_lit.types import Completion, Sampling
 
 Progress = Callable[[int, int, int], None]
 _PREFILL_TOKENS = 16_384  # most prompt tokens, padding included, in one forward pass
+_EFFICIENT_TOKENS = 512  # from here on a forward pass of its own costs less than the padding it avoids
 _SECONDS_BETWEEN_REPORTS = 0.1
 
 
@@ -115,8 +117,9 @@ def _decoding(model: PreTrainedModel) -> Iterator[None]:
     """Evaluation mode without gradients, and an attention that takes our masks; all put back afterwards."""
     training = [module for module in model.modules() if module.training]
     attention = model.config._attn_implementation
-    if attention not in ("eager", "sdpa"):
-        model.set_attn_implementation("sdpa")
+    ours = attention_for_slots(model)
+    if attention != ours:
+        model.set_attn_implementation(ours)
     model.eval()
     try:
         with torch.no_grad():
@@ -124,7 +127,7 @@ def _decoding(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-        if attention not in ("eager", "sdpa"):
+        if attention != ours:
             model.set_attn_implementation(attention)
 
 
@@ -150,7 +153,7 @@ class _Decoder:
         self.slots = min(engine.max_concurrent, len(waiting))
         self.width = max(limits[i] for i in waiting)
         bound = max(len(prompts[i]) + limits[i] - 1 for i in waiting)
-        self.cache = SlotCache(self.slots, bound, engine.model.dtype, self.device)
+        self.cache = SlotCache(bound, engine.model.dtype, self.device)
         self.n = self.columns = 0
         self.is_eos = torch.zeros(vocabulary(engine.model), dtype=torch.bool, device=self.device)
         self.is_eos[engine.eos_ids] = True
@@ -170,8 +173,7 @@ class _Decoder:
         refill_at = max(1, self.slots // 8)
         while True:
             if self.next < len(self.waiting) and (self.n == 0 or self.slots - self.n >= refill_at):
-                while self.next < len(self.waiting) and self.n < self.slots:
-                    self.admit()
+                self.admit()
             if self.n == 0:
                 self.report(force=True)
                 return
@@ -180,42 +182,38 @@ class _Decoder:
 
     def admit(self) -> None:
         """Prefill the next prompts into free slots, all but their last token: the first decoding step reads that."""
-        chosen: list[int] = []
-        unique: dict[tuple[int, ...], int] = {}
-        longest = 0
-        for i in self.waiting[self.next : self.next + self.slots - self.n]:
-            head = tuple(self.prompts[i][:-1])
-            longest = max(longest, len(head))
-            if chosen and head not in unique and (len(unique) + 1) * longest > _PREFILL_TOKENS:
-                break
-            unique.setdefault(head, len(unique))
-            chosen.append(i)
-        heads = [tuple(self.prompts[i][:-1]) for i in chosen]
-        records = [self.free.pop() for _ in chosen]
-        for record, i in zip(records, chosen, strict=True):
-            self.owner[record] = i
+        used, chosen = self.n, self.waiting[self.next : self.next + self.slots - self.n]
         self.next += len(chosen)
-        start, self.n = self.n, self.n + len(chosen)
-        rows = [
-            [self.prompts[i][-1] for i in chosen],
-            [len(head) for head in heads],
-            [record * self.width for record in records],
-            [record * self.width + self.limits[i] for record, i in zip(records, chosen, strict=True)],
-        ]
-        self.state[:, start : self.n] = torch.tensor(rows, device=self.device)
+        self.n += len(chosen)
+        records = [self.free.pop() for _ in chosen]
+        slots_of: dict[tuple[int, ...], list[int]] = {}  # the samples of one prompt share its prefill
+        rows = []
+        for slot, (i, record) in enumerate(zip(chosen, records, strict=True), start=used):
+            self.owner[record] = i
+            *head, last = self.prompts[i]
+            slots_of.setdefault(tuple(head), []).append(slot)
+            cell = record * self.width
+            rows.append((last, len(head), cell, cell + self.limits[i]))
+        self.state[:, used : self.n] = torch.tensor(rows, device=self.device).T
         if self.uniforms is not None and self.keys is not None:
             numbers = torch.from_numpy(uniforms([self.keys[i] for i in chosen], self.width))
             self.uniforms[records] = numbers.to(self.uniforms)
-        columns = max(len(head) for head in heads)
-        self.columns = max(self.columns, columns)
-        source = torch.tensor([unique[head] for head in heads], device=self.device)
-        self.cache.begin_prefill(start, source, self.state[1, start : self.n], columns)
+        self.columns = max(self.columns, *map(len, slots_of))
+        for heads in _batches(sorted(slots_of, key=len, reverse=True)):
+            self.prefill(heads, [slots_of[head] for head in heads], used)
+
+    def prefill(self, heads: list[tuple[int, ...]], slots: list[list[int]], used: int) -> None:
+        """Run the model over some prompts, the longest first, and keep the keys and values of each in its slots."""
+        columns = len(heads[0])
+        source = torch.tensor([u for u, copies in enumerate(slots) for _ in copies], device=self.device)
+        targets = torch.tensor([slot for copies in slots for slot in copies], device=self.device)
+        self.cache.begin_prefill(self.slots, used, targets, source, self.state[1, targets], columns)
         if columns:
-            padded = [[*head, *[self.pad_id] * (columns - len(head))] for head in unique]
+            padded = [[*head, *[self.pad_id] * (columns - len(head))] for head in heads]
             self.model(
                 input_ids=torch.tensor(padded, device=self.device),
                 attention_mask=self.cache.attention_mask,
-                position_ids=torch.arange(columns, device=self.device).expand(len(padded), -1),
+                position_ids=torch.arange(columns, device=self.device).expand(len(heads), -1),
                 past_key_values=self.cache,
                 use_cache=True,
                 **self.prefill_options,
@@ -225,7 +223,9 @@ class _Decoder:
         """One token for every active sequence."""
         token, position, cell, end = self.state[:, : self.n].unbind()
         self.columns += 1
-        self.cache.begin_decode(position, self.columns)
+        # Once nobody waits, memory is taken only for those who are left.
+        slots = self.n if self.next == len(self.waiting) else self.slots
+        self.cache.begin_decode(slots, position, self.columns)
         logits = self.model(
             input_ids=token[:, None],
             attention_mask=self.cache.attention_mask,
@@ -273,6 +273,19 @@ class _Decoder:
         self.last_report = time.monotonic()
         finished = len(self.results) - (len(self.waiting) - self.next) - self.n
         self.on_progress(finished, len(self.results), self.sampled)
+
+
+def _batches(heads: list[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+    """Cut prompts, sorted by length, into forward passes of bounded size and with little padding."""
+    batch: list[tuple[int, ...]] = []
+    for head in heads:
+        tokens = len(batch) * len(batch[0]) if batch else 0
+        shrunk = bool(batch) and tokens >= _EFFICIENT_TOKENS and len(head) < 0.8 * len(batch[0])
+        if batch and (shrunk or tokens + len(batch[0]) > _PREFILL_TOKENS):
+            yield batch
+            batch = []
+        batch.append(head)
+    yield batch
 
 
 def _finite(logprobs: list[float]) -> list[float]:

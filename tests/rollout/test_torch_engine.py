@@ -211,3 +211,31 @@ def test_bad_ids() -> None:
 
 def test_no_prompts() -> None:
     assert TorchEngine(build("gpt2"), [3], PAD).generate([], GREEDY) == []
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_uninitialised_memory_is_never_read(attention: str) -> None:
+    """Fresh memory full of NaN, prompts of one token among longer ones, refills, growth: nothing changes."""
+    model = build("qwen2")
+    model.set_attn_implementation(attention)
+    prompts = [*ragged_prompts(6, longest=40), *([t] for t in range(1, 7)), *ragged_prompts(6, seed=5, longest=40)]
+    limits = [70, 3, 50, 9, 33, 21] * 3
+    expected = [a[:n] for a, n in zip(generate_greedily(model, prompts, 70, None), limits, strict=True)]
+    torch.use_deterministic_algorithms(True)  # fills what torch.empty returns with NaN
+    try:
+        done = TorchEngine(model, [], PAD, max_concurrent=4).generate(prompts, GREEDY, max_new_tokens=limits)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert [d.response_ids for d in done] == expected
+    assert model.config._attn_implementation == attention
+
+
+def test_bfloat16_autocast() -> None:
+    """Keys in float32 after the rotary embedding, values in bfloat16: each cache takes what it is given."""
+    model, prompts = build("llama"), ragged_prompts(10, seed=6)
+    keys, sampling = keys_for(prompts), Sampling(max_new_tokens=40)
+    with torch.autocast("cpu", torch.bfloat16):
+        done = TorchEngine(model, [3], PAD, max_concurrent=4).generate(prompts, sampling, keys=keys)
+        expected = [full_logprobs(model, p, d, 1.0) for p, d in zip(prompts, done, strict=True)]
+    errors = [torch.tensor(d.logprobs).sub(e).abs().mean() for d, e in zip(done, expected, strict=True)]
+    assert max(errors) < 0.1
