@@ -52,27 +52,22 @@ class IterationCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
-        self._validated = False
         self._saved_iteration: int | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Rather fail now than after hours."""
         super().on_train_start(trainer, pl_module)
-        self._validated, self._saved_iteration = False, int(pl_module.iteration)  # type: ignore[arg-type]
+        self._saved_iteration = int(pl_module.iteration)  # type: ignore[arg-type]
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._check_space(trainer, pl_module)
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remember that this iteration's metric is fresh; `on_train_epoch_end`, which follows, saves."""
-        self._validated = not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save what is due."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         iteration = int(pl_module.iteration)  # type: ignore[arg-type]
-        score = trainer.callback_metrics.get(self.monitor or "") if self._validated else None
-        self._validated = False
+        # Validation ran before this hook. Between evaluations the old score stays, which is never better than the best.
+        score = trainer.callback_metrics.get(self.monitor or "")
         best = score is not None and self._is_better(trainer, score)
         last = iteration % self._every_n_epochs == 0 or trainer.current_epoch + 1 == trainer.max_epochs
         if best or last:

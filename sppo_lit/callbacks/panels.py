@@ -79,13 +79,14 @@ def _twin(axis: Axes, color: str) -> Axes:
 
 
 def _log_scale(axis: Axes) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
     if not math.isfinite(axis.dataLim.minposy):  # nothing positive
         return
     axis.set_yscale("log")
     low, high = axis.get_ylim()
-    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 300 else (1.0,)))
+    steps = LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 300 else (1.0,))
+    axis.yaxis.set_major_locator(steps if high / low > 10 else MaxNLocator(5))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())
     axis.yaxis.set_minor_locator(NullLocator())

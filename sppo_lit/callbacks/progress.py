@@ -5,40 +5,18 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.progress_bar import ProgressBar as Bar
-from rich.table import Table
-from rich.text import Text
 
 from sppo_lit.callbacks import console as shared
-from sppo_lit.callbacks.console import duration
 from sppo_lit.callbacks.evaluation import Evaluation
-
-PHASES = {
-    "sampling": "sampling responses",
-    "verifying": "checking answers",
-    "values": "estimating values",
-    "updating": "updating the weights",
-    "evaluating": "evaluating",
-}
-# Column of the last line: metric, label, format.
-FACTS = (
-    ("rollout/accuracy", "accuracy", "{:.1%}"),
-    ("rollout/reward", "reward", "{:.3f}"),
-    ("rollout/response_length", "length", "{:.0f}"),
-    ("rollout/truncation_rate", "truncated", "{:.1%}"),
-    ("policy/approx_kl", "KL", "{:.1e}"),
-    ("policy/entropy", "entropy", "{:.2f}"),
-    ("critic/value_mean", "V", "{:.2f}"),
-)
+from sppo_lit.callbacks.picture import View, picture, plain
 
 
 @dataclass
@@ -53,36 +31,23 @@ class Clock:
     iterations: deque[float] = field(default_factory=lambda: deque(maxlen=20))
     evaluations: deque[float] = field(default_factory=lambda: deque(maxlen=5))
 
-    def remaining(self, iterations: int, evaluations: int, elapsed: float) -> float | None:
+    def remaining(self, iterations: int, evaluations: int, elapsed: float, evaluating: float = 0.0) -> float | None:
         """Seconds left, or None before anything was timed.
 
         Args:
             iterations: iterations to come, the current one included.
             evaluations: evaluations to come.
             elapsed: seconds spent on the current iteration.
+            evaluating: seconds spent on the current evaluation.
         """
         if not self.iterations:
             return None
         each = median(self.iterations)
         left = max(0.0, each - elapsed) + each * (iterations - 1) if iterations else 0.0
-        return left + (median(self.evaluations) * evaluations if self.evaluations else 0.0)
-
-
-@dataclass
-class View:
-    """All that the display shows."""
-
-    iteration: int = 0
-    iterations: int | None = None
-    elapsed: float = 0.0
-    remaining: float | None = None
-    phase: str = ""
-    done: int = 0
-    total: int = 0
-    facts: Mapping[str, float] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    accuracies: Sequence[float] = ()
-    held_out: Sequence[float] = ()
+        if self.evaluations and evaluations:
+            evaluation = median(self.evaluations)
+            left += max(0.0, evaluation - evaluating) + evaluation * (evaluations - 1)
+        return left
 
 
 class RunProgress(ProgressBar):
@@ -102,6 +67,7 @@ class RunProgress(ProgressBar):
         self._clock = Clock()
         self._view = View()
         self._started = self._iteration_started = self._evaluation_started = time.monotonic()
+        self._evaluating = False
         self._evaluated = 0.0  # seconds of this iteration spent on evaluation
         self._evaluations_left = 0
 
@@ -159,11 +125,12 @@ class RunProgress(ProgressBar):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluations are timed by themselves, since they may not run in every iteration."""
         self._begin(trainer, pl_module)
-        self._evaluation_started = time.monotonic()
+        self._evaluating, self._evaluation_started = True, time.monotonic()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note how long it took and what came out."""
         seconds = time.monotonic() - self._evaluation_started
+        self._evaluating = False
         self._clock.evaluations.append(seconds)
         self._evaluated += seconds
         self._evaluations_left = max(0, self._evaluations_left - (not trainer.sanity_checking))
@@ -187,7 +154,7 @@ class RunProgress(ProgressBar):
         Args:
             trainer: the trainer.
             pl_module: the module.
-            phase: one of `PHASES`.
+            phase: one of `picture.PHASES`.
             done: parts of it that are finished.
             total: parts in all.
             facts: ``tokens_per_second`` while sampling.
@@ -227,17 +194,18 @@ class RunProgress(ProgressBar):
         view.iteration = int(pl_module.iteration)  # type: ignore[arg-type]
         view.iterations = most if trainer.state.fn == "fit" and most and most > 0 else None
         every = trainer.check_val_every_n_epoch or 1
-        self._evaluations_left = (view.iterations or 0) // every - view.iteration // every
-        if trainer.validating or trainer.sanity_checking:
-            self._evaluations_left += trainer.validating and view.iteration % every == 0
+        running = trainer.validating and view.iteration % every == 0
+        self._evaluations_left = max(0, (view.iterations or 0) // every - view.iteration // every) + running
 
     def _time(self) -> None:
         now, view = time.monotonic(), self._view
         view.elapsed = now - self._started
         if view.iterations is not None:
             left = max(0, view.iterations - view.iteration)
-            spent = now - self._iteration_started - self._evaluated
-            view.remaining = self._clock.remaining(left, max(0, self._evaluations_left), spent)
+            # The iteration that is evaluated already counts as completed.
+            spent = 0.0 if self._evaluating else now - self._iteration_started - self._evaluated
+            evaluating = now - self._evaluation_started if self._evaluating else 0.0
+            view.remaining = self._clock.remaining(left, self._evaluations_left, spent, evaluating)
 
     def _picture(self) -> RenderableType:
         self._time()
@@ -248,73 +216,3 @@ def is_interactive(console: Console) -> bool:
     """Whether a live display makes sense: a real terminal, also where colours are forced into a log file."""
     isatty = getattr(console.file, "isatty", None)
     return bool(isatty and isatty()) and console.is_terminal and not console.is_dumb_terminal
-
-
-def picture(view: View) -> RenderableType:
-    """The display, three or four lines."""
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(no_wrap=True, min_width=21)
-    grid.add_column(no_wrap=True, justify="right", min_width=7)
-    grid.add_column(width=28)
-    grid.add_column(no_wrap=True)
-    if view.iterations is not None:
-        left = "estimating time left" if view.remaining is None else f"{duration(view.remaining)} left"
-        left = "done" if view.iteration >= view.iterations else left
-        grid.add_row(
-            Text("iteration", "bold"),
-            Text(f"{view.iteration}/{view.iterations}"),
-            Bar(view.iterations, view.iteration, width=28),
-            Text.assemble((f"{duration(view.elapsed)} elapsed · ", "dim"), left),
-        )
-    if view.phase:
-        speed = view.facts.get("tokens_per_second")
-        grid.add_row(
-            Text(PHASES.get(view.phase, view.phase), "cyan"),
-            Text(f"{view.done}/{view.total}" if view.total else ""),
-            Bar(max(view.total, 1), view.done, width=28, complete_style="cyan", finished_style="cyan"),
-            Text(f"{speed:,.0f} tokens/s" if speed else "", "dim"),
-        )
-    lines: list[RenderableType] = [grid]
-    if facts := known(view.metrics):
-        parts = [part for label, value in facts for part in ((f"{label} ", "dim"), (value, "bold"), ("   ", ""))]
-        lines.append(Text.assemble(*parts[:-1], no_wrap=True, overflow="ellipsis"))
-    if len(view.accuracies) > 1:
-        trend = Text.assemble(("training accuracy ", "dim"), (sparkline(view.accuracies), "green"))
-        if view.held_out:
-            trend.append("   held-out ", "dim").append(" → ".join(f"{x:.1%}" for x in ends(view.held_out)), "bold")
-        lines.append(trend)
-    return Group(*lines)
-
-
-def plain(view: View, seconds: float) -> str:
-    """One line of a log file on the iteration that just ended, which took `seconds`."""
-    total = f"/{view.iterations}" if view.iterations else ""
-    parts = [f"iteration {view.iteration}{total}", *(f"{label} {value}" for label, value in known(view.metrics))]
-    parts.append(duration(seconds))
-    if view.remaining:
-        parts.append(f"{duration(view.remaining)} left")
-    return " · ".join(parts)
-
-
-def known(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Label and text of the metrics in `FACTS` that were logged."""
-    shown = [(label, form.format(metrics[name])) for name, label, form in FACTS if name in metrics]
-    if metrics.get("rollout/reward") == metrics.get("rollout/accuracy"):
-        shown = [fact for fact in shown if fact[0] != "reward"]  # unshaped: the same number twice
-    return shown
-
-
-def ends(values: Sequence[float]) -> list[float]:
-    """The first and the last of `values`."""
-    return [values[0], values[-1]] if len(values) > 1 else list(values)
-
-
-def sparkline(values: Sequence[float], width: int = 40) -> str:
-    """A curve in one line of text, between the least and the greatest value; longer series are averaged to `width`."""
-    finite = [v for v in values if math.isfinite(v)]
-    if not finite:
-        return ""
-    size = max(1, math.ceil(len(finite) / width))
-    means = [sum(finite[i : i + size]) / len(finite[i : i + size]) for i in range(0, len(finite), size)]
-    low, high = min(means), max(means)
-    return "".join("▁▂▃▄▅▆▇█"[round(7 * (m - low) / (high - low)) if high > low else 3] for m in means)

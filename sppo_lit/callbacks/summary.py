@@ -44,6 +44,8 @@ class RunSummary(Callback):
             history = evaluation.history if evaluation else []
             seconds = time.monotonic() - self._started
             shared.console.print(panel(self._folder, int(pl_module.iteration), seconds, history))  # type: ignore[arg-type]
+            for command in commands(self._folder):  # outside the panel and unbroken: to be copied
+                shared.console.print(command, soft_wrap=True)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """After Ctrl-C say how to go on."""
@@ -74,24 +76,24 @@ def panel(folder: Path, iterations: int, seconds: float, history: list[tuple[int
         if len(history) > 1:
             gain = 100 * (last - first)
             accuracy.append(f" → {last:.1%}   ").append(f"{gain:+.1f} points", "green" if gain > 0 else "red")
-            best_at, best = max(history, key=lambda pair: pair[1])
+            best_at, best = max(history[1:], key=lambda pair: pair[1])  # among the iterations with a checkpoint
             accuracy.append(f"   best {best:.1%} after iteration {best_at}", "not bold dim")
         grid.add_row("held-out", accuracy)
     grid.add_row("run", Text(str(folder)))
     for name, place in PLACES.items():
         if (folder / place).exists():
             grid.add_row(name, Text(str(folder / place)))
-    commands = Text()
+    return Panel(grid, title="Run finished", title_align="left", border_style="green", expand=False, padding=(1, 2))
+
+
+def commands(folder: Path) -> list[Text]:
+    """How to go on from a finished run: evaluate its checkpoint, load its models; only what is possible."""
+    lines = []
     checkpoint = next((p for p in ("best", "last") if (folder / PLACES[p]).exists()), None)
     if checkpoint and (folder / "config.yaml").exists():
-        commands.append("\nlightning run validate ", "cyan")
-        commands.append(f"{folder / 'config.yaml'} --ckpt_path {folder / PLACES[checkpoint]}")
-    if (folder / PLACES["policy"]).exists():
-        commands.append("\nAutoModelForCausalLM.from_pretrained", "cyan")
-        commands.append(f'("{folder / PLACES["policy"]}")')
-    body = Table.grid()
-    body.add_row(grid)
-    if commands:
-        commands.overflow = "fold"
-        body.add_row(commands)
-    return Panel(body, title="Run finished", title_align="left", border_style="green", expand=False, padding=(1, 2))
+        command = f"lightning run validate {folder / 'config.yaml'} --ckpt_path {folder / PLACES[checkpoint]}"
+        lines.append(Text.assemble(("evaluate  ", "dim"), command))
+    for part, auto in (("policy", "AutoModelForCausalLM"), ("critic", "AutoModelForSequenceClassification")):
+        if (folder / PLACES[part]).exists():
+            lines.append(Text.assemble(("load      ", "dim"), f'{auto}.from_pretrained("{folder / PLACES[part]}")'))
+    return lines

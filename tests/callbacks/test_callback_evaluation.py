@@ -6,7 +6,15 @@ import json
 import pytest
 import torch
 
-from sppo_lit.callbacks import CompletionsTable, Evaluation, IterationCheckpoint
+from sppo_lit.callbacks import (
+    CompletionsTable,
+    Curves,
+    Evaluation,
+    HuggingFaceExport,
+    IterationCheckpoint,
+    RunProgress,
+    RunSummary,
+)
 from sppo_lit.callbacks.completions import pick, table
 from sppo_lit.callbacks.console import shorten, visible
 
@@ -127,21 +135,22 @@ def _on_rank(rank, folder, conftest):
     sys.path.insert(0, conftest)
     import conftest as c
 
-    module = c.FakeModule()
-    module.iterations += 2
-    data = c.Problems()
+    module, data = c.FakeModule(), c.Problems()
     keys = [[f"{name}-{i}" for i in range(4)] for name in data.val_names]
     loaders = [torch.utils.data.DataLoader(k, sampler=Half(k), batch_size=1, collate_fn=list) for k in keys]
     data.val_dataloader = lambda: loaders
     evaluation = Evaluation()
-    trainer = c.make_trainer(folder, [evaluation], strategy="ddp", devices=2, use_distributed_sampler=False)
-    result = trainer.validate(module, data, verbose=False)
-    assert result[0]["val/accuracy"] == 0.5 and result[0]["val/easy/problems"] == 4
-    assert evaluation.last["hard/2"]["avg_at_k"] == 0.75
+    callbacks = [RunProgress(), evaluation, CompletionsTable(), HuggingFaceExport(), Curves(), RunSummary()]
+    settings = {"strategy": "ddp", "devices": 2, "use_distributed_sampler": False}
+    trainer = c.make_trainer(folder, [*callbacks, IterationCheckpoint()], 2, **settings)
+    trainer.fit(module, data)
+    assert trainer.callback_metrics["val/accuracy"] == 0.5
+    assert evaluation.last["easy"]["problems"] == 4 and evaluation.last["hard/2"]["avg_at_k"] == 0.75
 
 
 @pytest.mark.slow
 def test_ranks_together_give_one_result_and_one_file(tmp_path, monkeypatch):
+    """All callbacks of a run under two processes with uneven parts of the problems."""
     import socket
     from pathlib import Path
 
@@ -152,3 +161,6 @@ def test_ranks_together_give_one_result_and_one_file(tmp_path, monkeypatch):
     (file,) = tmp_path.rglob("easy-iteration-2.jsonl")
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [x["problem"] for x in lines if x["greedy"]] == ["easy-0", "easy-1", "easy-2", "easy-3"]
+    run = file.parent.parent
+    assert {"checkpoints", "hf", "curves.png", "metrics.csv", "evaluations"} <= {p.name for p in run.iterdir()}
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]

@@ -20,7 +20,9 @@ from sppo_lit.callbacks import console as shared
 from sppo_lit.callbacks.console import duration, written_whole
 from sppo_lit.callbacks.curves import draw, read_metrics
 from sppo_lit.callbacks.panels import moving_average
-from sppo_lit.callbacks.progress import Clock, View, picture, sparkline
+from sppo_lit.callbacks.picture import View, picture, sparkline
+from sppo_lit.callbacks.progress import Clock
+from sppo_lit.callbacks.summary import commands
 
 PNG = b"\x89PNG"
 
@@ -98,6 +100,7 @@ def test_remaining_time():
     assert clock.remaining(10, 2, 1) == 3 + 9 * 4 + 2 * 20
     assert clock.remaining(10, 0, 99) == 9 * 4, "an iteration that takes longer does not go negative"
     assert clock.remaining(0, 0, 0) == 0
+    assert clock.remaining(0, 1, 0, evaluating=15) == 5, "the last evaluation is still running"
 
 
 def test_times_and_sparkline_are_readable():
@@ -208,6 +211,9 @@ def test_summary_names_what_is_there(fake, screen):
     for place in ("curves.png", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "hf/policy", "hf/critic"):
         assert f"{folder / place}" in text, place
     assert f'AutoModelForCausalLM.from_pretrained("{folder / "hf/policy"}")' in text
+    (folder / "config.yaml").touch()
+    command = commands(folder)[0].plain
+    assert command.endswith(f"lightning run validate {folder}/config.yaml --ckpt_path {folder}/checkpoints/best.ckpt")
 
 
 def test_summary_of_a_bare_run(fake, screen):

@@ -1,0 +1,119 @@
+"""What the progress display shows, as a picture for a terminal and as a line for a log file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar as Bar
+from rich.table import Table
+from rich.text import Text
+
+from sppo_lit.callbacks.console import duration
+
+PHASES = {
+    "sampling": "sampling responses",
+    "verifying": "checking answers",
+    "values": "estimating values",
+    "updating": "updating the weights",
+    "evaluating": "evaluating",
+}
+# Column of the last line: metric, label, format.
+FACTS = (
+    ("rollout/accuracy", "accuracy", "{:.1%}"),
+    ("rollout/reward", "reward", "{:.3f}"),
+    ("rollout/response_length", "length", "{:.0f}"),
+    ("rollout/truncation_rate", "truncated", "{:.1%}"),
+    ("policy/approx_kl", "KL", "{:.1e}"),
+    ("policy/entropy", "entropy", "{:.2f}"),
+    ("critic/value_mean", "V", "{:.2f}"),
+)
+
+
+@dataclass
+class View:
+    """All that the display shows."""
+
+    iteration: int = 0
+    iterations: int | None = None
+    elapsed: float = 0.0
+    remaining: float | None = None
+    phase: str = ""
+    done: int = 0
+    total: int = 0
+    facts: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    accuracies: Sequence[float] = ()
+    held_out: Sequence[float] = ()
+
+
+def picture(view: View) -> RenderableType:
+    """The display, three or four lines."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True, min_width=21)
+    grid.add_column(no_wrap=True, justify="right", min_width=7)
+    grid.add_column(width=28)
+    grid.add_column(no_wrap=True)
+    if view.iterations is not None:
+        left = "estimating time left" if view.remaining is None else f"{duration(view.remaining)} left"
+        left = "done" if view.iteration >= view.iterations and not view.phase else left
+        grid.add_row(
+            Text("iteration", "bold"),
+            Text(f"{view.iteration}/{view.iterations}"),
+            Bar(view.iterations, view.iteration, width=28),
+            Text.assemble((f"{duration(view.elapsed)} elapsed · ", "dim"), left),
+        )
+    if view.phase:
+        speed = view.facts.get("tokens_per_second")
+        grid.add_row(
+            Text(PHASES.get(view.phase, view.phase), "cyan"),
+            Text(f"{view.done}/{view.total}" if view.total else ""),
+            Bar(max(view.total, 1), view.done, width=28, complete_style="cyan", finished_style="cyan"),
+            Text(f"{speed:,.0f} tokens/s" if speed else "", "dim"),
+        )
+    lines: list[RenderableType] = [grid]
+    if facts := known(view.metrics):
+        parts = [part for label, value in facts for part in ((f"{label} ", "dim"), (value, "bold"), ("   ", ""))]
+        lines.append(Text.assemble(*parts[:-1], no_wrap=True, overflow="ellipsis"))
+    if len(view.accuracies) > 1:
+        trend = Text.assemble(("training accuracy ", "dim"), (sparkline(view.accuracies), "green"))
+        if view.held_out:
+            trend.append("   held-out ", "dim").append(" → ".join(f"{x:.1%}" for x in ends(view.held_out)), "bold")
+        lines.append(trend)
+    return Group(*lines)
+
+
+def plain(view: View, seconds: float) -> str:
+    """One line of a log file on the iteration that just ended, which took `seconds`."""
+    total = f"/{view.iterations}" if view.iterations else ""
+    parts = [f"iteration {view.iteration}{total}", *(f"{label} {value}" for label, value in known(view.metrics))]
+    parts.append(duration(seconds))
+    if view.remaining:
+        parts.append(f"{duration(view.remaining)} left")
+    return " · ".join(parts)
+
+
+def known(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Label and text of the metrics in `FACTS` that were logged."""
+    shown = [(label, form.format(metrics[name])) for name, label, form in FACTS if name in metrics]
+    if metrics.get("rollout/reward") == metrics.get("rollout/accuracy"):
+        shown = [fact for fact in shown if fact[0] != "reward"]  # unshaped: the same number twice
+    return shown
+
+
+def ends(values: Sequence[float]) -> list[float]:
+    """The first and the last of `values`."""
+    return [values[0], values[-1]] if len(values) > 1 else list(values)
+
+
+def sparkline(values: Sequence[float], width: int = 40) -> str:
+    """A curve in one line of text, between the least and the greatest value; longer series are averaged to `width`."""
+    finite = [v for v in values if math.isfinite(v)]
+    if not finite:
+        return ""
+    size = max(1, math.ceil(len(finite) / width))
+    means = [sum(finite[i : i + size]) / len(finite[i : i + size]) for i in range(0, len(finite), size)]
+    low, high = min(means), max(means)
+    return "".join("▁▂▃▄▅▆▇█"[round(7 * (m - low) / (high - low)) if high > low else 3] for m in means)
