@@ -124,7 +124,7 @@ def main() -> None:
             f"{statistics.median(ratios):.2f}x",
             f"{min(ratios):.2f}x to {max(ratios):.2f}x",
         )
-    Console().print(table)
+    Console(width=110).print(table)
 
 
 if __name__ == "__main__":
