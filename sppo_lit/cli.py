@@ -9,10 +9,11 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from sppo_lit import __version__
 from sppo_lit.errors import InputError
 from sppo_lit.paths import find, shipped_root
 
@@ -20,9 +21,12 @@ STAGES = ("fit", "validate")
 SHORT_FLAGS = ("strategy", "devices", "num_nodes", "accelerator", "precision", "max_epochs")
 """Flags that stand for `--trainer.<flag>`."""
 
+OWN = ("list", "-h", "--help", "--version")
+"""Besides `run`, what `lightning` answers itself where there is no lightning-sdk."""
+
 USAGE = """\
 usage: {name} run [fit|validate] RECIPE [--flag value …]   train, or evaluate a checkpoint
-       {name} list                                         the recipes, one line each
+       {name} list                                         the recipes and what each is for
 
 examples:
   {name} run recipes/quickstart.yaml
@@ -40,20 +44,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def lightning_main(argv: Sequence[str] | None = None) -> int:
-    """The `lightning` command: `run` and `list` are ours, anything else is handed to lightning-sdk if it is installed."""
+    """The `lightning` command: `run` is ours, anything else is handed to lightning-sdk if it is installed."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("run", "list", "-h", "--help"):
+    if arguments[:1] == ["run"]:
         return _run("lightning", arguments)
     try:
         entry = importlib.import_module("lightning_sdk.cli.entrypoint")
-    except ImportError:
-        print(
-            f"lightning: '{arguments[0]}' is no command of sppo-lit (try 'lightning run RECIPE'); other commands need "
-            "pip install lightning-sdk",
-            file=sys.stderr,
-        )
-        return 2
-    return int(entry.main_cli() or 0)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "lightning_sdk":
+            raise  # it is there, but broken
+    else:
+        return int(entry.main_cli() or 0)  # reads sys.argv
+    if not arguments or arguments[0] in OWN:
+        return _run("lightning", arguments)
+    print(
+        f"lightning: '{arguments[0]}' is no command of sppo-lit (try 'lightning run RECIPE'); other commands need "
+        "pip install lightning-sdk",
+        file=sys.stderr,
+    )
+    return 2
 
 
 def _run(name: str, arguments: list[str]) -> int:
@@ -61,6 +70,9 @@ def _run(name: str, arguments: list[str]) -> int:
     arguments = [a for a in arguments if a != "--debug"]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE.format(name=name))
+        return 0
+    if arguments[0] == "--version":
+        print(f"sppo-lit {__version__}")
         return 0
     try:
         if arguments[0] == "list":
@@ -70,9 +82,16 @@ def _run(name: str, arguments: list[str]) -> int:
         return train_or_validate(translate(arguments))
     except InputError as error:
         if debug:
-            raise
-        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+            traceback.print_exc()
+        else:
+            print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as interrupt:
+        if debug:
+            traceback.print_exc()
+        elif interrupt.args or interrupt.__cause__ is None:  # else the run's summary has said where it stopped
+            print(f"{name}: interrupted", file=sys.stderr)
+        return 130
 
 
 def translate(arguments: Sequence[str]) -> list[str]:
@@ -102,16 +121,19 @@ def translate(arguments: Sequence[str]) -> list[str]:
 
 def list_recipes() -> int:
     """Print every recipe with the first line of its opening comment."""
-    from rich.table import Table
+    from rich.padding import Padding
+    from rich.text import Text
 
     from sppo_lit.callbacks.console import console
 
     root = Path("recipes") if Path("recipes").is_dir() else shipped_root() / "recipes"
-    table = Table("recipe", "what it does", box=None, pad_edge=False, header_style="bold")
-    for path in sorted(root.rglob("*.yaml"), key=lambda p: (len(p.parts), p)):
+    paths = sorted(root.rglob("*.yaml"), key=lambda p: (len(p.relative_to(root).parts), p))
+    if not paths:
+        raise InputError(f"no recipe in {root}; reinstall sppo-lit or run from a clone")
+    for path in paths:
         first = path.read_text(encoding="utf-8").partition("\n")[0]
-        table.add_row(f"recipes/{path.relative_to(root).as_posix()}", first.removeprefix("#").strip())
-    console.print(table)
+        console.print(Text(f"recipes/{path.relative_to(root).as_posix()}", "bold"))
+        console.print(Padding(Text(first.removeprefix("#").strip()), (0, 0, 0, 2)))
     return 0
 
 

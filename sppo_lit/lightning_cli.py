@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import shutil
+import signal
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from sppo_lit.callbacks.checkpoint import IterationCheckpoint
 from sppo_lit.callbacks.completions import CompletionsTable
@@ -26,7 +25,10 @@ from sppo_lit.callbacks.progress import RunProgress
 from sppo_lit.callbacks.summary import RunSummary
 from sppo_lit.datamodule import MathDataModule
 from sppo_lit.errors import InputError
+from sppo_lit.mistakes import explain, one_line
 from sppo_lit.module import SPPOModule
+from sppo_lit.policy_module import PolicyModule
+from sppo_lit.resume import RunCSVLogger, check_checkpoint, checkpoint_file, run_of
 
 CALLBACKS = {
     "progress": RunProgress,
@@ -39,6 +41,8 @@ CALLBACKS = {
 }
 """Built in; each is set by its top-level key in a recipe. Order is the order in which they act."""
 
+STAGES = ("fit", "validate")
+
 TRAINER_DEFAULTS = {
     "max_epochs": 100,
     "log_every_n_steps": 1,
@@ -48,26 +52,45 @@ TRAINER_DEFAULTS = {
 }
 
 QUIET = (
+    ".*LightningCLI's args parameter is intended to run.*",  # this command line translates its arguments
     ".*does not have many workers.*",
     ".*The number of training batches.*",
     ".*Consider setting `persistent_workers.*",
     ".*is an instance of `nn.Module` and is already saved.*",
     ".*exists and is not empty.*",
+    ".*in eval mode at the start of training.*",  # transformers loads models so; their dropout is off anyway
     ".*isinstance.treespec, LeafSpec.*",
     ".*deprecated.*",
 )
-"""Lightning's warnings about data loaders, which do not apply where the one batch is made on the spot."""
+"""Lightning's warnings that do not apply here, mostly because the one batch is made on the spot."""
+
+QUIET_LOGGERS = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed")
+"""Say which devices there are, advertise other loggers, and tell the seed: nothing that a user has to know."""
 
 
 class RecipeCLI(LightningCLI):
-    """One recipe, one run."""
+    """One recipe, one run.
 
-    def __init__(self, arguments: list[str], recipe: Path | None) -> None:
+    Args:
+        arguments: as LightningCLI takes them.
+        recipe: the file among them, if there is one.
+        made: this object is appended to it at once, so that it is known where construction (which runs) fails.
+
+    Attributes:
+        keys: every key of a recipe.
+    """
+
+    def __init__(self, arguments: list[str], recipe: Path | None, made: list[RecipeCLI]) -> None:
+        made.append(self)
         self.recipe = recipe
+        self.keys: list[str] = []
+        self.started = 0  # iterations of the checkpoint that the run starts from
+        self.new_folders: list[Path] = []
+        self.continued: Path | None = None
         named = recipe is not None and names_a_class(recipe)
-        self.new_folder: Path | None = None
+        strict = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
-            LightningModule if named else SPPOModule,
+            PolicyModule if named else SPPOModule,
             MathDataModule,
             subclass_mode_model=named,
             trainer_defaults=TRAINER_DEFAULTS,
@@ -75,10 +98,14 @@ class RecipeCLI(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={"exit_on_error": False},
+            parser_kwargs={**strict, **{stage: dict(strict) for stage in self.subcommands()}},
             args=arguments,
-            run=False if not arguments else True,
         )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The stages that a recipe has."""
+        return {stage: arguments for stage, arguments in LightningCLI.subcommands().items() if stage in STAGES}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The built-in callbacks, the run's name and wandb."""
@@ -86,29 +113,46 @@ class RecipeCLI(LightningCLI):
             parser.add_lightning_class_args(callback, key)
         parser.add_argument("--run_name", type=str | None, default=None, help="Folder of the run in lightning_logs.")
         parser.add_argument("--wandb", type=str | None, default=None, help="Also log to this Weights & Biases project.")
+        self.keys = [action.dest for action in parser._actions]
 
     def _parse_ckpt_path(self) -> None:
         """Checkpoints hold no hyperparameters: the recipe does."""
 
     def before_instantiate_classes(self) -> None:
-        """Resolve and check the checkpoint before anything is built or written."""
+        """Check checkpoint and trainer settings before anything is built or written."""
         settings = self.config[self.subcommand]
+        check_trainer(settings.trainer)
+        settings.run_name = self._runs().name  # so that the run's config.yaml finds the same folder
         if settings.get("ckpt_path"):
-            settings.ckpt_path = str(checkpoint_file(settings.ckpt_path, self._runs()))
+            resume = self.subcommand == "fit"
+            file = checkpoint_file(settings.ckpt_path, self._runs())
+            settings.ckpt_path, self.started = str(file), check_checkpoint(file, resume)
+            self.continued = run_of(file, self._runs()) if resume else None
+            if resume and 0 <= (settings.trainer.max_epochs or -1) <= self.started:
+                raise InputError(
+                    f"--ckpt_path {file}: has all {self.started} iterations of this recipe behind it; to train on, "
+                    f"set --max_epochs above {self.started}"
+                )
+
+    def after_instantiate_classes(self) -> None:
+        """Last checks before anything is sampled."""
+        self.config[self.subcommand].ckpt_path = None  # the config.yaml of a resumed run starts no resume by itself
+        if self.subcommand == "fit" and isinstance(self.model, SPPOModule):
+            check_minibatch(self.datamodule.problems_per_epoch, self.model)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """With TensorBoard and CSV loggers in the run's folder, unless the recipe brings its own."""
         if self._get(self.config_init, "trainer").get("logger") in (None, True):
             kwargs["logger"] = self._loggers()
-        strategy = self._get(self.config_init, "trainer").get("strategy", "auto")
-        if strategy == "fsdp":
-            raise InputError("--strategy fsdp is not supported yet; use auto or ddp")
         try:
             return super().instantiate_trainer(**kwargs)
-        except (ValueError, MisconfigurationException, ModuleNotFoundError) as error:
-            raise InputError(f"trainer: {one_line(error)}") from error
+        except (ValueError, TypeError, MisconfigurationException, ModuleNotFoundError) as error:
+            raise InputError(
+                f"trainer: {one_line(error)}; correct --accelerator, --devices, --strategy or --precision"
+            ) from error
 
     def _runs(self) -> Path:
+        """Folder of this recipe's runs."""
         root = Path(self._get(self.config, "trainer").get("default_root_dir") or "lightning_logs")
         name = self._get(self.config, "run_name")
         if name is None and self.recipe is not None:
@@ -119,10 +163,12 @@ class RecipeCLI(LightningCLI):
     def _loggers(self) -> list[Logger]:
         runs = self._runs()
         name = runs.name if self.subcommand == "fit" else f"{runs.name}-{self.subcommand}"
-        csv = CSVLogger(runs.parent, name=name)
+        version = self.continued.name if self.continued else None
+        csv = RunCSVLogger(runs.parent, name, version, self.started)
         folder = Path(csv.log_dir)
-        self.new_folder = None if folder.exists() else folder
-        loggers: list[Logger] = [csv, TensorBoardLogger(runs.parent, name=name, version=csv.version)]
+        self.new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
+        purge: dict[str, Any] = {"purge_step": self.started + 1} if self.continued else {}
+        loggers: list[Logger] = [csv, TensorBoardLogger(runs.parent, name=name, version=csv.version, **purge)]
         if project := self._get(self.config, "wandb"):
             try:
                 from lightning.pytorch.loggers import WandbLogger
@@ -132,37 +178,55 @@ class RecipeCLI(LightningCLI):
                 raise InputError("--wandb needs the extra: pip install 'sppo-lit[wandb]'") from None
         return loggers
 
+    def discard_unused_folder(self) -> None:
+        """Remove the folders that this run made, if it ended without a finished iteration."""
+        done = getattr(getattr(self, "model", None), "iteration", 0)
+        if rank() or not self.new_folders or (self.subcommand == "fit" and done > self.started):
+            return
+        shutil.rmtree(self.new_folders[0], ignore_errors=True)
+        for parent in self.new_folders[1:]:
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
+
 
 def run(arguments: list[str]) -> None:
     """Run LightningCLI on translated arguments.
 
     Raises:
         InputError: anything the user can mend, in one line; a run folder that holds nothing yet is removed.
+        KeyboardInterrupt: Ctrl-C; its argument, if any, is a line that was not printed yet.
     """
+    be_quiet()
+    recipe = Path(arguments[2]) if arguments[1:2] == ["--config"] else None
+    made: list[RecipeCLI] = []
+    try:
+        RecipeCLI(arguments, recipe, made)
+    except BaseException as error:
+        for cli in made:
+            cli.discard_unused_folder()
+        if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning has switched it off
+            told = made[0].subcommand == "fit"  # by RunSummary
+            raise KeyboardInterrupt(*([] if told else ["interrupted"])) from error
+        if line := explain(error, recipe, arguments, made[0].keys if made else []):
+            raise InputError(line) from error
+        raise
+
+
+def rank() -> int:
+    """Of this process, before and after Lightning has begun to distribute."""
+    return int(getattr(rank_zero_only, "rank", 0) or 0)
+
+
+def be_quiet() -> None:
+    """Leave the screen to this project's own lines; warnings that a user should read still come through."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     for message in QUIET:
         warnings.filterwarnings("ignore", message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
-    recipe = Path(arguments[2]) if arguments[1:2] == ["--config"] else None
-    cli: list[RecipeCLI] = []
-
-    class Remembered(RecipeCLI):
-        def before_instantiate_classes(self) -> None:
-            cli.append(self)
-            super().before_instantiate_classes()
-
-    try:
-        Remembered(arguments, recipe)
-    except jsonargparse.ArgumentError as error:
-        raise InputError(f"{recipe or 'command line'}: {parse_error(error)}") from error
-    except InputError:
-        _remove_if_unused(cli)
-        raise
-    except (RuntimeError, KeyError, pickle.UnpicklingError) as error:
-        if not _loading_failed(error):
-            raise
-        _remove_if_unused(cli)
-        raise InputError(f"the checkpoint does not fit this recipe: {one_line(error)}") from error
+    for name in QUIET_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def names_a_class(recipe: Path) -> bool:
@@ -174,53 +238,48 @@ def names_a_class(recipe: Path) -> bool:
     try:
         content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{recipe}: no valid YAML: {one_line(error)}") from error
+        raise InputError(f"{recipe}: no valid YAML ({one_line(error)}); correct it") from error
     if not isinstance(content, dict):
-        raise InputError(f"{recipe}: a recipe is a YAML mapping with the keys model, data and trainer")
-    return "class_path" in (content.get("model") or {})
+        raise InputError(f"{recipe}: no recipe; write a YAML mapping with the keys model, data and trainer")
+    return isinstance(content.get("model"), dict) and "class_path" in content["model"]
 
 
-def checkpoint_file(path: str, runs: Path) -> Path:
-    """The checkpoint that `--ckpt_path` names; `last` and `best` are looked up in the newest run of this recipe.
+def check_trainer(settings: Any) -> None:
+    """Refuse what this project does not support, before anything is loaded.
+
+    Args:
+        settings: the recipe's `trainer`.
 
     Raises:
-        InputError: missing, or no complete checkpoint file.
+        InputError: unknown strategy, float16, or clipping where Lightning would do it.
     """
-    if path in ("last", "best"):
-        found = sorted(runs.glob(f"version_*/checkpoints/{path}.ckpt"), key=lambda p: p.stat().st_mtime)
-        if not found:
-            raise InputError(f"--ckpt_path {path}: no {path}.ckpt in any run under {runs}; train first or give a file")
-        return found[-1]
-    file = Path(path)
-    if not file.exists():
-        raise InputError(f"--ckpt_path {path}: no such checkpoint")
-    if file.is_file() and not zipfile.is_zipfile(file):
-        raise InputError(f"--ckpt_path {path}: the file is damaged or no checkpoint; take another one of its folder")
-    return file
+    strategy, precision = settings.get("strategy"), str(settings.get("precision"))
+    if strategy == "fsdp":
+        raise InputError("--strategy fsdp is not supported yet; use auto or ddp")
+    if isinstance(strategy, str) and strategy != "auto" and strategy not in StrategyRegistry.available_strategies():
+        raise InputError(f"--strategy {strategy} is unknown; use auto or ddp")
+    if precision in ("16", "16-mixed", "16-true", "transformer-engine-float16"):
+        raise InputError(f"--precision {precision} is not supported (float16 needs a gradient scaler); use bf16-mixed")
+    if settings.get("gradient_clip_val") is not None:
+        raise InputError("trainer.gradient_clip_val has no effect here; set model.policy_optimizer.clip_norm instead")
+    if settings.get("accumulate_grad_batches") not in (None, 1):
+        raise InputError("trainer.accumulate_grad_batches has no effect here; set model.micro_batch_tokens instead")
 
 
-def parse_error(error: BaseException) -> str:
-    """The part of jsonargparse's message that says what is wrong."""
-    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
-    useful = [line for line in lines if not line.startswith(("Problem with given class_path", "usage:"))]
-    return " ".join(useful[:3])[:400]
+def check_minibatch(problems: int, model: SPPOModule) -> None:
+    """An iteration's sequences must be cut into whole minibatches.
 
+    Args:
+        problems: of one iteration.
+        model: knows samples per problem and the size of a minibatch.
 
-def one_line(error: BaseException) -> str:
-    """A message folded into one line of at most 300 characters."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def _loading_failed(error: BaseException) -> bool:
-    text = str(error)
-    marks = ("loading state_dict", "PytorchStreamReader", "Weights only load failed", "optimizer state")
-    return isinstance(error, pickle.UnpicklingError) or any(mark in text for mark in marks)
-
-
-def _remove_if_unused(cli: list[RecipeCLI]) -> None:
-    folder = cli[0].new_folder if cli else None
-    if folder is not None and folder.is_dir() and not (folder / "metrics.csv").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        for parent in (folder.parent,):
-            if parent.is_dir() and not any(parent.iterdir()):
-                parent.rmdir()
+    Raises:
+        InputError: they cannot.
+    """
+    samples, size = model.spec.samples_per_prompt, model.minibatch_size
+    if problems * samples % size:
+        wrong = "is larger than" if size > problems * samples else "does not divide"
+        raise InputError(
+            f"model.minibatch_size {size} {wrong} the {problems * samples} sequences of an iteration "
+            f"(data.problems_per_epoch {problems} × {samples} per problem); change one of them"
+        )

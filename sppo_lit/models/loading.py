@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -49,6 +52,8 @@ class ModelSource:
         """Keyword arguments of `from_pretrained` for this source."""
         path = find(self.path)
         if not path.endswith(".gguf"):
+            if not Path(path).exists() and (path.startswith(("/", ".", "~")) or path.count("/") > 1):
+                raise InputError(f"{self.path}: no such model folder; give a folder, a .gguf file or a Hub id")
             return {"pretrained_model_name_or_path": path, "revision": self.revision}
         try:
             import gguf  # noqa: F401
@@ -66,10 +71,13 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     Raises:
         InputError: none found, or it has no end-of-sequence token.
     """
+    where = source.locate()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**source.locate())
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{source.path}: no tokenizer could be loaded ({_first_line(error)})") from error
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+    except Exception as error:  # whatever the reader of each format raises at a bad file
+        raise InputError(
+            f"{source.path}: no tokenizer could be loaded ({_first_line(error)}); check model.policy.path"
+        ) from error
     if tokenizer.eos_token_id is None:
         raise InputError(f"{source.path}: the tokenizer has no end-of-sequence token; set eos_token in its config")
     if tokenizer.pad_token_id is None:
@@ -101,9 +109,10 @@ def load_scalar_critic(source: ModelSource, tokenizer: PreTrainedTokenizerBase) 
         InputError: not found, no such architecture, weights missing, or another vocabulary.
     """
     if source.init == "pretrained" and not source.path.endswith(".gguf"):
+        where = source.locate()
         try:
-            other = AutoTokenizer.from_pretrained(**source.locate())
-        except (OSError, ValueError, KeyError, TypeError):
+            other = AutoTokenizer.from_pretrained(**where)
+        except Exception:
             other = None  # a bare model folder: the size of its embedding decides below
         if other is not None and other.get_vocab() != tokenizer.get_vocab():
             raise InputError(
@@ -142,10 +151,14 @@ def _load(source: ModelSource, auto: Any, overrides: dict[str, Any]) -> PreTrain
         if source.init == "random":
             config = AutoConfig.from_pretrained(**where, **source.config, **overrides)
             return auto.from_config(config, dtype=torch.float32)
-        model, info = auto.from_pretrained(**where, **overrides, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+        with _without_report():
+            model, info = auto.from_pretrained(**where, **overrides, dtype=torch.float32, output_loading_info=True)
+    except Exception as error:  # whatever the reader of each format raises at a bad file
         kind = "causal language model" if auto is AutoModelForCausalLM else "sequence classifier"
         raise InputError(f"{source.path}: no {kind} could be loaded from it ({_first_line(error)})") from error
+    if info["mismatched_keys"]:
+        first = sorted(info["mismatched_keys"])[0]
+        raise InputError(f"{source.path}: its weights are not of the shapes in its config.json, first {first[0]}")
     new_head = [key for key in info["missing_keys"] if key.startswith(NEW_HEADS)]
     missing = sorted(set(info["missing_keys"]) - set(new_head))
     if missing or (new_head and auto is AutoModelForCausalLM):
@@ -156,6 +169,21 @@ def _load(source: ModelSource, auto: Any, overrides: dict[str, Any]) -> PreTrain
         model = _dequantised(model)
     model._sppo_new_head = bool(new_head)
     return model
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keep back transformers' table of missing weights: a new critic has to lack its head, and all else is checked."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(_is_no_report)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_no_report)
+
+
+def _is_no_report(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()
 
 
 def _dequantised(model: PreTrainedModel) -> PreTrainedModel:

@@ -1,0 +1,131 @@
+"""What a user did wrong, told in one line from the exceptions of the libraries underneath."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import jsonargparse
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+HELP = "'sppo run fit RECIPE --help' lists every setting"
+OTHER_FOLDER = "choose another folder with --trainer.default_root_dir"
+
+
+def explain(error: BaseException, recipe: Path | None, arguments: Sequence[str], known: Sequence[str]) -> str | None:
+    """One line (what, where, what to do) for an error that the user can mend; None for any other, which is a bug.
+
+    Args:
+        error: what was raised.
+        recipe: file that was parsed.
+        arguments: the command line.
+        known: every key of a recipe, for suggestions.
+    """
+    text = one_line(error)
+    if isinstance(error, jsonargparse.ArgumentError):
+        return parse_error(str(error), recipe, arguments, known)
+    if isinstance(error, MisconfigurationException):
+        return f"trainer: {text}"
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            "the accelerator ran out of memory; lower model.micro_batch_tokens or model.max_concurrent, or set "
+            "model.gradient_checkpointing true"
+        )
+    if isinstance(error, OSError):
+        return _disk_error(error)
+    if isinstance(error, RuntimeError) and "PytorchStreamWriter" in text:
+        return f"a checkpoint could not be written, the disk may be full; free some space or {OTHER_FOLDER}"
+    if isinstance(error, RuntimeError) and "loading state_dict" in text:
+        return f"the checkpoint is of another model than this recipe's ({_first_difference(str(error))}); {_SAME}"
+    if isinstance(error, ValueError) and "loaded state dict" in text:
+        return f"the checkpoint's optimizers are not this recipe's ({text}); {_SAME}"
+    return None
+
+
+_SAME = "use the recipe it was trained with: config.yaml in its run folder"
+
+
+def parse_error(text: str, recipe: Path | None, arguments: Sequence[str], known: Sequence[str]) -> str:
+    """jsonargparse's message, made short.
+
+    Args:
+        text: the message, several lines.
+        recipe: file that was parsed.
+        arguments: the command line: what is not in it came from the recipe.
+        known: every key, for suggestions.
+    """
+
+    def where(key: str) -> str:
+        given = any(a.partition("=")[0] == f"--{key}" for a in arguments)
+        return f"--{key}" if given or recipe is None else f"{recipe}: {key}"
+
+    if match := re.match(r"unrecognized arguments: (\S+)", text):
+        flag = match[1].partition("=")[0]
+        return f"unknown flag {flag}{_like(flag.lstrip('-'), known, '--')}; {HELP}"
+    if match := re.match(r"Subcommand '\w+' does not accept option '(.+)'", text):
+        return f"{recipe or 'command line'}: unknown key {match[1]}{_like(match[1], known)}; correct or remove it"
+    if match := re.search(r"arguments are required: (\S+)", text):
+        key = re.sub(r"^(fit|validate)\.", "", match[1].rstrip(","))
+        return f"{recipe or 'command line'}: {key} is missing; give it in the recipe or as --{key} VALUE"
+    key_given = re.match(r'Parser key "(.+?)":', text)
+    if key_given is None:
+        return f"{recipe or 'command line'}: {' '.join(text.split())[:300]}; {HELP}"
+    key = key_given[1]
+    if match := re.search(r"Option '(.+?)' is not accepted", text):
+        return f"{where(key)}: unknown key {match[1]} in it; correct or remove it"
+    if match := re.search(r"Problem with given class_path '(.+?)':\s+(.+)", text):
+        return f"{where(key)}: class_path {match[1]}: {match[2].strip(' -')}; correct it"
+    if match := re.search(r"Unable to load config ['\"](.+?)['\"]", text):
+        example = min((k for k in known if k.startswith(f"{key}.")), key=len, default=f"{key}.KEY")
+        return f"{where(key)}: {match[1]!r} is no mapping; set its entries, e.g. --{example} VALUE"
+    value = re.search(r"(?:Got value|Given value): (.*)", text)
+    kinds = re.findall(r"Expected an? (.+?)(?:\. Got value.*)?$", text, re.MULTILINE)
+    if value is None or not kinds:
+        return f"{where(key)}: {' '.join(text.split())[:300]}; {HELP}"
+    wanted = dict.fromkeys(_kind(kind) for kind in kinds if "path" not in kind)
+    return f"{where(key)}: {value[1]!r} is not valid; give one of: {', '.join(wanted)}"
+
+
+def one_line(error: BaseException) -> str:
+    """A message folded into one line of at most 300 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:299] + "…"
+
+
+def _like(key: str, known: Sequence[str], prefix: str = "") -> str:
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
+    return f" (did you mean {prefix}{close[0]}?)" if close else ""
+
+
+def _kind(kind: str) -> str:
+    """`<class 'int'>` → int, `typing.Literal['a', 'b']` → a, b."""
+    if match := re.match(r"<class '(.+)'>", kind):
+        return {"NoneType": "null", "str": "text"}.get(match[1], match[1].rpartition(".")[2])
+    if match := re.match(r"(?:typing\.)?Literal\[(.+)\]", kind):
+        return match[1].replace("'", "")
+    return re.sub(r"[\w.]+\.(\w+)", r"\1", kind)
+
+
+def _disk_error(error: OSError) -> str | None:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left on the disk{_at(error)}; free some space or {OTHER_FOLDER}"
+    if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR) and error.filename:
+        return f"{error.filename} cannot be written or read ({error.strerror}); {OTHER_FOLDER}"
+    return None
+
+
+def _at(error: OSError) -> str:
+    return f" of {error.filename}" if error.filename else ""
+
+
+def _first_difference(text: str) -> str:
+    """The first parameter on which a checkpoint and the model disagree."""
+    if match := re.search(r"size mismatch for (\S+): .*?torch\.Size\((.*?)\).*?torch\.Size\((.*?)\)", text, re.DOTALL):
+        return f"{match[1]} is {match[2]} there, {match[3]} here"
+    if match := re.search(r'(Missing|Unexpected) key\(s\) in state_dict: "(.+?)"', text):
+        return f"{match[2]} is {'missing there' if match[1] == 'Missing' else 'not in this model'}"
+    return " ".join(text.split())[:200]

@@ -1,0 +1,113 @@
+"""Checkpoints that a run starts from, and the log of a run that goes on where it was interrupted."""
+
+from __future__ import annotations
+
+import csv
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import CSVLogger
+
+from sppo_lit.callbacks.console import written_whole
+from sppo_lit.errors import InputError
+
+
+def checkpoint_file(path: str, runs: Path) -> Path:
+    """The checkpoint that `--ckpt_path` names; `last` and `best` are looked up in the newest run of this recipe.
+
+    Args:
+        path: a file, a folder (sharded checkpoint), `last` or `best`.
+        runs: folder that holds `version_0`, `version_1`, … of this recipe.
+
+    Raises:
+        InputError: missing, or no complete checkpoint file.
+    """
+    if path in ("last", "best"):
+        found = sorted(runs.glob(f"version_*/checkpoints/{path}.ckpt"), key=lambda p: p.stat().st_mtime)
+        if not found:
+            raise InputError(f"--ckpt_path {path}: no {path}.ckpt in any run under {runs}; train first or give a file")
+        return found[-1]
+    file = Path(path)
+    if not file.exists():
+        raise InputError(f"--ckpt_path {path}: no such checkpoint; give a .ckpt file, 'last' or 'best'")
+    return file
+
+
+def check_checkpoint(file: Path, resume: bool) -> int:
+    """Iterations that a checkpoint has behind it, read without its weights.
+
+    Args:
+        file: a checkpoint; a folder (sharded) is left for Lightning to judge.
+        resume: whether training goes on from it, which needs the optimizers' state.
+
+    Raises:
+        InputError: damaged, not one of ours, or weights only where training goes on.
+    """
+    if file.is_dir():
+        return 0
+    damaged = f"--ckpt_path {file}: the file is damaged or no checkpoint; take another one of its folder"
+    if not zipfile.is_zipfile(file):
+        raise InputError(damaged)
+    try:
+        content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:  # a reader of foreign bytes may raise anything
+        raise InputError(damaged) from error
+    state = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or "iterations_done" not in state:
+        raise InputError(f"--ckpt_path {file}: no checkpoint of sppo-lit; give one from a run's checkpoints folder")
+    if resume and "optimizer_states" not in content:
+        raise InputError(
+            f"--ckpt_path {file}: holds weights only, without the optimizers, and cannot be resumed; it can be "
+            "evaluated with 'validate'"
+        )
+    return int(state["iterations_done"])
+
+
+def run_of(checkpoint: Path, runs: Path) -> Path | None:
+    """The run folder under `runs` that goes on where `checkpoint` is its last one; None: a new run starts from it."""
+    folder = checkpoint.resolve().parent.parent
+    last = checkpoint.name == "last.ckpt" and checkpoint.parent.name == "checkpoints"
+    return runs / folder.name if last and folder.parent == runs.resolve() else None
+
+
+class RunCSVLogger(CSVLogger):
+    """Lightning's logger, but one that continues the `metrics.csv` of an interrupted run instead of deleting it.
+
+    Args:
+        save_dir: folder of all runs.
+        name: name of the recipe's runs.
+        version: folder of the run to go on with, e.g. "version_0"; None starts a new one.
+        iterations: of the checkpoint that the run goes on from; rows of later iterations are dropped.
+    """
+
+    def __init__(self, save_dir: Path, name: str, version: str | None = None, iterations: int = 0) -> None:
+        super().__init__(save_dir, name=name, version=version)
+        self._iterations = iterations
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The writer; the first access opens the file."""
+        if self._experiment is not None:
+            return self._experiment
+        file = Path(self.log_dir) / "metrics.csv"
+        names, rows = rows_until(file, self._iterations) if file.is_file() else ([], [])
+        writer = super().experiment
+        if rows:
+            with written_whole(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as opened:
+                table = csv.DictWriter(opened, names)
+                table.writeheader()
+                table.writerows(rows)
+            writer.metrics_keys = sorted(names)
+        return writer
+
+
+def rows_until(file: Path, iterations: int) -> tuple[list[str], list[dict[str, str]]]:
+    """Column names of a `metrics.csv` and its rows of at most `iterations` iterations; a row cut short is dropped."""
+    with file.open(newline="", encoding="utf-8") as opened:
+        reader = csv.DictReader(opened)
+        rows = [row for row in reader if None not in row.values() and row.get("step")]
+        return list(reader.fieldnames or []), [row for row in rows if float(row["step"]) <= iterations]
