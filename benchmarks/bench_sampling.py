@@ -14,6 +14,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -24,7 +25,7 @@ from sppo_lit.rollout import TorchEngine, sequence_key
 from sppo_lit.types import Sampling
 
 PROMPTS, SHORTEST, LONGEST, VOCABULARY, PAD, TEMPERATURE = 128, 16, 96, 40, 0, 1.0
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "quickstart, 0.5M": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
     "4M": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 8},
 }
@@ -40,7 +41,7 @@ class RowLimits(StoppingCriteria):
         return input_ids.shape[1] >= self.ends
 
 
-def build(shape: dict[str, int], device: str) -> LlamaForCausalLM:
+def build(shape: dict[str, Any], device: str) -> Any:
     torch.manual_seed(0)
     config = LlamaConfig(
         **shape,
@@ -51,10 +52,11 @@ def build(shape: dict[str, int], device: str) -> LlamaForCausalLM:
         eos_token_id=None,
         pad_token_id=PAD,
     )
-    return LlamaForCausalLM(config).to(device).eval()
+    model: Any = LlamaForCausalLM(config)
+    return model.to(device).eval()
 
 
-def sides(model: LlamaForCausalLM, device: str) -> tuple[Callable[[], None], Callable[[], None], int]:
+def sides(model: Any, device: str) -> tuple[Callable[[], None], Callable[[], None], int]:
     """Our sampler, `generate`, and the number of useful tokens that each of them makes in a call."""
     rng = random.Random(0)
     prompts = [[rng.randrange(1, VOCABULARY) for _ in range(rng.randint(10, 30))] for _ in range(PROMPTS)]
@@ -98,7 +100,7 @@ def seconds(call: Callable[[], None], device: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Our sampler against model.generate")
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds, after one to warm up")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads, for both sides")
     parser.add_argument("--device", default="cpu")

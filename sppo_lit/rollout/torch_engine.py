@@ -145,7 +145,7 @@ class _Decoder:
         waiting: list[int],
         on_progress: Progress | None,
     ):
-        self.model, self.pad_id = engine.model, engine.pad_id
+        self.model, self.pad_id, self.eos_ids = engine.model, engine.pad_id, set(engine.eos_ids)
         self.prompts, self.limits, self.sampling, self.keys = prompts, limits, sampling, keys
         self.results, self.waiting, self.next = results, waiting, 0
         self.on_progress, self.last_report = on_progress, time.monotonic()
@@ -253,7 +253,7 @@ class _Decoder:
             self.results[self.owner[record]] = Completion(
                 response_ids=self.tokens[record, : length + 1].tolist(),
                 logprobs=_finite(self.logprobs[record, : length + 1].tolist()),
-                finished=bool(self.is_eos[token]),
+                finished=token in self.eos_ids,
             )
             self.free.append(record)
         gone = set(done)
