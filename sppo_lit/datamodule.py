@@ -142,7 +142,12 @@ class MathDataModule(pl.LightningDataModule):
             problems, wrong = self.parsable(source.problems())
             dropped.update(source.dropped)
             dropped["gold_unparsable"] += wrong
-        encoded, too_long = encode_problems(problems, self.module.tokenizer, self.max_prompt_tokens, self.system)
+            if not problems:
+                raise InputError(
+                    f"{problem_set.path}: none of its {wrong} gold answers can be checked; give answers as numbers or "
+                    "LaTeX, without \\boxed"
+                )
+        encoded, too_long = self.encode(problems, problem_set.path, self.max_prompt_tokens)
         dropped["prompt_too_long"] += too_long
         self.report(f"{use}: {_name_of(problem_set, encoded)}", len(encoded), dropped)
         return encoded
@@ -165,6 +170,17 @@ class MathDataModule(pl.LightningDataModule):
         verdicts = self.module.verifier.score([f"\\boxed{{{gold}}}" for gold in golds], golds)
         kept = [p for p, v in zip(problems, verdicts, strict=True) if v.reward == 1]
         return kept, len(problems) - len(kept)
+
+    def encode(self, problems: Sequence[Problem], path: str, limit: int) -> tuple[list[Encoded], int]:
+        """Problems with their prompt ids, and how many were left out for a prompt of more than `limit` tokens.
+
+        Raises:
+            InputError: every prompt is longer; `path` is named.
+        """
+        try:
+            return encode_problems(problems, self.module.tokenizer, limit, self.system)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
 
     def report(self, what: str, kept: int, dropped: Counter[str]) -> None:
         """Print how many problems were kept and why others were not."""
@@ -191,14 +207,28 @@ class _Generated:
     """The arithmetic task's own endless stream; every seed of a run has its own."""
 
     STRIDE = 10_000_000
+    ATTEMPTS = 100
 
     def __init__(self, data: MathDataModule, seed: int) -> None:
         self.data, self.offset = data, seed * self.STRIDE
+        self.take(0, 1)
 
     def take(self, start: int, count: int) -> list[Encoded]:
-        indices = range(self.offset + start, self.offset + start + count)
-        problems = [self.data.arithmetic.problem(i) for i in indices]
-        return encode_problems(problems, self.data.module.tokenizer, self.data.max_prompt_tokens)[0]
+        return [self._problem(self.offset + i) for i in range(start, start + count)]
+
+    def _problem(self, index: int) -> Encoded:
+        """Problem `index`, or another in its place where its prompt is too long: iterations are of one size."""
+        data, shortest = self.data, 10**9
+        for attempt in range(self.ATTEMPTS):
+            problem = data.arithmetic.problem(index + attempt * self.STRIDE * 1_000_000)
+            [entry], _ = data.encode([problem], "arithmetic", 10**9)
+            shortest = min(shortest, len(entry[1]))
+            if shortest <= data.max_prompt_tokens:
+                return entry
+        raise InputError(
+            f"arithmetic: all prompts are longer than max_prompt_tokens = {data.max_prompt_tokens} (the shortest has "
+            f"{shortest} tokens): raise the limit or lower data.arithmetic.max_operations"
+        )
 
 
 class _Shuffled:
@@ -238,20 +268,24 @@ class _Streamed:
         return [next(self.entries) for _ in range(count)]
 
     def _entries(self) -> Iterator[Encoded]:
-        data, tokenizer = self.data, self.data.module.tokenizer
+        data = self.data
         while True:
             source = data._open(data.train)
             dropped: Counter[str] = Counter()
             problems, kept = iter(source), 0
             while chunk := [p for p, _ in zip(problems, range(self.CHUNK), strict=False)]:
                 parsable, wrong = data.parsable(chunk)
-                encoded, too_long = encode_problems(parsable, tokenizer, 10**9, data.system)
+                encoded, too_long = data.encode(parsable, data.train.path, 10**9) if parsable else ([], 0)
                 short = [entry for entry in encoded if len(entry[1]) <= data.max_prompt_tokens]
                 dropped.update(gold_unparsable=wrong, prompt_too_long=too_long + len(encoded) - len(short))
                 kept += len(short)
                 yield from short
             if not kept:
-                raise InputError(f"{data.train.path}: no usable problem in it ({dict(dropped)})")
+                reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(dropped.items()) if n)
+                raise InputError(
+                    f"{data.train.path}: no usable problem in it ({reasons}); raise data.max_prompt_tokens or take "
+                    "other data"
+                )
             data.report(f"train: {data.train.path}, one pass", kept, dropped + source.dropped)
 
 

@@ -144,6 +144,8 @@ class RecipeCLI(LightningCLI):
         """With TensorBoard and CSV loggers in the run's folder, unless the recipe brings its own."""
         if self._get(self.config_init, "trainer").get("logger") in (None, True):
             kwargs["logger"] = self._loggers()
+        if self.continued:
+            kwargs["num_sanity_val_steps"] = 0  # the interrupted run has evaluated these weights
         try:
             return super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, MisconfigurationException, ModuleNotFoundError) as error:

@@ -79,6 +79,10 @@ def parse_error(text: str, recipe: Path | None, arguments: Sequence[str], known:
         return f"{where(key)}: unknown key {match[1]} in it; correct or remove it"
     if match := re.search(r"Problem with given class_path '(.+?)':\s+(.+)", text):
         return f"{where(key)}: class_path {match[1]}: {match[2].strip(' -')}; correct it"
+    if match := re.search(r"'class_path': '(.+?)'", text):
+        base = re.search(r"Subtypes: \[<class '(?:\S+\.)?(\w+)'>", text)
+        kind = f" of {base[1]}" if base else " of the right kind"
+        return f"{where(key)}: class_path {match[1]} is no class{kind}, or there is none of that name; correct it"
     if match := re.search(r"Unable to load config ['\"](.+?)['\"]", text):
         example = min((k for k in known if k.startswith(f"{key}.")), key=len, default=f"{key}.KEY")
         return f"{where(key)}: {match[1]!r} is no mapping; set its entries, e.g. --{example} VALUE"

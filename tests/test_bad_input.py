@@ -1,0 +1,384 @@
+"""Each mistake of a user is answered with one clear line and exit code 2, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cli_helpers import BASE, SMALL, recipe, refused
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, CLIPConfig, PreTrainedTokenizerFast, T5Config
+
+from sppo_lit.callbacks import checkpoint as checkpoint_callback
+from sppo_lit.cli import main
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network, and a seed that does not reach other tests."""
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    """A tiny policy with weights."""
+    folder = tmp_path / "policy"
+    config = AutoConfig.from_pretrained(BASE)
+    for name, value in SMALL.items():
+        setattr(config, name, value)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(BASE).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints folder of a finished run of one iteration."""
+    folder = tmp_path_factory.mktemp("trained")
+    assert main(["run", str(recipe(folder, {"trainer.max_epochs": 1}))]) == 0
+    return folder / "runs" / "tiny" / "version_0" / "checkpoints"
+
+
+# -------------------------------------------------------------------------------------------------- recipes and flags
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"modle": 1}, ("tiny.yaml: unknown key modle", "did you mean model", "correct or remove")),
+        ({"model.minibatchsize": 1}, ("unknown key model.minibatchsize", "did you mean model.minibatch_size")),
+        ({"model.sampling.temprature": 1}, ("unknown key model.sampling.temprature", "model.sampling.temperature")),
+        ({"data.val": [{"pth": "x"}]}, ("tiny.yaml: data.val: unknown key pth",)),
+        ({"model.minibatch_size": "many"}, ("tiny.yaml: model.minibatch_size: 'many'", "int")),
+        ({"trainer.max_epochs": "long"}, ("tiny.yaml: trainer.max_epochs: 'long'", "int")),
+        ({"model.policy": "folder"}, ("tiny.yaml: model.policy: 'folder' is no mapping", "--model.policy.path")),
+        ({"model": ...}, ("tiny.yaml: model.policy.path is missing",)),
+        ({"model": None}, ("tiny.yaml: model.policy.path is missing",)),
+        ({"model": "text"}, ("tiny.yaml: model: 'text' is no mapping",)),
+        ({"data": ...}, ("tiny.yaml: data.train.path is missing",)),
+        ({"model": {"class_path": "sppo_lit.nothing.Here"}}, ("model: class_path sppo_lit.nothing.Here",)),
+        (
+            {"model": {"class_path": "lightning.pytorch.demos.boring_classes.BoringModel"}},
+            ("class_path", "BoringModel", "PolicyModule"),
+        ),
+        ({"model.algorithm": "ppp"}, ("model.algorithm 'ppp' is unknown", "sppo")),
+        ({"model.sampling.temperature": 0.0}, ("model.sampling.temperature is 0", "set it above 0")),
+        ({"model.evaluation": {"samples": 4, "temperature": 0.0}}, ("4 samples at temperature 0",)),
+        ({"model.minibatch_size": 16}, ("minibatch_size 16 is larger than the 8 sequences", "problems_per_epoch 8")),
+        ({"model.minibatch_size": 3}, ("minibatch_size 3 does not divide the 8 sequences",)),
+        ({"model.minibatch_size": 0}, ("minibatch_size is 0", "at least 1")),
+        ({"data.problems_per_epoch": 0}, ("problems_per_epoch is 0", "at least 1")),
+        ({"trainer.gradient_clip_val": 1.0}, ("gradient_clip_val", "model.policy_optimizer.clip_norm")),
+        ({"trainer.accumulate_grad_batches": 2}, ("accumulate_grad_batches", "model.micro_batch_tokens")),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)
+def test_bad_recipe(
+    changes: dict[str, Any], parts: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused(capsys, tmp_path, ["run", recipe(tmp_path, changes)], *parts)
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (["--model.minibatchsize", "3"], ("unknown flag --model.minibatchsize", "did you mean --model.minibatch_size")),
+        (["--model.minibatch", "4"], ("unknown flag --model.minibatch",)),  # no guessing of cut-off flags
+        (["--minibatch_size=3"], ("unknown flag --minibatch_size ", "did you mean --model.minibatch_size", "--help")),
+        (["--model.minibatch_size", "many"], ("--model.minibatch_size: 'many'", "int")),
+        (["--max_epochs", "long"], ("--trainer.max_epochs: 'long'", "int")),
+        (["--model.policy.init", "best"], ("--model.policy.init: 'best'", "pretrained, random")),
+        (["--strategy", "magic"], ("--strategy magic is unknown", "auto", "ddp")),
+        (["--accelerator", "abacus"], ("accelerator='abacus'", "cpu", "--accelerator")),
+        (["--devices", "none"], ("devices",)),
+        (["--devices", "0"], ("devices",)),
+        (["--precision", "16-mixed"], ("--precision 16-mixed is not supported", "use bf16-mixed")),
+        (["--precision", "16"], ("use bf16-mixed",)),
+        (["--precision", "17"], ("--trainer.precision: '17'", "bf16-mixed")),
+        (["--ckpt_path", "last"], ("--ckpt_path last: no last.ckpt in any run under", "train first")),
+        (["--ckpt_path", "nowhere.ckpt"], ("--ckpt_path nowhere.ckpt: no such checkpoint",)),
+        (["more"], ("unknown flag more",)),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+def test_bad_flag(
+    flags: list[str], parts: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused(capsys, tmp_path, ["run", "fit", recipe(tmp_path), *flags], *parts)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_such_accelerator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(capsys, tmp_path, ["run", recipe(tmp_path), "--accelerator", "gpu"], "gpu", "correct --accelerator")
+
+
+def test_more_devices_than_there_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lightning.pytorch.accelerators import CUDAAccelerator
+
+    monkeypatch.setattr(CUDAAccelerator, "is_available", staticmethod(lambda: True))
+    monkeypatch.setattr("lightning.fabric.accelerators.cuda.num_cuda_devices", lambda: 1)
+    monkeypatch.setattr("lightning.fabric.utilities.device_parser._get_all_available_gpus", lambda **kinds: [0])
+    flags = ["--accelerator", "gpu", "--devices", "4"]
+    refused(capsys, tmp_path, ["run", recipe(tmp_path), *flags], "gpu", "correct --accelerator, --devices")
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("model: [1, 2\n", ("no valid YAML", "line 2")),
+        ("just words\n", ("no recipe", "YAML mapping")),
+        ("", ("no recipe", "YAML mapping")),
+        ("- a\n- b\n", ("no recipe", "YAML mapping")),
+        ("\x00\x01", ("no valid YAML",)),
+    ],
+    ids=["broken", "words", "empty", "list", "binary"],
+)
+def test_recipe_that_is_none(
+    text: str, parts: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "odd.yaml"
+    file.write_text(text)
+    refused(capsys, tmp_path, ["run", file], str(file), *parts)
+
+
+def test_missing_recipe_or_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(capsys, tmp_path, ["run", "recipes/nothing.yaml"], "recipes/nothing.yaml", "no such file", "sppo list")
+    refused(capsys, tmp_path, ["run", "test", "recipes/quickstart.yaml"], "test", "fit, validate")
+    refused(capsys, tmp_path, ["run"], "no recipe given", "sppo list")
+    refused(capsys, tmp_path, ["run", "--max_epochs", "3"], "no recipe given")
+
+
+# -------------------------------------------------------------------------------------------------------- checkpoints
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate"])
+def test_checkpoint_that_is_none(
+    stage: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = recipe(tmp_path, {"data.val": [{"path": "arithmetic", "limit": 4}], "trainer.max_epochs": 3})
+    whole = (trained / "last.ckpt").read_bytes()
+    (tmp_path / "truncated.ckpt").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "words.ckpt").write_text("not a checkpoint")
+    (tmp_path / "empty.ckpt").write_bytes(b"")
+    with zipfile.ZipFile(tmp_path / "other.ckpt", "w") as archive:
+        archive.writestr("readme.txt", "a zip of something else")
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "foreign.ckpt")
+    for name in ("truncated", "words", "empty", "other"):
+        path = tmp_path / f"{name}.ckpt"
+        refused(capsys, tmp_path, ["run", stage, file, "--ckpt_path", path], str(path), "damaged or no checkpoint")
+    path = tmp_path / "foreign.ckpt"
+    refused(capsys, tmp_path, ["run", stage, file, "--ckpt_path", path], str(path), "no checkpoint of sppo-lit")
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate"])
+def test_checkpoint_of_another_model(
+    stage: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"model.policy.config.hidden_size": 32, "model.policy.config.head_dim": 16, "trainer.max_epochs": 3}
+    file = recipe(tmp_path, {**changes, "data.val": [{"path": "arithmetic", "limit": 4}]})
+    refused(
+        capsys,
+        tmp_path,
+        ["run", stage, file, "--ckpt_path", trained / "last.ckpt"],
+        "the checkpoint is of another model",
+        "policy.model",
+        "use the recipe it was trained with",
+    )
+
+
+def test_checkpoint_without_optimizers_or_iterations_left(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = torch.load(trained / "last.ckpt", weights_only=True)
+    for part in ("optimizer_states", "lr_schedulers"):
+        content.pop(part)
+    torch.save(content, tmp_path / "weights.ckpt")
+    command = ["run", "fit", recipe(tmp_path), "--ckpt_path"]
+    refused(capsys, tmp_path, [*command, tmp_path / "weights.ckpt"], "weights only", "cannot be resumed")
+    command = ["run", "fit", recipe(tmp_path, {"trainer.max_epochs": 1}), "--ckpt_path"]
+    refused(capsys, tmp_path, [*command, trained / "last.ckpt"], "all 1 iterations", "set --max_epochs above 1")
+
+
+# --------------------------------------------------------------------------------------------------------------- data
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "parts"),
+    [
+        ("train.jsonl", None, ("No data file", "train.jsonl", "check the path")),
+        (
+            "train.jsonl",
+            '{"problem": "1+1=", "answer": "2"}\n{"problem": "1+2="}\n',
+            ("train.jsonl, row 2", "answer"),
+        ),
+        ("train.jsonl", "", ("train.jsonl", "is empty")),
+        ("train.jsonl", '{"problem": "1+1=", "answer": "2"}\n{"problem', ("train.jsonl, row 2", "corrupt JSON")),
+        ("train.txt", "1+1=2", ("train.txt", ".jsonl")),
+        ("train.jsonl", '{"a": 1}\n', ("train.jsonl, row 1", "'problem'")),
+    ],
+    ids=["missing", "no answer", "empty", "corrupt", "kind", "columns"],
+)
+def test_bad_data(
+    name: str, content: str | None, parts: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / name
+    if content is not None:
+        file.write_text(content)
+    refused(capsys, tmp_path, ["run", recipe(tmp_path, {"data.train.path": str(file)})], *parts)
+    changes = {"data.val": [{"path": str(file)}]}
+    refused(capsys, tmp_path, ["run", "validate", recipe(tmp_path, changes)], *parts)
+
+
+def test_prompts_longer_than_the_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = ("max_prompt_tokens = 2 (the shortest has", "raise the limit")
+    refused(capsys, tmp_path, ["run", recipe(tmp_path, {"data.max_prompt_tokens": 2})], *parts)
+    file = tmp_path / "train.jsonl"
+    file.write_text('{"problem": "1+1+1+1=", "answer": "4"}\n')
+    changes = {"data.max_prompt_tokens": 2, "data.train.path": str(file)}
+    refused(capsys, tmp_path, ["run", recipe(tmp_path, changes)], str(file), *parts)
+
+
+def test_gold_answers_that_cannot_be_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "train.jsonl"
+    file.write_text('{"problem": "prove it", "answer": "\\\\frac{1"}\n')
+    refused(capsys, tmp_path, ["run", recipe(tmp_path, {"data.train.path": str(file)})], str(file), "gold answers")
+
+
+# ------------------------------------------------------------------------------------------------------------- models
+
+
+def pretrained(tmp_path: Path, folder: Path, **changes: Any) -> Path:
+    return recipe(tmp_path, {"model.policy": {"path": str(folder)}, **changes})
+
+
+def test_tokenizer_without_eos(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (model_folder / file).unlink()
+    bare.save_pretrained(model_folder)
+    refused(capsys, tmp_path, ["run", pretrained(tmp_path, model_folder)], str(model_folder), "no end-of-sequence token")
+
+
+@pytest.mark.parametrize("config", [T5Config(), CLIPConfig()], ids=["T5", "CLIP"])
+def test_policy_that_is_no_causal_lm(
+    config: Any, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.save_pretrained(model_folder)
+    refused(capsys, tmp_path, ["run", pretrained(tmp_path, model_folder)], str(model_folder), "no causal language model")
+
+
+@pytest.mark.parametrize(
+    ("broken", "parts"),
+    [
+        (lambda f: (f / "config.json").unlink(), ("config",)),
+        (lambda f: (f / "model.safetensors").unlink(), ("no causal language model", "model.safetensors")),
+        (lambda f: (f / "model.safetensors").write_bytes(b"12345678901234"), ("no causal language model",)),
+        (
+            lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-100]),
+            ("no causal language model",),
+        ),
+        (lambda f: (f / "config.json").write_text("{"), ("config.json",)),
+        (lambda f: (f / "tokenizer.json").write_text("{"), ("no tokenizer could be loaded",)),
+        (shutil.rmtree, ("no such model folder",)),
+    ],
+    ids=["no config", "no weights", "no safetensors", "cut weights", "cut config", "cut tokenizer", "no folder"],
+)
+def test_broken_policy_folder(
+    broken: Any, parts: tuple[str, ...], model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken(model_folder)
+    refused(capsys, tmp_path, ["run", pretrained(tmp_path, model_folder)], str(model_folder), *parts)
+
+
+def test_weights_of_another_size_than_the_config(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((model_folder / "config.json").read_text())
+    (model_folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 32}))
+    refused(capsys, tmp_path, ["run", pretrained(tmp_path, model_folder)], str(model_folder))
+
+
+def test_critic_of_another_vocabulary(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    critic = tmp_path / "critic"
+    shutil.copytree(model_folder, critic)
+    tokenizer = AutoTokenizer.from_pretrained(critic)
+    tokenizer.add_tokens(["<more>"])
+    tokenizer.save_pretrained(critic)
+    file = pretrained(tmp_path, model_folder, **{"model.critic": {"path": str(critic)}})
+    refused(capsys, tmp_path, ["run", file], f"critic {critic}", "vocabulary", "same family")
+
+
+def test_config_changes_need_random_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = recipe(tmp_path, {"model.policy.init": "pretrained"})
+    refused(capsys, tmp_path, ["run", file], "config changes", "init: random")
+
+
+# ------------------------------------------------------------------------------------------- extras, disk, other ends
+
+
+def test_missing_extra(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    file = recipe(tmp_path, {"model.policy": {"path": "model.gguf"}})
+    refused(capsys, tmp_path, ["run", file], "model.gguf", "pip install 'sppo-lit[gguf]'")
+    monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)
+    refused(capsys, tmp_path, ["run", recipe(tmp_path), "--wandb", "project"], "pip install 'sppo-lit[wandb]'")
+
+
+def test_missing_gguf_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("gguf")
+    refused(capsys, tmp_path, ["run", recipe(tmp_path, {"model.policy": {"path": "no.gguf"}})], "no.gguf: no such")
+    (tmp_path / "odd.gguf").write_bytes(b"GGUF of nothing at all, but long enough to be read")
+    file = recipe(tmp_path, {"model.policy": {"path": str(tmp_path / "odd.gguf")}})
+    refused(capsys, tmp_path, ["run", file], "odd.gguf")
+
+
+def test_no_free_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint_callback, "free_bytes", lambda folder: 1000)
+    parts = ("not enough free disk space", "1,000 are free", "--trainer.default_root_dir")
+    refused(capsys, tmp_path, ["run", recipe(tmp_path)], *parts)
+
+
+def test_run_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    arguments = ["run", recipe(tmp_path), "--trainer.default_root_dir", tmp_path / "file"]
+    refused(capsys, tmp_path, arguments, str(tmp_path / "file"), "choose another folder")
+
+
+def test_parents_of_the_run_folder_vanish_but_not_other_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deep = tmp_path / "new" / "deeper"
+    file = recipe(tmp_path, {"data.max_prompt_tokens": 2, "data.val": [{"path": "arithmetic", "limit": 4}]})
+    refused(capsys, tmp_path, ["run", file, "--trainer.default_root_dir", deep])
+    other = deep / "tiny" / "version_0"
+    other.mkdir(parents=True)
+    (other / "metrics.csv").write_text("step\n1\n")
+    refused(capsys, tmp_path, ["run", file, "--trainer.default_root_dir", deep])
+    assert (other / "metrics.csv").exists()
+
+
+def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(recipe(tmp_path)), "--ckpt_path", "nowhere.ckpt", "--debug"]) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" in error and "checkpoint_file" in error and "no such checkpoint" in error
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_bug_of_ours_is_no_mistake_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        raise KeyError("bug")
+
+    monkeypatch.setattr("sppo_lit.module.SPPOModule.collect", broken)
+    with pytest.raises(KeyError, match="bug"):
+        main(["run", str(recipe(tmp_path))])
