@@ -11,7 +11,7 @@ _BARE = re.compile(r"\\{1,2}(?:boxed|fbox)(?![A-Za-z])[ \t]*(?=[^\s{$])")
 
 
 def extract_answer(response: str) -> str | None:
-    """The content of the last ``\\boxed{…}``/``\\fbox{…}`` after the last ``</think>``, stripped; None if there is none.
+    """The content of the last ``\\boxed{…}``/``\\fbox{…}`` after the last ``</think>``, stripped, or None.
 
     Braces are matched and escaped ones skipped, in one pass (linear in the length, whatever the nesting). The last box
     decides: if it is unclosed or empty there is no answer, earlier boxes and the free text are never searched. A box
@@ -70,7 +70,7 @@ def _last_bare(text: str, after: int) -> str | None:
         if depth < 0 or char == "$" or (depth == 0 and char.isspace()):
             rest = rest[:i]
             break
-    return rest.rstrip(".,;:!") if depth <= 0 else None
+    return rest.rstrip(".,;:") if depth <= 0 else None
 
 
 def _whole_box(text: str) -> str | None:

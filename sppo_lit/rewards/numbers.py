@@ -1,46 +1,88 @@
-"""Numbers as exact fractions: the cheap paths that most answers take."""
+"""Numbers and quantities in exact arithmetic: the cheap paths that most answers take. Input is normalized text."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from fractions import Fraction
 
-MAX_CHARS = 2000
-_CLEAN = re.compile(r"\\left(?![a-z])|\\right(?![a-z])|\\[!,;: ]|\$|~|\\displaystyle")
-_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)")
-_GROUPED = re.compile(r"[+-]?\d{1,3}(?:(?:,|\{,\})\d{3})+(?:\.\d*)?")
-_FRACTION = re.compile(r"([+-]?)\\?[dt]?frac\{([+-]?\d+)\}\{([+-]?\d+)\}|([+-]?)(\d+)/(\d+)")
+MAX_DIGITS = 1000
+_DEC = r"\d+(?:\.\d*)?|\.\d+"
+_PLAIN = re.compile(rf"([+-]?)({_DEC})(?:[eE]([+-]?\d{{1,3}}))?", re.ASCII)
+_GROUPED = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?", re.ASCII)
+_POWER = re.compile(rf"([+-]?)(?:({_DEC}) ?\\cdot ?)?10 ?\^ ?\{{?([+-]?\d{{1,3}})\}}?", re.ASCII)
+_FRAC = re.compile(
+    rf"([+-]?)(\d*) ?\\frac ?\{{([+-]?(?:{_DEC}))\}} ?\{{([+-]?(?:{_DEC}))\}}"
+    rf"|([+-]?)(?:(\d+) )?\(?((?:{_DEC}))\)?/\(?([+-]?(?:{_DEC}))\)?",
+    re.ASCII,
+)
+_REPEAT = re.compile(r"([+-]?)(\d*)\.(\d*)\\(?:overline|bar|dot) ?\{?(\d+)\}?", re.ASCII)
+_BASE = re.compile(r"([0-9A-Za-z]+) ?_ ?\{?(\d{1,2})\}?", re.ASCII)
 
 
-def clean(text: str) -> str:
-    """`text` without spacing commands, dollars and outer blanks."""
-    return _CLEAN.sub("", text.replace("−", "-")).strip().rstrip(".").strip()
+@dataclass(frozen=True)
+class Number:
+    """An exact value; `ulp` is one unit in the last place if it was written as a non-integer decimal, else 0."""
+
+    value: Fraction
+    ulp: Fraction = Fraction(0)
+
+    def scaled(self, factor: Fraction) -> Number:
+        """This number times a positive `factor`."""
+        return Number(self.value * factor, self.ulp * factor)
 
 
-def parse_number(text: str) -> Fraction | None:
-    """The exact value of a number in plain or LaTeX notation; None if it is anything else."""
-    s = text.replace(" ", "")
-    if len(s) > MAX_CHARS:
+def _decimal(sign: str, digits: str, exponent: int = 0) -> Number:
+    scale = Fraction(10) ** exponent
+    value = Fraction(digits.rstrip(".") or "0") * scale * (-1 if sign == "-" else 1)
+    places = len(digits.partition(".")[2])
+    inexact = (places or exponent) and value.denominator != 1
+    return Number(value, Fraction(1, 10**places) * scale if inexact else Fraction(0))
+
+
+def parse_number(s: str) -> Number | None:
+    """The value of a number written as integer, decimal, with thousands separators, in scientific notation, as a
+    proper, improper or mixed fraction, or as a repeating decimal; None if `s` is anything else."""
+    if not s or len(s) > MAX_DIGITS or not any(c.isdigit() for c in s[:20]):
         return None
     if _GROUPED.fullmatch(s):
-        s = s.replace("{,}", "").replace(",", "")
-    if _NUMBER.fullmatch(s):
-        return Fraction(s.rstrip(".") if s.endswith(".") else s)
-    if m := _FRACTION.fullmatch(s):
-        sign = -1 if (m[1] or m[4]) == "-" else 1
-        top, bottom = int(m[2] or m[5]), int(m[3] or m[6])
-        return sign * Fraction(top, bottom) if bottom else None
+        s = s.replace(",", "")
+    if m := _PLAIN.fullmatch(s):
+        return _decimal(m[1], m[2], int(m[3] or 0))
+    if m := _POWER.fullmatch(s):
+        return _decimal(m[1], m[2] or "1", int(m[3]))
+    if m := _FRAC.fullmatch(s):
+        sign, whole, top, bottom = (m[1], m[2], m[3], m[4]) if m[3] else (m[5], m[6], m[7], m[8])
+        upper, lower = Fraction(top.rstrip(".")), Fraction(bottom.rstrip("."))
+        if lower == 0 or (whole and not 0 <= upper < lower):
+            return None
+        value = upper / lower + (int(whole) if whole else 0)
+        return Number(-value if sign == "-" else value)
+    if m := _REPEAT.fullmatch(s):
+        head, tail, cycle = m[2] or "0", m[3], m[4]
+        nines = 10 ** len(cycle) - 1
+        value = Fraction(f"{head}.{tail}" if tail else head) + Fraction(int(cycle), nines * 10 ** len(tail))
+        return Number(-value if m[1] == "-" else value)
     return None
 
 
-def exactly_equal(gold: str, answer: str) -> bool | None:
-    """Equality by string or exact arithmetic; None if neither can tell."""
-    g, a = clean(gold), clean(answer)
-    if not a or not g:
-        return False
-    if g == a:
+def parse_base(s: str) -> tuple[str, int] | None:
+    """(digits, base) of a number such as ``52_8``."""
+    m = _BASE.fullmatch(s)
+    return (m[1].upper().lstrip("0") or "0", int(m[2])) if m and m[1][0].isdigit() else None
+
+
+def same_number(x: Number, y: Number, tolerance: Fraction = Fraction(1, 10**4)) -> bool:
+    """Equal, or one a rounding or truncation of the other.
+
+    Decimals that are not integers count as rounded: they may differ by less than one unit in the last place of the
+    coarser, if it has four significant digits, and by no more than `tolerance` of the value. Integers and exact
+    fractions must be equal.
+    """
+    if x.value == y.value:
         return True
-    if len(a) > MAX_CHARS:
+    ulp = max(x.ulp, y.ulp)
+    if ulp == 0 or x.value.denominator == 1 or y.value.denominator == 1:
         return False
-    x, y = parse_number(g), parse_number(a)
-    return x == y if x is not None and y is not None else None
+    gap, coarser = abs(x.value - y.value), x if x.ulp == ulp else y
+    return abs(coarser.value) >= 1000 * ulp and gap < ulp and gap <= tolerance * max(abs(x.value), abs(y.value))

@@ -1,0 +1,152 @@
+"""One spelling for each answer: LaTeX and plain notation reduced to a small common subset, as text.
+
+Nothing here looks at meaning: spacing, fonts, bracket sizes, Unicode signs and shorthand such as ``\\frac12`` only.
+All patterns are linear in the length of the text.
+"""
+
+from __future__ import annotations
+
+import re
+
+_SIGNS = {
+    "−": "-", "–": "-", "—": "-", "﹣": "-", "×": r"\cdot ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "π": r"\pi ",
+    "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ",
+    "≈": r"\approx ", "±": r"\pm ", "°": r"\degree ", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", 
+    "²": "^2", "³": "^3", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "θ": r"\theta ",
+    "α": r"\alpha ", "β": r"\beta ", "λ": r"\lambda ", "ω": r"\omega ", "μ": r"\mu ", "σ": r"\sigma ", "φ": r"\phi ",
+    "（": "(", "）": ")", "，": ",", "％": "%", "＝": "=", "⁻": "^-", "\u00a0": " ", "\u2009": " ", "\u202f": " ",
+    "{,}": ",\\!", "**": "^",
+}  # fmt: skip
+_SIGN = re.compile("|".join(re.escape(s) for s in sorted(_SIGNS, key=len, reverse=True)))
+FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|ln|log|exp|min|max|gcd|lcm"
+_TEXT = r"\\(?:text(?:bf|it|rm|sf|tt|normal|up)?|mbox|hbox|mathrm|mathbf|mathit|mathsf|bm|boldsymbol|operatorname\*?)"
+_RULES: list[tuple[re.Pattern[str], str]] = [
+    (re.compile(pattern), new)
+    for pattern, new in [
+        (r"√\s*(\d+)", r"\\sqrt{\1}"),
+        (r"√", r"\\sqrt "),
+        (r"(\d),\s?\\!\s?(?=\d)", r"\1"),  # 1,\!000 and 1{,}000
+        (r"\\(?:boxed|fbox)(?=\s*\{)", ""),
+        (r"\\(?:left|right)\s*\.", ""),
+        (r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])", ""),
+        (
+            r"(?<!\\)\\(?:displaystyle|textstyle|limits|nolimits|quad|qquad|thinspace|,|;|:|>|enspace|hfill)(?![A-Za-z])",
+            " ",
+        ),
+        (r"(?<!\\)\\!|\\negthinspace|\\hspace\*?\{[^{}]*\}|\\phantom\s?(?:\{[^{}]*\}|[^{}])", ""),
+        (r"(?<!\\)\\ |~", " "),
+        (r"\\[()]|(?<!\\)\\[\[\]](?!\d)|(?<!\\)\$", ""),
+        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (r"\\(?:mathrm|text|operatorname|mathsf)\{\s*([iepd])\s*\}", r"\1"),
+        (_TEXT + r"(?![A-Za-z])", r"\\text"),
+        (r"\\text\s*\{\s*(" + FUNCTIONS + r")\s*\}", r"\\\1 "),
+        (r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![A-Za-z])|\\degree(?![A-Za-z])", "°"),
+        (r"\\(?:leqslant|leq)(?![A-Za-z])|<=", r"\\le "),
+        (r"\\(?:geqslant|geq)(?![A-Za-z])|>=", r"\\ge "),
+        (r"\\lt(?![A-Za-z])", "<"),
+        (r"\\gt(?![A-Za-z])", ">"),
+        (r"\\neq(?![A-Za-z])|!=", r"\\ne "),
+        (r"\\(?:lbrace)(?![A-Za-z])", r"\\{"),
+        (r"\\(?:rbrace)(?![A-Za-z])", r"\\}"),
+        (r"\\(?:langle|lparen)(?![A-Za-z])|⟨", "("),
+        (r"\\(?:rangle|rparen)(?![A-Za-z])|⟩", ")"),
+        (r"\\(?:lbrack)(?![A-Za-z])", "["),
+        (r"\\(?:rbrack)(?![A-Za-z])", "]"),
+        (r"\\[lr]?vert(?![A-Za-z])", "|"),
+        (r"\\(?:times|cdotp?|ast)(?![A-Za-z])|\*", r"\\cdot "),
+        (r"\\div(?![A-Za-z])", "/"),
+        (r"\\(?:varnothing|empty)(?![A-Za-z])", r"\\emptyset "),
+        (r"\\(?:simeq|sim|doteq)(?![A-Za-z])", r"\\approx "),
+        (r"\\(?:R|reals|Reals)(?![A-Za-z])", r"\\mathbb{R}"),
+        (r"\\imath(?![A-Za-z])", "i"),
+        (r"\\(?:setminus|backslash)(?![A-Za-z])", r"\\setminus "),
+        (r"\bnp\.|\bmath\.", ""),
+        (r"(?<![\\A-Za-z])(" + FUNCTIONS + r"|sqrt|pi|infty)(?![A-Za-z])", r"\\\1 "),
+        (r"(?<![\\A-Za-z])(?:infinity|oo|inf)(?![A-Za-z])", r"\\infty "),
+        (r"\\text\s*\{\s*(\\infty|\\pi)\s*\}", r"\1 "),
+        (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+        (r"\\text\s*\{\s*,?\s*(?:and|or)\s*\}|(?<=[\s\d}),\]]),?\s?\b(?:and|or)\b", " , "),
+        (r"\\text\s*\{\s*,\s*\}", " , "),
+        (r"(?:,\s){2,}|,\s*,", ", "),
+        (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
+        (r"\\frac\s*(\d|[a-zA-Z])\s*(?=\{)", r"\\frac{\1}"),
+        (r"(\\frac\s*\{[^{}]*\})\s*(\d|[a-zA-Z])", r"\1{\2}"),
+        (r"\\frac\s*(\d)\s*([a-zA-Z])", r"\\frac{\1}{\2}"),
+        (r"\\sqrt\s*(\d|[a-zA-Z])", r"\\sqrt{\1}"),
+        (r"\{(\d{1,3}),(\d{3})(?:,(\d{3}))?(?:,(\d{3}))?\}", r"{\1\2\3\4}"),
+        (r"\s+", " "),
+        (r"(?<=[-+/=<>()\[\]{}^_|:;°&]) | (?=[-+/=<>()\[\]{}^_|:;°&])", ""),
+    ]
+]
+_INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|ne|lt|gt)(?:q|qslant)?(?![A-Za-z])")
+_OR = re.compile(r",?\s*(?:\\(?:text|mbox|textrm)\s*\{\s*or\s*\}|\bor\b|\\lor(?![A-Za-z])|\\vee(?![A-Za-z]))")
+_TEXT_LIST = re.compile(r"\\text ?\{([^{}]*,[^{}]*)\}")
+_TEXT_NUMBER = re.compile(r"\\text\{ ?([-+]?[\d.,/]*\d)( [^{}]*)?\}")
+_MATRIX = re.compile(r"\\begin\{([pbvBV]?matrix\*?|array|smallmatrix)\}(?:\{[lcr| ]*\})?(?:\[[lcr]\])?(.*)", re.DOTALL)
+
+
+def normalize(text: str) -> str:
+    """`text` in the common subset; the same string comes back for harmless differences in spelling."""
+    if text.isascii() and text.isdigit():
+        return text
+    s = _SIGN.sub(lambda m: _SIGNS[m.group()], text)
+    if _INEQUALITY.search(s):
+        s = _OR.sub(r" \\cup ", s)
+    for pattern, new in _RULES:
+        s = pattern.sub(new, s)
+    s = _TEXT_LIST.sub(lambda m: ",".join(f"\\text{{{piece.strip()}}}" for piece in m[1].split(",")), s)
+    s = _TEXT_NUMBER.sub(lambda m: m[1] + (f"\\text{{{m[2].strip()}}}" if m[2] and m[2].strip() else ""), s)
+    s = s.strip().rstrip(".,;: ").strip()
+    while s.endswith("\\\\"):
+        s = s[:-2].strip()
+    return unwrap(s, "{", "}")
+
+
+def unwrap(s: str, left: str, right: str) -> str:
+    """`s` without outer `left` … `right` that match each other."""
+    while s.startswith(left) and s.endswith(right) and len(s) > 1 and _closes_at(s, left, right) == len(s) - 1:
+        s = s[1:-1].strip()
+    return s
+
+
+def _closes_at(s: str, left: str, right: str) -> int:
+    depth = 0
+    for i, char in enumerate(s):
+        if i and s[i - 1] == "\\":
+            continue
+        depth += (char == left) - (char == right)
+        if depth == 0:
+            return i
+    return -1
+
+
+def split_top(s: str, separators: str) -> list[tuple[str, str]]:
+    """`s` split at the `separators` (a regular expression) that stand outside all brackets: (separator before, piece).
+
+    Half-open intervals count as brackets: any opening sign is closed by any closing one.
+    """
+    pieces, depth, start, before = [], 0, 0, ""
+    for m in re.finditer(rf"\\begin|\\end|\\[{{}}]|[(\[{{]|[)\]}}]|(?P<sep>{separators})|\\[A-Za-z]+|\\.", s):
+        token = m.group()
+        if m["sep"] is not None and depth == 0:
+            pieces.append((before, s[start : m.start()].strip()))
+            start, before = m.end(), token.strip()
+        elif token in ("(", "[", "{", "\\{", "\\begin"):
+            depth += 1
+        elif token in (")", "]", "}", "\\}", "\\end"):
+            depth -= 1
+    pieces.append((before, s[start:].strip()))
+    return pieces
+
+
+def matrix_rows(s: str) -> list[list[str]] | None:
+    """The cells of a matrix environment, if `s` is exactly one (determinants are not matrices)."""
+    m = _MATRIX.match(s)
+    if m is None or m[1].startswith(("v", "V")):
+        return None
+    end = f"\\end{{{m[1]}}}"
+    body = m[2].strip()
+    if not body.endswith(end) or "\\begin" in body[: -len(end)]:
+        return None
+    body = re.sub(r"\\hline|\\\\\s*$", "", body[: -len(end)].strip()).strip()
+    return [[cell.strip() for cell in row.split("&")] for row in re.split(r"\\\\", body)]
