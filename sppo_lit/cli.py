@@ -25,17 +25,24 @@ OWN = ("list", "-h", "--help", "--version")
 """Besides `run`, what `lightning` answers itself where there is no lightning-sdk."""
 
 USAGE = """\
-usage: {name} run [fit|validate] RECIPE [--flag value …]   train, or evaluate a checkpoint
-       {name} list                                         the recipes and what each is for
+usage: {name} run [fit|validate] RECIPE [--flag value …]
+       {name} list
+
+run          trains (fit, the default) or evaluates a checkpoint (validate)
+list         shows the recipes and what each is for
+--version    shows the version
 
 examples:
   {name} run recipes/quickstart.yaml
   {name} run recipes/quickstart.yaml --max_epochs 20 --seed_everything 2
-  {name} run fit RECIPE --ckpt_path last                   resume
-  {name} run validate RECIPE --ckpt_path CKPT              evaluate
-  {name} run fit RECIPE --help                             every setting
-  {name} run fit RECIPE --print_config                     the whole recipe, defaults included
-short flags: --strategy --devices --num_nodes --accelerator --precision --max_epochs; --debug shows tracebacks"""
+  {name} run fit RECIPE --ckpt_path last         resume the newest run
+  {name} run validate RECIPE --ckpt_path CKPT    evaluate a file, last or best
+  {name} run fit RECIPE --help                   every setting
+  {name} run fit RECIPE --print_config           the recipe with all defaults
+
+short for --trainer.FLAG: --strategy --devices --num_nodes --accelerator
+                          --precision --max_epochs
+--debug shows the traceback of an error"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sppo_lit.callbacks.console import console
 from sppo_lit.errors import InputError
-from sppo_lit.policy_module import Encoded, PolicyModule, check_limits
+from sppo_lit.policy_module import Encoded, PolicyModule
 from sppo_lit.problems.arithmetic import ArithmeticTask
 from sppo_lit.problems.prompts import encode_problems
 from sppo_lit.problems.sources import open_problems
@@ -31,6 +31,7 @@ class ProblemSet:
         limit: at most this many problems; how many are generated, for arithmetic (1,000 where None).
         name: what keys and results call it; by default the source's own name.
         streaming: read a large Hub source as it goes instead of all at once (training only; then in source order).
+        skip_bad_rows: count rows without problem or answer and corrupt lines, instead of stopping at the first.
     """
 
     path: str
@@ -38,6 +39,7 @@ class ProblemSet:
     limit: int | None = None
     name: str | None = None
     streaming: bool = False
+    skip_bad_rows: bool = False
 
 
 class ProblemStream(Protocol):
@@ -72,7 +74,9 @@ class MathDataModule(pl.LightningDataModule):
         system: str | None = None,
     ) -> None:
         super().__init__()
-        check_limits(problems_per_epoch=problems_per_epoch, max_prompt_tokens=max_prompt_tokens)
+        for key, value in (("problems_per_epoch", problems_per_epoch), ("max_prompt_tokens", max_prompt_tokens)):
+            if value < 1:
+                raise InputError(f"data.{key} is {value}; it must be at least 1")
         self.train, self.val = train, val or []
         self.arithmetic = arithmetic
         self.problems_per_epoch = problems_per_epoch
@@ -158,6 +162,7 @@ class MathDataModule(pl.LightningDataModule):
             problem_set.split,
             streaming=problem_set.streaming,
             limit=problem_set.limit,
+            skip_bad_rows=problem_set.skip_bad_rows,
             name=problem_set.name,
         )
 

@@ -130,8 +130,8 @@ class RecipeCLI(LightningCLI):
             self.continued = run_of(file, self._runs()) if resume else None
             if resume and 0 <= (settings.trainer.max_epochs or -1) <= self.started:
                 raise InputError(
-                    f"--ckpt_path {file}: has all {self.started} iterations of this recipe behind it; to train on, "
-                    f"set --max_epochs above {self.started}"
+                    f"--ckpt_path {file}: it is from iteration {self.started} and the run ends at --max_epochs "
+                    f"{settings.trainer.max_epochs}; raise --max_epochs to train on"
                 )
 
     def after_instantiate_classes(self) -> None:
@@ -150,7 +150,7 @@ class RecipeCLI(LightningCLI):
             return super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, MisconfigurationException, ModuleNotFoundError) as error:
             raise InputError(
-                f"trainer: {one_line(error)}; correct --accelerator, --devices, --strategy or --precision"
+                f"trainer: {one_line(error).rstrip('.')}; correct --accelerator, --devices, --strategy or --precision"
             ) from error
 
     def _runs(self) -> Path:
@@ -240,7 +240,9 @@ def names_a_class(recipe: Path) -> bool:
     try:
         content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{recipe}: no valid YAML ({one_line(error)}); correct it") from error
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        what = f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else one_line(error)
+        raise InputError(f"{recipe}: no valid YAML ({what}); correct it") from error
     if not isinstance(content, dict):
         raise InputError(f"{recipe}: no recipe; write a YAML mapping with the keys model, data and trainer")
     return isinstance(content.get("model"), dict) and "class_path" in content["model"]

@@ -82,16 +82,17 @@ def parse_error(text: str, recipe: Path | None, arguments: Sequence[str], known:
     if match := re.search(r"'class_path': '(.+?)'", text):
         base = re.search(r"Subtypes: \[<class '(?:\S+\.)?(\w+)'>", text)
         kind = f" of {base[1]}" if base else " of the right kind"
-        return f"{where(key)}: class_path {match[1]} is no class{kind}, or there is none of that name; correct it"
+        return f"{where(key)}: class_path {match[1]} is no subclass{kind}, or there is none of that name; correct it"
     if match := re.search(r"Unable to load config ['\"](.+?)['\"]", text):
-        example = min((k for k in known if k.startswith(f"{key}.")), key=len, default=f"{key}.KEY")
-        return f"{where(key)}: {match[1]!r} is no mapping; set its entries, e.g. --{example} VALUE"
+        example = f"--{key}.path {match[1]}" if f"{key}.path" in known else f"--{key}.KEY VALUE"
+        return f"{where(key)}: {match[1]!r} is no mapping; set its entries, e.g. {example}"
     value = re.search(r"(?:Got value|Given value): (.*)", text)
     kinds = re.findall(r"Expected an? (.+?)(?:\. Got value.*)?$", text, re.MULTILINE)
     if value is None or not kinds:
         return f"{where(key)}: {' '.join(text.split())[:300]}; {HELP}"
-    wanted = dict.fromkeys(_kind(kind) for kind in kinds if "path" not in kind)
-    return f"{where(key)}: {value[1]!r} is not valid; give one of: {', '.join(wanted)}"
+    wanted = dict.fromkeys(part for kind in kinds if "path" not in kind for part in _kind(kind).split(", "))
+    one_of = "one of " if len(wanted) > 2 else ""
+    return f"{where(key)}: {value[1]!r} is not valid; it must be {one_of}{' or '.join(wanted)}"
 
 
 def one_line(error: BaseException) -> str:

@@ -75,7 +75,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"model.minibatch_size": 16}, ("minibatch_size 16 is larger than the 8 sequences", "problems_per_epoch 8")),
         ({"model.minibatch_size": 3}, ("minibatch_size 3 does not divide the 8 sequences",)),
         ({"model.minibatch_size": 0}, ("minibatch_size is 0", "at least 1")),
-        ({"data.problems_per_epoch": 0}, ("problems_per_epoch is 0", "at least 1")),
+        ({"data.problems_per_epoch": 0}, ("data.problems_per_epoch is 0", "at least 1")),
         ({"trainer.gradient_clip_val": 1.0}, ("gradient_clip_val", "model.policy_optimizer.clip_norm")),
         ({"trainer.accumulate_grad_batches": 2}, ("accumulate_grad_batches", "model.micro_batch_tokens")),
     ],
@@ -109,9 +109,7 @@ def test_bad_recipe(
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
-def test_bad_flag(
-    flags: list[str], parts: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_flag(flags: list[str], parts: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refused(capsys, tmp_path, ["run", "fit", recipe(tmp_path), *flags], *parts)
 
 
@@ -162,9 +160,7 @@ def test_missing_recipe_or_stage(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("stage", ["fit", "validate"])
-def test_checkpoint_that_is_none(
-    stage: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_checkpoint_that_is_none(stage: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = recipe(tmp_path, {"data.val": [{"path": "arithmetic", "limit": 4}], "trainer.max_epochs": 3})
     whole = (trained / "last.ckpt").read_bytes()
     (tmp_path / "truncated.ckpt").write_bytes(whole[: len(whole) // 2])
@@ -206,7 +202,7 @@ def test_checkpoint_without_optimizers_or_iterations_left(
     command = ["run", "fit", recipe(tmp_path), "--ckpt_path"]
     refused(capsys, tmp_path, [*command, tmp_path / "weights.ckpt"], "weights only", "cannot be resumed")
     command = ["run", "fit", recipe(tmp_path, {"trainer.max_epochs": 1}), "--ckpt_path"]
-    refused(capsys, tmp_path, [*command, trained / "last.ckpt"], "all 1 iterations", "set --max_epochs above 1")
+    refused(capsys, tmp_path, [*command, trained / "last.ckpt"], "from iteration 1", "raise --max_epochs")
 
 
 # --------------------------------------------------------------------------------------------------------------- data
@@ -267,7 +263,7 @@ def test_tokenizer_without_eos(model_folder: Path, tmp_path: Path, capsys: pytes
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (model_folder / file).unlink()
     bare.save_pretrained(model_folder)
-    refused(capsys, tmp_path, ["run", pretrained(tmp_path, model_folder)], str(model_folder), "no end-of-sequence token")
+    refused(capsys, tmp_path, ["run", pretrained(tmp_path, model_folder)], str(model_folder), "no end-of-sequence")
 
 
 @pytest.mark.parametrize("config", [T5Config(), CLIPConfig()], ids=["T5", "CLIP"])
@@ -275,7 +271,9 @@ def test_policy_that_is_no_causal_lm(
     config: Any, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config.save_pretrained(model_folder)
-    refused(capsys, tmp_path, ["run", pretrained(tmp_path, model_folder)], str(model_folder), "no causal language model")
+    refused(
+        capsys, tmp_path, ["run", pretrained(tmp_path, model_folder)], str(model_folder), "no causal language model"
+    )
 
 
 @pytest.mark.parametrize(
@@ -306,7 +304,7 @@ def test_weights_of_another_size_than_the_config(
 ) -> None:
     config = json.loads((model_folder / "config.json").read_text())
     (model_folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 32}))
-    refused(capsys, tmp_path, ["run", pretrained(tmp_path, model_folder)], str(model_folder))
+    refused(capsys, tmp_path, ["run", pretrained(tmp_path, model_folder)], str(model_folder), "other shapes")
 
 
 def test_critic_of_another_vocabulary(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

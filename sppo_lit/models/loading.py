@@ -155,10 +155,10 @@ def _load(source: ModelSource, auto: Any, overrides: dict[str, Any]) -> PreTrain
             model, info = auto.from_pretrained(**where, **overrides, dtype=torch.float32, output_loading_info=True)
     except Exception as error:  # whatever the reader of each format raises at a bad file
         kind = "causal language model" if auto is AutoModelForCausalLM else "sequence classifier"
-        raise InputError(f"{source.path}: no {kind} could be loaded from it ({_first_line(error)})") from error
-    if info["mismatched_keys"]:
-        first = sorted(info["mismatched_keys"])[0]
-        raise InputError(f"{source.path}: its weights are not of the shapes in its config.json, first {first[0]}")
+        why = _first_line(error)
+        if "ignore_mismatched_sizes" in why:
+            why = "its weights are of other shapes than its config.json says"
+        raise InputError(f"{source.path}: no {kind} could be loaded from it ({why}); check the model's path") from error
     new_head = [key for key in info["missing_keys"] if key.startswith(NEW_HEADS)]
     missing = sorted(set(info["missing_keys"]) - set(new_head))
     if missing or (new_head and auto is AutoModelForCausalLM):

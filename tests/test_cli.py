@@ -1,0 +1,349 @@
+"""The command line as its users meet it: help, list, quiet runs, resuming, Ctrl-C, handing over to lightning-sdk."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from cli_helpers import ROOT, recipe
+from rich.console import Console
+
+from sppo_lit import __version__
+from sppo_lit.callbacks import console as console_module
+from sppo_lit.cli import lightning_main, main, translate
+from sppo_lit.errors import InputError
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+HELD_OUT = {"data.val": [{"path": "arithmetic", "limit": 6}], "trainer.check_val_every_n_epoch": 1}
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network, and a seed that does not reach other tests."""
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def command(*arguments: Any) -> list[str]:
+    return [sys.executable, "-m", "sppo_lit.cli", *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+# ---------------------------------------------------------------------------------------------------- help and recipes
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["-h"], ["--help"]):
+        assert main(arguments) == 0
+        shown = capsys.readouterr()
+        assert "sppo run [fit|validate] RECIPE" in shown.out and "--ckpt_path last" in shown.out and not shown.err
+        assert max(map(len, shown.out.splitlines())) <= 80
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"sppo-lit {__version__}\n"
+
+
+def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["run", "fit", "--help"], ["run", str(ROOT / "recipes" / "quickstart.yaml"), "--help"]):
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        shown = capsys.readouterr().out
+        assert end.value.code in (0, None)
+        assert "--model.minibatch_size" in shown and "--trainer.max_epochs" in shown and "--data.train.path" in shown
+
+
+def test_print_config_is_a_recipe_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["run", str(recipe(tmp_path)), "--model.minibatch_size", "8", "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert end.value.code in (0, None)
+    assert printed["model"]["minibatch_size"] == 8 and printed["model"]["clip_low"] == 0.2
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_list_names_every_recipe_with_its_title(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console_module, "console", Console(width=width, highlight=False))
+    assert main(["list"]) == 0
+    shown = capsys.readouterr().out
+    assert max(len(line.rstrip()) for line in shown.splitlines()) <= width
+    words = " ".join(shown.split())
+    for file in (ROOT / "recipes").rglob("*.yaml"):
+        title = file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        assert f"{file.relative_to(ROOT).as_posix()} {title}" in words
+
+
+def test_list_works_elsewhere_too(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["list"]) == 0
+    assert "recipes/quickstart.yaml" in capsys.readouterr().out
+    assert translate(["recipes/quickstart.yaml"])[2] == str(ROOT / "recipes" / "quickstart.yaml")
+
+
+def test_short_flags_stand_for_the_trainers() -> None:
+    file = str(ROOT / "recipes" / "quickstart.yaml")
+    given = [file, "--max_epochs", "3", "--strategy=ddp", "--model.minibatch_size", "4", "--ckpt_path", "last"]
+    flags = ["--trainer.max_epochs", "3", "--trainer.strategy=ddp", "--model.minibatch_size", "4"]
+    assert translate(given) == ["fit", "--config", file, *flags, "--ckpt_path", "last"]
+    assert translate(["validate", file]) == ["validate", "--config", file]
+    with pytest.raises(InputError):
+        translate(["--max_epochs", "3"])
+
+
+# ------------------------------------------------------------------------------------------------ the name `lightning`
+
+
+@pytest.fixture
+def no_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if lightning-sdk were not installed."""
+    monkeypatch.setitem(sys.modules, "lightning_sdk", None)
+
+
+def test_lightning_without_sdk(no_sdk: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert lightning_main(["login"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("lightning: 'login'") and "pip install lightning-sdk" in error
+    assert lightning_main(["list"]) == 0 and lightning_main(["--help"]) == 0 and lightning_main([]) == 0
+    assert "lightning run [fit|validate] RECIPE" in capsys.readouterr().out
+    assert lightning_main(["run", "nothing.yaml"]) == 2
+    assert capsys.readouterr().err.startswith("lightning: recipe nothing.yaml")
+
+
+def test_lightning_with_sdk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    calls: list[list[str]] = []
+    entry = types.ModuleType("lightning_sdk.cli.entrypoint")
+    entry.main_cli = lambda: calls.append(sys.argv[1:])  # type: ignore[attr-defined]
+    for name in ("lightning_sdk", "lightning_sdk.cli"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "lightning_sdk.cli.entrypoint", entry)
+    for arguments in (["login"], ["list", "jobs"], ["--help"], []):
+        monkeypatch.setattr(sys, "argv", ["lightning", *arguments])
+        assert lightning_main() == 0
+    assert calls == [["login"], ["list", "jobs"], ["--help"], []]
+    monkeypatch.setattr(sys, "argv", ["lightning", "run", "nothing.yaml"])
+    assert lightning_main() == 2 and len(calls) == 4  # `run` stays ours
+    assert "recipe nothing.yaml" in capsys.readouterr().err
+
+
+def test_a_broken_sdk_is_not_hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    package = tmp_path / "lightning_sdk" / "cli"
+    package.mkdir(parents=True)
+    (package.parent / "__init__.py").touch()
+    (package / "__init__.py").touch()
+    (package / "entrypoint.py").write_text("import something_it_lacks\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="something_it_lacks"):
+        lightning_main(["login"])
+    for name in ("lightning_sdk", "lightning_sdk.cli"):
+        sys.modules.pop(name, None)
+
+
+# --------------------------------------------------------------------------------------------------------------- runs
+
+
+def metrics(folder: Path) -> list[dict[str, str]]:
+    """Rows of `metrics.csv` without what depends on the clock."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [
+            {k: v for k, v in row.items() if not k.startswith("time/") and not k.endswith("tokens_per_second")}
+            for row in csv.DictReader(file)
+        ]
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Curves of the TensorBoard files of a run."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    file = str(recipe(tmp_path, HELD_OUT))
+    assert main(["run", file, "--max_epochs", "4", "--trainer.default_root_dir", str(whole)]) == 0
+    arguments = [file, "--trainer.default_root_dir", str(halves), "--max_epochs"]
+    assert main(["run", *arguments, "2"]) == 0
+    assert main(["run", "fit", *arguments, "4", "--ckpt_path", "last"]) == 0
+
+    assert [p.name for p in (halves / "tiny").iterdir()] == ["version_0"]
+    a, b = whole / "tiny" / "version_0", halves / "tiny" / "version_0"
+    one, two = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (a, b))
+    assert int(one["state_dict"]["iterations_done"]) == 4
+    assert one["state_dict"].keys() == two["state_dict"].keys()
+    for name, weights in one["state_dict"].items():
+        assert torch.equal(weights, two["state_dict"][name]), name
+    assert str(one["optimizer_states"]) == str(two["optimizer_states"])
+    assert one["epoch"] == two["epoch"] == 3
+    assert [row["step"] for row in metrics(a)] == ["0", "1", "1", "2", "2", "3", "3", "4", "4"]
+    assert metrics(a) == metrics(b)
+    curves = scalars(b)
+    assert [step for step, _ in curves["policy/loss"]] == [1, 2, 3, 4]
+    assert curves["policy/loss"] == scalars(a)["policy/loss"]
+    assert yaml.safe_load((b / "config.yaml").read_text())["ckpt_path"] is None
+    assert {p.name for p in (b / "evaluations").iterdir()} == {f"arithmetic-iteration-{i}.jsonl" for i in range(5)}
+
+
+def test_rows_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
+    """A run killed between two checkpoints has logged iterations that the resumed run does again."""
+    file = str(recipe(tmp_path, {"trainer.max_epochs": 2}))
+    assert main(["run", file]) == 0
+    run = tmp_path / "runs" / "tiny" / "version_0"
+    with (run / "metrics.csv").open(newline="") as opened:
+        names = next(csv.reader(opened))
+    with (run / "metrics.csv").open("a", newline="") as opened:
+        csv.DictWriter(opened, names).writerow({"step": "3", "rollout/reward": "9"})
+        opened.write("0.5,0.")  # cut short by the kill
+    assert main(["run", "fit", file, "--ckpt_path", "last", "--max_epochs", "3"]) == 0
+    rows = metrics(run)
+    assert [row["step"] for row in rows] == ["1", "2", "3"]
+    assert rows[-1]["rollout/reward"] != "9"
+
+
+def test_the_saved_recipe_of_a_run_resumes_and_evaluates_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(recipe(tmp_path, HELD_OUT))]) == 0
+    run = tmp_path / "runs" / "tiny" / "version_0"
+    trained = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│ arithmetic")][-1]
+    config, last = str(run / "config.yaml"), str(run / "checkpoints" / "last.ckpt")
+    assert main(["run", "fit", config, "--ckpt_path", last, "--max_epochs", "3"]) == 0
+    assert [row["step"] for row in metrics(run) if row["policy/loss"]] == ["1", "2", "3"]
+    copy = tmp_path / "copy.ckpt"
+    copy.write_bytes(Path(last).read_bytes())
+    assert main(["run", "fit", config, "--ckpt_path", str(copy), "--max_epochs", "4"]) == 0
+    assert sorted(p.name for p in run.parent.iterdir()) == ["version_0", "version_1"]  # not the run's own: a new one
+    capsys.readouterr()
+    assert main(["run", "validate", str(recipe(tmp_path, HELD_OUT)), "--ckpt_path", "last"]) == 0
+    shown = capsys.readouterr().out
+    assert "Evaluation after iteration 4" in shown and trained.split("│")[2] in shown
+    assert (run.parent.parent / "tiny-validate" / "version_0" / "evaluations").is_dir()
+
+
+def test_interrupt_says_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sppo_lit.module import SPPOModule
+
+    collect = SPPOModule.collect
+
+    def interrupted(self: SPPOModule, encoded: Any) -> Any:
+        if self.iteration == 2:
+            raise KeyboardInterrupt
+        return collect(self, encoded)
+
+    monkeypatch.setattr(SPPOModule, "collect", interrupted)
+    assert main(["run", str(recipe(tmp_path, {"trainer.max_epochs": 5}))]) == 130
+    shown = capsys.readouterr()
+    last = tmp_path / "runs" / "tiny" / "version_0" / "checkpoints" / "last.ckpt"
+    assert last.is_file()
+    lines = [line for line in (shown.out + shown.err).splitlines() if "interrupted" in line]
+    assert len(lines) == 1 and "after iteration 2" in lines[0] and str(last) in lines[0]
+    assert "Traceback" not in shown.err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_interrupt_before_the_first_iteration_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sppo_lit.policy_module.load_tokenizer", interrupted)
+    assert main(["run", str(recipe(tmp_path))]) == 130
+    assert capsys.readouterr().err == "sppo: interrupted\n"
+    assert not (tmp_path / "runs").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr("sppo_lit.module.SPPOModule.collect", interrupted)
+    assert main(["run", str(recipe(tmp_path))]) == 130
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_prints_only_its_own_lines(tmp_path: Path) -> None:
+    done = subprocess.run(
+        command("run", recipe(tmp_path, HELD_OUT)), env=environment(), cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    alien = re.compile("available|Seed|Tip|litlogger|Loading weights|LOAD REPORT|eval mode|args parameter|sys.argv")
+    assert not alien.search(done.stdout), done.stdout
+    assert done.stdout.startswith("val: arithmetic: 6 problems\nEvaluation before training")
+    assert "Run finished" in done.stdout
+
+
+def test_refusal_and_bug_as_the_shell_sees_them(tmp_path: Path) -> None:
+    def run(*arguments: Any, code: str = "") -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-c", code, *map(str, arguments)] if code else command(*arguments)
+        return subprocess.run(line, env=environment(), cwd=ROOT, capture_output=True, text=True)
+
+    refused = run("run", recipe(tmp_path, {"modle": 1}))
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "unknown key modle" in refused.stderr
+    code = (
+        "import sys, sppo_lit.module as m, sppo_lit.cli as c\n"
+        "m.SPPOModule.collect = lambda self, encoded: 1 // 0\n"
+        "sys.exit(c.main())"
+    )
+    bug = run("run", recipe(tmp_path), code=code)
+    assert bug.returncode == 1 and "Traceback" in bug.stderr and "ZeroDivisionError" in bug.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal(tmp_path: Path) -> None:
+    """A real signal to a real process in the middle of a run."""
+    file = recipe(tmp_path, {"trainer.max_epochs": 100000})
+    process = subprocess.Popen(
+        command("run", file),
+        env=environment(),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    last = tmp_path / "runs" / "tiny" / "version_0" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 60
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err and "interrupted after iteration" in out and str(last) in out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting needs root")
+def test_disk_that_is_full(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A disk of 256 KiB: large enough for the log, too small for a checkpoint; later filled by somebody else."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        file = recipe(tmp_path, {"trainer.default_root_dir": str(disk / "runs")})
+        larger = ["--model.policy.config", "{hidden_size: 64, intermediate_size: 256, num_hidden_layers: 4}"]
+        assert main(["run", str(file), *larger]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "not enough free disk space" in error
+        assert not any(disk.iterdir())
+        (disk / "large").write_bytes(b"0" * 250_000)
+        assert main(["run", str(file)]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and ("space" in error or "disk" in error), error
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
