@@ -128,11 +128,11 @@ def translate(arguments: Sequence[str]) -> list[str]:
 
 def list_recipes() -> int:
     """Print every recipe with the first line of its opening comment."""
+    from rich.console import Console
     from rich.padding import Padding
     from rich.text import Text
 
-    from sppo_lit.callbacks.console import console
-
+    console = Console(highlight=False)
     root = Path("recipes") if Path("recipes").is_dir() else shipped_root() / "recipes"
     paths = sorted(root.rglob("*.yaml"), key=lambda p: (len(p.relative_to(root).parts), p))
     if not paths:

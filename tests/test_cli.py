@@ -17,10 +17,8 @@ import pytest
 import torch
 import yaml
 from cli_helpers import ROOT, recipe
-from rich.console import Console
 
 from sppo_lit import __version__
-from sppo_lit.callbacks import console as console_module
 from sppo_lit.cli import lightning_main, main, translate
 from sppo_lit.errors import InputError
 
@@ -78,7 +76,7 @@ def test_print_config_is_a_recipe_again(tmp_path: Path, capsys: pytest.CaptureFi
 def test_list_names_every_recipe_with_its_title(
     width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(console_module, "console", Console(width=width, highlight=False))
+    monkeypatch.setenv("COLUMNS", str(width))
     assert main(["list"]) == 0
     shown = capsys.readouterr().out
     assert max(len(line.rstrip()) for line in shown.splitlines()) <= width

@@ -1,0 +1,188 @@
+"""Every recipe parses completely, has a title, and the paper's recipes say what the paper says."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sppo_lit.cli import translate
+from sppo_lit.errors import InputError
+from sppo_lit.lightning_cli import RecipeCLI, check_minibatch, check_trainer
+from sppo_lit.mistakes import explain
+from sppo_lit.problems.sources import SOURCES
+
+pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")  # kept back by `run`
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+PAPER = {
+    "deepscaler_1.5b/sppo": {
+        "policy": "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
+        "critic": "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
+        "data": "deepscaler",
+        "prompts": 256,
+        "minibatch": 128,
+        "critic_lr": 5e-6,
+        "weight_decay": 0.01,
+        "max_prompt": 1024,
+        "iterations": 1000,
+        "avg_at": 16,
+    },
+    "dapo17k_7b/sppo": {
+        "policy": "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B",
+        "critic": "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B",
+        "data": "dapo_math_17k",
+        "prompts": 512,
+        "minibatch": 32,
+        "critic_lr": 1e-5,
+        "weight_decay": 0.1,
+        "max_prompt": 2048,
+        "iterations": 200,
+        "avg_at": 8,
+    },
+}
+PAPER["dapo17k_7b/sppo_small_critic"] = {
+    **PAPER["dapo17k_7b/sppo"],
+    "critic": "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
+}
+
+
+class Parsed(Exception):
+    """Raised in place of building anything."""
+
+
+class ParsingCLI(RecipeCLI):
+    """The real command line, up to the point where models would be loaded."""
+
+    def instantiate_classes(self) -> None:
+        raise Parsed
+
+
+def parse(recipe: str | Path, *flags: str, stage: str = "fit") -> Any:
+    """All settings of a recipe, defaults included.
+
+    Raises:
+        InputError: as the command line would show it.
+    """
+    arguments = translate([stage, str(recipe), *flags])
+    made: list[RecipeCLI] = []
+    try:
+        ParsingCLI(arguments, Path(arguments[2]), made)
+    except Parsed:
+        cli = made[0]
+        return cli.config[cli.subcommand]
+    except Exception as error:
+        raise InputError(explain(error, Path(arguments[2]), arguments, made[0].keys) or repr(error)) from error
+    raise AssertionError("built something")
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT / "recipes").with_suffix("").as_posix()
+
+
+@pytest.fixture(autouse=True)
+def own_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The seed that parsing sets does not reach other tests."""
+    monkeypatch.setenv("PL_GLOBAL_SEED", os.environ.get("PL_GLOBAL_SEED", "0"))
+
+
+def test_there_are_the_recipes_that_the_readme_names() -> None:
+    assert {name(p) for p in RECIPES} >= {"quickstart", "arithmetic/warmup", "gsm8k/sppo", *PAPER}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name)
+def test_recipe(path: Path) -> None:
+    title = path.read_text(encoding="utf-8").partition("\n")[0]
+    assert title.startswith("# ") and title.endswith(".") and 30 < len(title) <= 125
+    settings = parse(path)
+    assert settings.seed_everything is not None
+    check_trainer(settings.trainer)
+    model = settings.model.get("init_args", settings.model)
+    minibatch, prompts = model.minibatch_size, settings.data.problems_per_epoch
+    assert prompts % minibatch == 0
+    assert settings.data.val, "no held-out problems"
+    for problem_set in (settings.data.train, *settings.data.val):
+        assert problem_set.path == "arithmetic" or problem_set.path in SOURCES
+    for source in (model.policy, model.get("critic")):
+        if source is not None and source.path.startswith("data/"):
+            assert (ROOT / source.path / "config.json").is_file()
+    assert parse(path, "--ckpt_path", "", stage="validate").model == settings.model
+
+
+@pytest.mark.parametrize("key", PAPER)
+def test_recipe_says_what_the_paper_says(key: str) -> None:
+    paper, settings = PAPER[key], parse(ROOT / "recipes" / f"{key}.yaml")
+    model, data, trainer = settings.model, settings.data, settings.trainer
+    assert model.algorithm == "sppo"
+    assert (model.policy.path, model.critic.path) == (paper["policy"], paper["critic"])
+    assert model.policy.init == model.critic.init == "pretrained"
+    assert (data.train.path, data.problems_per_epoch) == (paper["data"], paper["prompts"])
+    assert model.minibatch_size == paper["minibatch"]
+    assert (data.max_prompt_tokens, model.sampling.max_new_tokens) == (paper["max_prompt"], 8192)
+    assert trainer.max_epochs == paper["iterations"]
+    for optimizer, lr in ((model.policy_optimizer, 1e-6), (model.critic_optimizer, paper["critic_lr"])):
+        assert optimizer.lr == pytest.approx(lr)
+        assert (optimizer.schedule, optimizer.warmup_iterations, optimizer.clip_norm) == ("constant", 0, 1.0)
+    assert model.policy_optimizer.weight_decay == paper["weight_decay"]
+    assert (model.sampling.temperature, model.sampling.top_p, model.sampling.top_k) == (0.6, 1.0, 0)
+    assert (model.clip_low, model.clip_high, model.dual_clip) == (0.2, 0.2, 3.0)
+    assert (model.ppo_epochs, model.critic_warmup, model.aggregation) == (1, 0, None)
+    assert trainer.precision == "bf16-mixed" and model.gradient_checkpointing
+    assert [s.path for s in data.val] == ["aime24", "aime25", "amc23", "math500", "minerva"]
+    assert (model.evaluation.samples, model.evaluation.temperature) == (paper["avg_at"], 0.6)
+    assert model.evaluation.max_new_tokens in (None, 8192)
+
+
+def test_gsm8k_without_the_hub() -> None:
+    settings = parse(
+        "recipes/gsm8k/sppo.yaml",
+        *("--model.policy.path", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+        *("--data.train.path", "train.jsonl", "--data.train.limit=100"),
+        *("--data.val", "[{path: test.jsonl, limit: 64}]"),
+        *("--max_epochs", "3", "--accelerator=cpu", "--data.problems_per_epoch", "64"),
+        *("--completions.every_n_iterations", "1", "--run_name", "trial"),
+    )
+    assert settings.model.policy.path == "SmolLM2-135M-Instruct.Q4_1.gguf"
+    assert (settings.data.train.path, settings.data.train.limit) == ("train.jsonl", 100)
+    assert [(s.path, s.limit) for s in settings.data.val] == [("test.jsonl", 64)]
+    assert (settings.trainer.max_epochs, settings.trainer.accelerator) == (3, "cpu")
+    assert settings.completions.every_n_iterations == 1
+    assert settings.run_name == "trial"
+
+
+def test_flags_of_a_larger_machine() -> None:
+    flags = ("--strategy", "ddp", "--devices", "4", "--precision", "bf16-mixed", "--num_nodes", "2")
+    trainer = parse("recipes/quickstart.yaml", *flags).trainer
+    assert (trainer.strategy, str(trainer.devices), trainer.num_nodes) == ("ddp", "4", 2)
+    assert trainer.precision == "bf16-mixed"
+
+
+def test_runs_are_named_after_their_recipe() -> None:
+    assert parse("recipes/quickstart.yaml").run_name == "quickstart"
+    assert parse("recipes/gsm8k/sppo.yaml").run_name == "gsm8k-sppo"
+    assert parse("recipes/dapo17k_7b/sppo_small_critic.yaml").run_name == "dapo17k_7b-sppo_small_critic"
+
+
+def test_comments_apart_recipes_say_only_what_differs_from_the_defaults(tmp_path: Path) -> None:
+    """A recipe is a few lines: no key twice, none that YAML reads as something else."""
+    for path in RECIPES:
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 40
+        assert yaml.safe_load(text).keys() <= {"seed_everything", "trainer", "model", "data", "completions"}
+
+
+def test_a_minibatch_must_divide_the_iteration() -> None:
+    class Model:
+        class spec:
+            samples_per_prompt = 2
+
+        minibatch_size = 8
+
+    check_minibatch(4, Model)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="larger than the 6 sequences"):
+        check_minibatch(3, Model)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="does not divide the 10 sequences"):
+        check_minibatch(5, Model)  # type: ignore[arg-type]
