@@ -16,13 +16,12 @@ from sppo_lit.rewards.units import Quantity, same_unit, split_quantity
 
 MAX_CHARS = 2000
 MAX_ITEMS = 64
-Truth = "bool | None"
 Leaf = Callable[[str, str], "bool | None"]
 
 _CHOICE = re.compile(r"\\text ?\{ ?\(?([A-Z])\)? ?\}|\(\\text ?\{ ?([A-Z]) ?\}\)|\(?([A-Z])\)?|\(([a-z])\)")
 _CHOICE_FIRST = re.compile(r"(?:\\text ?\{ ?)?\(?([A-Z])(?:\)|[.:]) ?\}? ?(?=.)")
-_WORD_NUMBERS = {w: str(i) for i, w in enumerate(
-    "zero one two three four five six seven eight nine ten eleven twelve".split())}  # fmt: skip
+_COUNT = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+_WORD_NUMBERS = {word: str(i) for i, word in enumerate(_COUNT)}
 _CLOCK = re.compile(r"\d+(?::\d+)+", re.ASCII)
 
 
@@ -222,6 +221,16 @@ def is_words(s: str) -> bool:
     )
 
 
+def is_choice(s: str) -> bool:
+    """Whether `s` is a letter of multiple choice."""
+    return _CHOICE.fullmatch(s) is not None
+
+
+def is_clock(s: str) -> bool:
+    """Whether `s` is a time of day or a ratio, ``4:51``."""
+    return _CLOCK.fullmatch(split_quantity(s).core) is not None
+
+
 def _words(s: str) -> str:
     bare = re.sub(r"\\text ?\{([^{}]*)\}", r" \1 ", s).casefold()
     words = re.findall(r"\w+", bare)
@@ -239,5 +248,5 @@ def _same_choice(g: str, a: str) -> bool | None:
     if n := _CHOICE_FIRST.match(a):
         return n[1] == letter
     if re.fullmatch(r"\\text ?\{ ?\(?[a-z]\)? ?\}", a) and (m[1] or m[2]):
-        return a.strip("\\text{}() ").upper() == letter
+        return a.removeprefix("\\text").strip("{}() ").upper() == letter
     return False if "(" in g or "\\text" in g else None

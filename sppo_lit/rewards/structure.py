@@ -10,7 +10,8 @@ from sppo_lit.rewards.latex import matrix_rows, split_top, unwrap
 _GREEK = "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|kappa|lambda|mu|nu|xi|rho|sigma|tau|phi|varphi|chi|psi|omega"
 _NAME = re.compile(
     rf"(?:m ?)?(?:\\(?:angle|triangle|widehat|overline) ?)?"
-    rf"(?:[A-Za-z]|[A-Z][A-Za-z]{{1,11}}|[A-Za-z]{{3,12}}|\\(?:{_GREEK}|Delta|Omega)|\\(?:text|overline) ?\{{[^{{}}]*\}}"
+    rf"(?:[A-Za-z]|[A-Z][A-Za-z]{{1,11}}|[A-Za-z]{{3,12}}|\\(?:{_GREEK}|Delta|Omega)"
+    rf"|\\(?:text|overline) ?\{{[^{{}}]*\}}"
     rf"|\{{[A-Z]{{1,4}}\}}|\([a-z](?:, ?[a-z]){{1,4}}\))(?:_\{{?\w+\}}?)?'*(?:\([A-Za-z0-9,]{{1,6}}\))?'*"
 )
 _RELATION = r"\\approx(?![a-z])|\\le(?![a-z])|\\ge(?![a-z])|\\ne(?![a-z])|\\in(?![a-z])|=|<|>"

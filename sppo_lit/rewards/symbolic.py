@@ -18,9 +18,9 @@ from latex2sympy2_extended.latex2sympy2 import ConversionConfig, NormalizationCo
 from math_verify import verify
 from sympy.parsing import sympy_parser
 
-from sppo_lit.rewards.equivalence import compare, magnitude
+from sppo_lit.rewards.equivalence import compare, is_choice, is_clock, is_words, magnitude
 from sppo_lit.rewards.latex import normalize, split_top
-from sppo_lit.rewards.numbers import Number, same_number
+from sppo_lit.rewards.numbers import Number, parse_base, same_number
 from sppo_lit.rewards.structure import shape
 from sppo_lit.rewards.units import same_unit, split_quantity
 
@@ -28,6 +28,7 @@ MAX_CHARS = 600
 MAX_DEPTH = 40
 DIGITS = 30
 _MIXED = re.compile(r"(?<![\d.}])(\d+) ?\\frac ?\{(\d+)\} ?\{(\d+)\}")
+_NUMERAL = re.compile(r"\d+(?:\.\d*)?|\.\d+", re.ASCII)
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?)°")
 _CONVERSION = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_symbols=False)
 _NORMALIZATION = NormalizationConfig(
@@ -43,13 +44,19 @@ class TooBig(Exception):
 
 
 def forbid_eval() -> None:
-    """Take sympy's own string evaluator away from this process (called by the workers)."""
+    """Take the string evaluators of sympy away from this process (called by the workers).
 
-    def refuse(*args: Any, **kwargs: Any) -> Any:
-        raise ValueError("strings are not evaluated here")
+    The LaTeX grammar hands its number tokens to `sympify`, which would run Python's `eval`: numbers are read here, all
+    other strings refused.
+    """
 
-    sympy_parser.eval_expr = refuse
-    sympy_parser.parse_expr = refuse
+    def only_numbers(s: str, *args: Any, **kwargs: Any) -> Any:
+        if not _NUMERAL.fullmatch(s):
+            raise ValueError("strings are not evaluated here")
+        return sympy.Integer(int(s)) if s.isdigit() else sympy.Float(s)
+
+    sympy_parser.eval_expr = only_numbers
+    sympy_parser.parse_expr = only_numbers
 
 
 @lru_cache(maxsize=512)
@@ -91,7 +98,7 @@ def _digits(expr: Any) -> float:
         size = float(len(str(expr))) if expr.is_Float else expr.p.bit_length() * 0.302 if expr.is_Rational else 1.0
     elif expr.is_Pow:
         base, power = _digits(expr.base), _digits(expr.exp)
-        if expr.exp.free_symbols or expr.base.free_symbols and power < 3:
+        if expr.exp.free_symbols or (expr.base.free_symbols and power < 3):
             return base + power
         size = max(base, 1.0) * 10.0 ** min(power, 10.0)
     elif isinstance(expr, (sympy.factorial, sympy.factorial2, sympy.gamma)):
@@ -105,8 +112,20 @@ def _digits(expr: Any) -> float:
 
 
 def parses(text: str) -> bool:
-    """Whether `text` (raw) can be read as mathematics."""
-    return parse(split_quantity(normalize(text)).core) is not None
+    """Whether `text` (raw) can be read as mathematics, as words or as a choice."""
+    return len(text) <= 2000 and _readable(normalize(text), 0)
+
+
+def _readable(s: str, depth: int) -> bool:
+    if not s or depth > 6:
+        return False
+    if magnitude(split_quantity(s)) is not None or is_words(s) or parse_base(s) or is_choice(s) or is_clock(s):
+        return True
+    found = shape(s)
+    if found.kind == "value" and found.items[0] == s:
+        return s == "\\emptyset" or parse(split_quantity(s).core) is not None or as_set(s) is not None
+    items = [cell for row in found.items for cell in row.split("&")] if found.kind == "matrix" else found.items
+    return all(_readable(item, depth + 1) for item in items)
 
 
 def symbolically_equal(gold: str, answer: str) -> bool:
@@ -158,14 +177,12 @@ def same_value(x: Any, y: Any, decimal: Number | None = None) -> bool:
 
 
 def _points(symbols: list[Any]) -> list[dict[Any, Any]]:
-    """Fixed points of evaluation: three all positive, three of mixed signs."""
+    """Fixed points of evaluation: three all positive, then all negative, then two of mixed signs."""
     points = []
-    for k, flip in enumerate([0, 0, 0, 1, 2, 3]):
-        point = {}
-        for j, symbol in enumerate(symbols):
-            value = sympy.Rational(7 * j + 13 * k + 5, 11 + 3 * j + 2 * k)
-            point[symbol] = -value if flip and (flip + j) % (flip + 1) != 0 or (flip == 1) else value
-        points.append(point)
+    for k in range(6):
+        signs = [1 if k < 3 or (k > 3 and (j + k) % 2) else -1 for j in range(len(symbols))]
+        values = [sympy.Rational(7 * j + 13 * k + 5, 11 + 3 * j + 2 * k) for j in range(len(symbols))]
+        points.append({symbol: sign * value for symbol, sign, value in zip(symbols, signs, values, strict=True)})
     return points
 
 

@@ -1,111 +1,44 @@
-"""A pool of worker processes that judge answers, each under a deadline and a memory limit.
+"""A pool of worker processes that judge answers, each answer under a deadline, each process under a memory limit.
 
 Considered: `multiprocessing` (fork copies a process that holds CUDA and threads; spawn and forkserver import the
-parent's ``__main__``, here the command line and with it torch), `concurrent.futures` and pebble on top of it (same
-start methods; pickles travel from a process that reads model text). Plain subprocesses with a pipe each need neither:
-they start in about 50 ms, import only `sppo_lit.rewards`, and die by the kernel's timer or when the pipe closes.
+parent's ``__main__``, here the command line and with it torch), `concurrent.futures` and pebble on top of it (the same
+start methods; pickles travel from a process that reads model text; pebble adds a thread and a manager of its own).
+Plain subprocesses with a pipe each need none of that: they start in about 50 ms, import only `sppo_lit.rewards`, and
+die by the kernel's timer or when the pipe closes. POSIX only, as is training.
 
-No thread is started in the asking process: `score` runs a selector loop in the thread that calls it and may be called
-from any.
+No thread is started in the asking process: `score` runs a selector loop in the thread that calls it, which may be any.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
+import logging
 import os
 import selectors
 import signal
-import subprocess
-import sys
 import threading
 import time
 import weakref
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sppo_lit.rewards.worker import HEADER, pack
+from sppo_lit.errors import InputError
+from sppo_lit.rewards.custom import ANSWER, check_spec, weigh
+from sppo_lit.rewards.process import Worker
+from sppo_lit.rewards.worker import pack
 from sppo_lit.types import Verdict
 
-_KEEP = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
-_GRACE = 1.0  # seconds between the worker's own timer and a kill from outside
+logger = logging.getLogger(__name__)
+
+_GRACE = 2.0  # seconds between a worker's own timer and a kill from outside
 _START = 60.0  # seconds a worker may take to start or to load sympy
+_STARTS = 3  # workers in a row that may die before they are ready
+_CHUNK = 64  # most rows sent at once
+
+Row = tuple[str, str, bool]
 
 
-def worker_environment() -> dict[str, str]:
-    """Environment of a worker: a short list of harmless variables, no credentials."""
-    env = {name: os.environ[name] for name in _KEEP if name in os.environ}
-    path = [os.path.abspath(p or os.getcwd()) for p in sys.path]
-    return {**env, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
-
-
-class _Worker:
-    """One process, the rows it has been given and not yet answered, and the bytes in flight both ways."""
-
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "sppo_lit.rewards.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=worker_environment(),
-            bufsize=0,
-        )
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.stdin, self.stdout = self.process.stdin.fileno(), self.process.stdout.fileno()
-        os.set_blocking(self.stdin, False)
-        os.set_blocking(self.stdout, False)
-        self.outbox = bytearray(pack(settings))
-        self.inbox = bytearray()
-        self.rows: deque[int] = deque()
-        self.idle = True
-        self.kill_at = 0.0
-
-    def send(self) -> bool:
-        """Write what the pipe takes; False if the process is gone."""
-        try:
-            while self.outbox:
-                del self.outbox[: os.write(self.stdin, self.outbox[: 1 << 20])]
-        except BlockingIOError:
-            pass
-        except OSError:
-            return False
-        return True
-
-    def receive(self) -> tuple[list[dict[str, Any]], bool]:
-        """(whole messages that have arrived, whether the process is still there)."""
-        alive = True
-        try:
-            while piece := os.read(self.stdout, 1 << 16):
-                self.inbox += piece
-            alive = False
-        except BlockingIOError:
-            pass
-        except OSError:
-            alive = False
-        messages = []
-        while len(self.inbox) >= HEADER.size:
-            end = HEADER.size + HEADER.unpack_from(self.inbox)[0]
-            if len(self.inbox) < end:
-                break
-            messages.append(json.loads(self.inbox[HEADER.size : end]))
-            del self.inbox[:end]
-        return messages, alive
-
-    def end(self) -> None:
-        """Kill and reap; safe to call twice."""
-        with contextlib.suppress(OSError):
-            self.process.kill()
-        for pipe in (self.process.stdin, self.process.stdout):
-            with contextlib.suppress(OSError):
-                if pipe is not None:
-                    pipe.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(timeout=5)
-
-
-def _end_all(workers: list[_Worker], owner: int) -> None:
+def _end_all(workers: list[Worker], owner: int) -> None:
     if os.getpid() == owner:
         while workers:
             workers.pop().end()
@@ -119,19 +52,44 @@ class VerifierPool:
 
     Args:
         workers: number of processes.
-        deadline: seconds for each answer; then its worker is killed and replaced, the verdict is `timeout`.
-        memory_mb: address space of a worker in MiB; 0 for no limit.
+        deadline: seconds for each answer; then its worker is killed and replaced, the reason is ``timeout``.
+        memory_mb: address space of a worker in MiB; 0 for no limit (custom rewards that load models need it).
+        rewards: weights of the policy's reward (`score_shaped`) by name: ``answer`` for the verdict itself,
+            ``package.module:function`` or ``path/to/file.py:function`` for functions ``f(response, gold) -> float``.
+
+    Attributes:
+        errors: how often each custom reward raised, returned no finite number, or ran out of time.
+
+    Raises:
+        InputError: a custom reward cannot be found, or workers cannot start.
     """
 
-    def __init__(self, workers: int = 2, deadline: float = 5.0, memory_mb: int = 2048) -> None:
-        self.size = max(1, workers)
-        self.settings = {"deadline": deadline, "memory_mb": memory_mb}
+    def __init__(
+        self,
+        workers: int = 2,
+        deadline: float = 5.0,
+        memory_mb: int = 2048,
+        rewards: Mapping[str, float] | None = None,
+    ) -> None:
+        if workers < 1 or deadline <= 0 or memory_mb < 0:
+            raise InputError(
+                f"verifier: workers ({workers}) must be at least 1, deadline ({deadline}) above 0 and memory_mb "
+                f"({memory_mb}) not negative"
+            )
+        self.size = workers
+        self.weights = dict(rewards or {ANSWER: 1.0})
+        for spec in self.weights:
+            check_spec(spec)
+        self.functions = [spec for spec in self.weights if spec != ANSWER]
+        self.settings = {"deadline": float(deadline), "memory_mb": memory_mb, "functions": self.functions}
+        self.errors: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._reset()
 
     def _reset(self) -> None:
-        self._workers: list[_Worker] = []
+        self._workers: list[Worker] = []
         self._owner = os.getpid()
+        self._failed_starts = 0
         self._finalizer = weakref.finalize(self, _end_all, self._workers, self._owner)
 
     def __enter__(self) -> VerifierPool:
@@ -148,68 +106,148 @@ class VerifierPool:
     def score(
         self, responses: Sequence[str], golds: Sequence[str], finished: Sequence[bool] | None = None
     ) -> list[Verdict]:
-        """One verdict per response, in order.
+        """One verdict per response, in order; custom rewards are not run.
 
         Args:
             responses: decoded responses, prompts not included.
-            golds: gold answer of each.
+            golds: gold answer of each, without box.
             finished: False where a response was truncated; all True if not given.
         """
+        return self._judge(responses, golds, finished, shaped=False)[0]
+
+    def score_shaped(
+        self, responses: Sequence[str], golds: Sequence[str], finished: Sequence[bool] | None = None
+    ) -> tuple[list[Verdict], list[float]]:
+        """As `score`, with what the policy is paid: the weighted sum of verdict and custom rewards, per response.
+
+        The critic's label is `Verdict.reward`, which no custom reward changes. A custom reward that raises counts 0;
+        its first exception is logged with the row.
+        """
+        return self._judge(responses, golds, finished, shaped=True)
+
+    def _judge(
+        self, responses: Sequence[str], golds: Sequence[str], finished: Sequence[bool] | None, shaped: bool
+    ) -> tuple[list[Verdict], list[float]]:
         done = [True] * len(responses) if finished is None else [bool(f) for f in finished]
         if not len(responses) == len(golds) == len(done):
             raise ValueError(f"{len(responses)} responses, {len(golds)} golds, {len(done)} finished flags")
-        items = list(zip(responses, golds, done, strict=True))
+        rows = list(zip(responses, golds, done, strict=True))
         with self._lock:
             if os.getpid() != self._owner:
                 self._reset()
+            run = _Run(self, rows, shaped)
             try:
-                return self._run(items)
-            except BaseException:  # e.g. KeyboardInterrupt: workers are mid-chunk, start over next time
+                run.loop()
+            except BaseException:  # e.g. KeyboardInterrupt: workers are amid a chunk, start over next time
                 _end_all(self._workers, self._owner)
                 raise
+        verdicts = [v for v in run.verdicts if v is not None]
+        paid = [weigh(self.weights, v.reward, run.extra.get(i, {})) for i, v in enumerate(verdicts)]
+        return verdicts, paid
 
-    def _run(self, items: list[tuple[str, str, bool]]) -> list[Verdict]:
-        verdicts: list[Verdict | None] = [None] * len(items)
-        todo = deque(range(len(items)))
-        chunk = max(1, min(64, len(items) // (4 * self.size)))
-        deadline = self.settings["deadline"]
-        while len(self._workers) < min(self.size, len(items)):
-            self._workers.append(_Worker(self.settings))
-        while todo or any(w.rows for w in self._workers):
-            now = time.monotonic()
-            with selectors.DefaultSelector() as selector:
-                for worker in self._workers:
-                    if worker.idle and todo:
-                        rows = [todo.popleft() for _ in range(min(chunk, len(todo)))]
-                        worker.rows.extend(rows)
-                        worker.outbox += pack([items[i] for i in rows])
-                        worker.idle, worker.kill_at = False, now + _START
-                        worker.send()
-                    if worker.rows:
-                        events = selectors.EVENT_READ
-                        selector.register(worker.stdout, events, worker)
-                        if worker.outbox:
-                            selector.register(worker.stdin, selectors.EVENT_WRITE, worker)
-                busy = [w for w in self._workers if w.rows]
-                ready = {key.data for key, _ in selector.select(max(0.0, min(w.kill_at for w in busy) - now))}
+    def _replace(self, worker: Worker) -> None:
+        worker.end()
+        self._failed_starts = 0 if worker.ready else self._failed_starts + 1
+        if self._failed_starts >= _STARTS:
+            raise InputError(
+                f"verifier: worker processes end before they are ready; is memory_mb ({self.settings['memory_mb']}) "
+                "too small? `python -m sppo_lit.rewards.worker </dev/null` shows whether they start at all"
+            )
+        self._workers[self._workers.index(worker)] = Worker(self.settings)
+
+
+class _Run:
+    """One call of `score`: hands out rows, takes in verdicts, deals with workers that die."""
+
+    def __init__(self, pool: VerifierPool, rows: list[Row], shaped: bool) -> None:
+        self.pool, self.rows, self.shaped = pool, rows, shaped and bool(pool.functions)
+        self.deadline: float = pool.settings["deadline"]  # type: ignore[assignment]
+        self.verdicts: list[Verdict | None] = [None] * len(rows)
+        self.extra: dict[int, dict[str, float]] = {}
+        self.todo = deque(range(len(rows)))
+        self.alone: set[int] = set()  # rows that were with a worker that died for no known row
+        self.chunk = max(1, min(_CHUNK, len(rows) // (4 * pool.size)))
+
+    def loop(self) -> None:
+        workers = self.pool._workers
+        while len(workers) < min(self.pool.size, len(self.rows)):
+            workers.append(Worker(self.pool.settings))
+        while self.todo or any(w.rows for w in workers):
+            for worker in workers:
+                if worker.idle and self.todo:
+                    self.hand_out(worker)
+            busy = [w for w in workers if w.rows]
+            ready = self.wait(busy)
             for worker in busy:
                 alive = True
                 if worker in ready:
-                    alive = worker.send()
+                    sent = worker.send()
                     messages, there = worker.receive()
-                    alive = alive and there
+                    alive = sent and there
                     for message in messages:
-                        for reward, reason, answer, seconds in message["done"]:
-                            verdicts[worker.rows.popleft()] = Verdict(reward, reason, answer, seconds)
-                        worker.idle = bool(message.get("idle"))
-                        worker.kill_at = time.monotonic() + (deadline + _GRACE if message.get("slow") else _START)
-                if worker.rows and (not alive or time.monotonic() > worker.kill_at):
-                    worker.end()
-                    late = alive or worker.process.returncode == -getattr(signal, "SIGALRM", 0)
-                    verdicts[worker.rows.popleft()] = Verdict(0.0, "timeout" if late else "unparsable", None, deadline)
-                    todo.extendleft(reversed(worker.rows))
-                    self._workers[self._workers.index(worker)] = _Worker(self.settings)
-                elif not alive:
-                    worker.end()
-                    self._workers[self._workers.index(worker)] = _Worker(self.settings)
-        return [v if v is not None else Verdict(0.0, "unparsable") for v in verdicts]
+                        self.take_in(worker, message)
+                late = time.monotonic() > worker.kill_at
+                if not alive or (late and worker.rows):
+                    self.bury(worker, late)
+
+    def hand_out(self, worker: Worker) -> None:
+        rows = [self.todo.popleft()]
+        while self.todo and len(rows) < self.chunk and not self.alone & {rows[0], self.todo[0]}:
+            rows.append(self.todo.popleft())
+        worker.rows.extend(rows)
+        worker.outbox += pack({"rows": [self.rows[i] for i in rows], "shaped": self.shaped})
+        worker.idle = worker.slow = False
+        worker.kill_at = time.monotonic() + _START + self.deadline
+        worker.send()
+
+    def wait(self, busy: list[Worker]) -> set[Worker]:
+        with selectors.DefaultSelector() as selector:
+            for worker in busy:
+                selector.register(worker.stdout, selectors.EVENT_READ, worker)
+                if worker.outbox:
+                    selector.register(worker.stdin, selectors.EVENT_WRITE, worker)
+            timeout = min(w.kill_at for w in busy) - time.monotonic()
+            return {key.data for key, _ in selector.select(max(0.0, timeout))}
+
+    def take_in(self, worker: Worker, message: dict[str, Any]) -> None:
+        if error := message.get("error"):
+            raise InputError(error)
+        worker.ready = worker.ready or bool(message.get("ready"))
+        for reward, reason, answer, seconds, extra in message["done"]:
+            row = worker.rows.popleft()
+            self.verdicts[row] = Verdict(reward, reason, answer, seconds)
+            for spec, (value, problem) in zip(self.pool.functions, extra, strict=False):
+                self.extra.setdefault(row, {})[spec] = value
+                if problem:
+                    self.complain(spec, row, problem)
+        if not message.get("ready"):
+            worker.idle, worker.slow = bool(message.get("idle")), bool(message.get("slow"))
+            worker.partial = message.get("partial")
+        worker.kill_at = time.monotonic() + self.deadline + (_GRACE if worker.slow else _START)
+
+    def complain(self, spec: str, row: int, problem: str) -> None:
+        self.pool.errors[spec] += 1
+        if self.pool.errors[spec] == 1:
+            response, gold, _ = self.rows[row]
+            logger.warning(
+                "reward %s failed on row %d (gold %r, response ends %r): %s. It counts 0 there; further failures are "
+                "counted, not shown.", spec, row, gold[:100], response[-100:], problem
+            )  # fmt: skip
+
+    def bury(self, worker: Worker, late: bool) -> None:
+        """Settle the row a dead or late worker was at, give its other rows back, replace it."""
+        self.pool._replace(worker)
+        late = late or worker.process.returncode == -signal.SIGALRM
+        if not worker.rows:
+            return
+        if worker.slow or len(worker.rows) == 1:
+            row = worker.rows.popleft()
+            if worker.partial is not None:  # judged; only a custom reward did not come to an end
+                self.verdicts[row] = Verdict(*worker.partial)
+                for spec in self.pool.functions:
+                    self.complain(spec, row, f"no result within {self.deadline} s" if late else "the process died")
+            else:
+                self.verdicts[row] = Verdict(0.0, "timeout" if late else "unparsable", None, self.deadline)
+        else:
+            self.alone.update(worker.rows)
+        self.todo.extendleft(reversed(worker.rows))

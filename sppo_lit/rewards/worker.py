@@ -1,9 +1,9 @@
-"""The process that judges: reads chunks of answers from stdin, writes one verdict per answer to stdout.
+"""The process that judges: reads chunks of answers from stdin, writes a verdict per answer to stdout.
 
 Messages are JSON behind a 4-byte length, both ways; nothing is unpickled from a process that reads model text.
-The worker's own clock is the kernel: before an answer that may take long it sets an interval timer whose signal is
-not handled in Python, so that even a computation that never returns to the interpreter ends the process in time, with
-or without a living parent. Torch is never imported, sympy only when an answer needs it.
+The deadline is kept by the kernel: an interval timer, whose signal is not handled in Python, ends even a computation
+that never returns to the interpreter, with or without a living parent. Torch is never imported, sympy only when an
+answer needs it. Before anything that may take long the finished verdicts are sent, so that a death costs one answer.
 """
 
 from __future__ import annotations
@@ -31,10 +31,9 @@ def _read(fd: int, size: int, parent: int) -> bytes:
     """Exactly `size` bytes; exits when the pipe is closed or the parent is gone."""
     data = bytearray()
     while len(data) < size:
-        if hasattr(os, "getppid") and os.name == "posix":
-            while not select.select([fd], [], [], 5.0)[0]:
-                if os.getppid() != parent:
-                    os._exit(0)
+        while not select.select([fd], [], [], 5.0)[0]:
+            if os.getppid() != parent:
+                os._exit(0)
         piece = os.read(fd, min(size - len(data), 1 << 20))
         if not piece:
             os._exit(0)
@@ -42,67 +41,99 @@ def _read(fd: int, size: int, parent: int) -> bytes:
     return bytes(data)
 
 
-def _write(fd: int, data: bytes) -> None:
-    view = memoryview(data)
+def _receive(fd: int, parent: int) -> Any:
+    return json.loads(_read(fd, HEADER.unpack(_read(fd, HEADER.size, parent))[0], parent))
+
+
+def _send(fd: int, message: Any) -> None:
+    view = memoryview(pack(message))
     while view:
         view = view[os.write(fd, view) :]
 
 
 def limit_memory(megabytes: int) -> None:
-    """Cap the address space of this process (where the system supports it); 0 means no cap."""
-    if megabytes <= 0:
-        return
+    """Cap the address space of this process (where the system supports it) and write no core files; 0: no cap."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
-        size = megabytes << 20
-        resource.setrlimit(resource.RLIMIT_AS, (size, size))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if megabytes > 0:
+            resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20, megabytes << 20))
 
 
-def _alarm(seconds: float) -> None:
-    if hasattr(signal, "setitimer"):
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+class _Judge:
+    """Judges the rows of one chunk after the other under the settings the parent sent."""
+
+    def __init__(self, settings: dict[str, Any], sink: int) -> None:
+        from sppo_lit.rewards import answers  # noqa: F401 - loaded before the first answer is timed
+        from sppo_lit.rewards.custom import load_reward
+
+        self.deadline: float = settings["deadline"]
+        self.sink = sink
+        self.functions = [load_reward(spec) for spec in settings["functions"]]
+        self.done: list[list[Any]] = []
+
+    def flush(self, **more: Any) -> None:
+        _send(self.sink, {"done": self.done, **more})
+        self.done = []
+
+    def chunk(self, rows: list[tuple[str, str, bool]], shaped: bool) -> None:
+        for response, gold, finished in rows:
+            start = time.perf_counter()
+            verdict = self.verdict(response, gold, finished)
+            seconds = time.perf_counter() - start
+            extra: list[tuple[float, str]] = []
+            if shaped and self.functions:
+                from sppo_lit.rewards.custom import run_reward
+
+                self.flush(slow=True, partial=[*verdict, seconds])
+                signal.setitimer(signal.ITIMER_REAL, self.deadline)
+                extra = [run_reward(function, response, gold) for function in self.functions]
+            self.done.append([*verdict, seconds, extra])
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self.flush(idle=True)
+
+    def verdict(self, response: str, gold: str, finished: bool) -> tuple[Any, ...]:
+        from sppo_lit.rewards import answers
+
+        signal.setitimer(signal.ITIMER_REAL, self.deadline)
+        try:
+            quick = answers.judge_exact(response, gold, finished)
+            if quick is not None:
+                return quick
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            answers.load_symbolic()
+            self.flush(slow=True)
+            signal.setitimer(signal.ITIMER_REAL, self.deadline)
+            return answers.judge(response, gold, finished)
+        except MemoryError:  # a heap at its limit is not worth keeping
+            self.done.append([0.0, "unparsable", None, 0.0, []])
+            self.flush()
+            os._exit(1)
+        except Exception:
+            return 0.0, "unparsable", None
 
 
 def main() -> None:
     """Serve until stdin closes."""
-    from sppo_lit.rewards import answers
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "SIGALRM"):
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     parent = os.getppid()
     source, sink = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
-    os.dup2(null, 1)  # whatever prints must not reach the verdicts
-    settings = json.loads(_read(source, HEADER.unpack(_read(source, HEADER.size, parent))[0], parent))
-    deadline = settings["deadline"]
+    os.dup2(null, 1)  # whatever a reward prints must not reach the verdicts
+    settings = _receive(source, parent)
     limit_memory(settings["memory_mb"])
+    try:
+        judge = _Judge(settings, sink)
+    except Exception as error:
+        _send(sink, {"done": [], "error": str(error)})
+        os._exit(1)
+    judge.flush(ready=True)
     while True:
-        chunk = json.loads(_read(source, HEADER.unpack(_read(source, HEADER.size, parent))[0], parent))
-        done: list[list[Any]] = []
-        for response, gold, finished in chunk:
-            start = time.perf_counter()
-            verdict = answers.judge_exact(response, gold, finished)
-            if verdict is None:
-                answers.load_symbolic()
-                _write(sink, pack({"done": done, "slow": True}))
-                done = []
-                _alarm(deadline)
-                start = time.perf_counter()
-                exhausted = False
-                try:
-                    verdict = answers.judge(response, gold, finished)
-                except MemoryError:
-                    verdict, exhausted = (0.0, "unparsable", None), True
-                _alarm(0)
-                if exhausted:  # a heap at its limit is not worth keeping
-                    _write(sink, pack({"done": [[*verdict, time.perf_counter() - start]]}))
-                    os._exit(1)
-            done.append([*verdict, time.perf_counter() - start])
-        _write(sink, pack({"done": done, "idle": True}))
+        message = _receive(source, parent)
+        judge.chunk(message["rows"], message["shaped"])
 
 
 if __name__ == "__main__":

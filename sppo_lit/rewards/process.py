@@ -1,0 +1,97 @@
+"""One worker process seen from the asking side: its pipes, the rows it holds, its environment."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections import deque
+from typing import Any
+
+from sppo_lit.rewards.worker import HEADER, pack
+
+_KEEP = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "VIRTUAL_ENV")
+
+
+def worker_environment() -> dict[str, str]:
+    """Environment of a worker: a short list of harmless variables and the import path, no credentials."""
+    env = {name: os.environ[name] for name in _KEEP if name in os.environ}
+    path = [os.path.abspath(p) for p in sys.path if p] + [os.getcwd()]
+    env["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path))
+    return {**env, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+
+
+class Worker:
+    """One process, the rows it has been given and not yet answered, and the bytes in flight both ways.
+
+    Attributes:
+        rows: indices of the rows it holds, the one it works on first.
+        ready: it has started and loaded what it needs.
+        idle: it waits for a chunk.
+        slow: it has said that the first of `rows` may take long.
+        partial: the verdict on that row, if only a custom reward is still at work.
+        kill_at: monotonic time at which it is killed unless it is heard from.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "sppo_lit.rewards.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=worker_environment(),
+            bufsize=0,
+        )
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.stdin, self.stdout = self.process.stdin.fileno(), self.process.stdout.fileno()
+        os.set_blocking(self.stdin, False)
+        os.set_blocking(self.stdout, False)
+        self.outbox, self.inbox = bytearray(pack(settings)), bytearray()
+        self.rows: deque[int] = deque()
+        self.ready, self.idle, self.slow = False, True, False
+        self.partial: list[Any] | None = None
+        self.kill_at = 0.0
+
+    def send(self) -> bool:
+        """Write what the pipe takes; False if the process is gone."""
+        try:
+            while self.outbox:
+                del self.outbox[: os.write(self.stdin, self.outbox[: 1 << 16])]
+        except BlockingIOError:
+            pass
+        except OSError:
+            return False
+        return True
+
+    def receive(self) -> tuple[list[dict[str, Any]], bool]:
+        """(whole messages that have arrived, whether the process is still there)."""
+        alive = True
+        try:
+            while piece := os.read(self.stdout, 1 << 16):
+                self.inbox += piece
+            alive = False
+        except BlockingIOError:
+            pass
+        except OSError:
+            alive = False
+        messages = []
+        while len(self.inbox) >= HEADER.size:
+            end = HEADER.size + HEADER.unpack_from(self.inbox)[0]
+            if len(self.inbox) < end:
+                break
+            messages.append(json.loads(self.inbox[HEADER.size : end]))
+            del self.inbox[:end]
+        return messages, alive
+
+    def end(self) -> None:
+        """Kill and reap; safe to call twice."""
+        with contextlib.suppress(OSError):
+            self.process.kill()
+        for pipe in (self.process.stdin, self.process.stdout):
+            with contextlib.suppress(OSError):
+                if pipe is not None:
+                    pipe.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=5)
