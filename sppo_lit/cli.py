@@ -132,15 +132,13 @@ def list_recipes() -> int:
     from rich.padding import Padding
     from rich.text import Text
 
+    roots = (shipped_root() / "recipes", Path("recipes"))  # the user's own go before those shipped, as in `find`
+    found = {path.relative_to(root).as_posix(): path for root in roots for path in root.rglob("*.yaml")}
     console = Console(highlight=False)
-    root = Path("recipes") if Path("recipes").is_dir() else shipped_root() / "recipes"
-    paths = sorted(root.rglob("*.yaml"), key=lambda p: (len(p.relative_to(root).parts), p))
-    if not paths:
-        raise InputError(f"no recipe in {root}; reinstall sppo-lit or run from a clone")
-    for path in paths:
-        first = path.read_text(encoding="utf-8").partition("\n")[0]
-        console.print(Text(f"recipes/{path.relative_to(root).as_posix()}", "bold"))
-        console.print(Padding(Text(first.removeprefix("#").strip()), (0, 0, 0, 2)))
+    for name in sorted(found, key=lambda name: (name.count("/"), name)):
+        title = found[name].read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+        console.print(Text(f"recipes/{name}", "bold"))
+        console.print(Padding(Text(title.removeprefix("#").strip()), (0, 0, 0, 2)))
     return 0
 
 

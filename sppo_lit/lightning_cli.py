@@ -64,7 +64,11 @@ QUIET = (
 )
 """Lightning's warnings that do not apply here, mostly because the one batch is made on the spot."""
 
-QUIET_LOGGERS = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed")
+QUIET_LOGGERS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.seed",
+    "lightning.fabric.utilities.distributed",
+)
 """Say which devices there are, advertise other loggers, and tell the seed: nothing that a user has to know."""
 
 

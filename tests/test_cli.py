@@ -88,8 +88,11 @@ def test_list_names_every_recipe_with_its_title(
 
 def test_list_works_elsewhere_too(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "mine.yaml").write_text("# My own.\n")
     assert main(["list"]) == 0
-    assert "recipes/quickstart.yaml" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "recipes/quickstart.yaml" in shown and "recipes/mine.yaml\n  My own." in shown
     assert translate(["recipes/quickstart.yaml"])[2] == str(ROOT / "recipes" / "quickstart.yaml")
 
 

@@ -121,7 +121,7 @@ def load_scalar_critic(source: ModelSource, tokenizer: PreTrainedTokenizerBase) 
             )
     model = _load(source, AutoModelForSequenceClassification, {"num_labels": 1})
     if source.init == "random" or getattr(model, "_sppo_new_head", False):
-        nn.init.zeros_(model.score.weight)
+        nn.init.zeros_(model.get_parameter("score.weight"))
     return _finish(source, model, tokenizer)
 
 
@@ -199,7 +199,7 @@ def _dequantised(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _finish(source: ModelSource, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = model.get_input_embeddings().get_parameter("weight").shape[0]
     if rows < len(tokenizer):
         raise InputError(f"{source.path}: {rows} embeddings for a vocabulary of {len(tokenizer)} tokens")
     model.config.pad_token_id = tokenizer.pad_token_id
