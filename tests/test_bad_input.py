@@ -95,7 +95,7 @@ def test_bad_recipe(
         (["--minibatch_size=3"], ("unknown flag --minibatch_size ", "did you mean --model.minibatch_size", "--help")),
         (["--model.minibatch_size", "many"], ("--model.minibatch_size: 'many'", "int")),
         (["--max_epochs", "long"], ("--trainer.max_epochs: 'long'", "int")),
-        (["--model.policy.init", "best"], ("--model.policy.init: 'best'", "pretrained, random")),
+        (["--model.policy.init", "best"], ("--model.policy.init: 'best'", "pretrained or random")),
         (["--strategy", "magic"], ("--strategy magic is unknown", "auto", "ddp")),
         (["--accelerator", "abacus"], ("accelerator='abacus'", "cpu", "--accelerator")),
         (["--devices", "none"], ("devices",)),
