@@ -188,7 +188,10 @@ def compare_values(g: str, a: str) -> bool | None:
     words = is_words(g), is_words(a)
     if all(words):
         return _words(g) == _words(a) or (None if "\\text" not in g + a and len(g) < 6 else False)
-    if (x is not None and words[1]) or (y is not None and words[0]):
+    letters = is_choice(g), is_choice(a)
+    if ((x is not None or letters[0]) and (words[1] or letters[1])) or ((y is not None or letters[1]) and words[0]):
+        return _words(g) == _words(a)
+    if letters[0] and y is not None:
         return _words(g) == _words(a)
     if _CLOCK.fullmatch(p.core) and _CLOCK.fullmatch(q.core):
         return same_unit(p.unit, q.unit) and [int(n) for n in p.core.split(":")] == [int(n) for n in q.core.split(":")]

@@ -15,6 +15,7 @@ import logging
 import os
 import selectors
 import signal
+import sys
 import threading
 import time
 import weakref
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 _GRACE = 2.0  # seconds between a worker's own timer and a kill from outside
 _START = 60.0  # seconds a worker may take to start or to load sympy
 _STARTS = 3  # workers in a row that may die before they are ready
+_LEAST_MEMORY = 512  # MiB; less does not load sympy
 _CHUNK = 64  # most rows sent at once
 
 Row = tuple[str, str, bool]
@@ -71,10 +73,10 @@ class VerifierPool:
         memory_mb: int = 2048,
         rewards: Mapping[str, float] | None = None,
     ) -> None:
-        if workers < 1 or deadline <= 0 or memory_mb < 0:
+        if workers < 1 or deadline <= 0 or not (memory_mb == 0 or memory_mb >= _LEAST_MEMORY):
             raise InputError(
-                f"verifier: workers ({workers}) must be at least 1, deadline ({deadline}) above 0 and memory_mb "
-                f"({memory_mb}) not negative"
+                f"verifier: workers ({workers}) must be at least 1, deadline ({deadline}) above 0, memory_mb ({memory_mb}) "
+                f"0 for no limit or at least {_LEAST_MEMORY}"
             )
         self.size = workers
         self.weights = dict(rewards or {ANSWER: 1.0})
@@ -150,8 +152,8 @@ class VerifierPool:
         self._failed_starts = 0 if worker.ready else self._failed_starts + 1
         if self._failed_starts >= _STARTS:
             raise InputError(
-                f"verifier: worker processes end before they are ready; is memory_mb ({self.settings['memory_mb']}) "
-                "too small? `python -m sppo_lit.rewards.worker </dev/null` shows whether they start at all"
+                f"verifier: {_STARTS} worker processes in a row ended before they were ready; see what "
+                f"`{sys.executable} -m sppo_lit.rewards.worker </dev/null` says"
             )
         self._workers[self._workers.index(worker)] = Worker(self.settings)
 
