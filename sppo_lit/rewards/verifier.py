@@ -75,8 +75,8 @@ class VerifierPool:
     ) -> None:
         if workers < 1 or deadline <= 0 or not (memory_mb == 0 or memory_mb >= _LEAST_MEMORY):
             raise InputError(
-                f"verifier: workers ({workers}) must be at least 1, deadline ({deadline}) above 0, memory_mb ({memory_mb}) "
-                f"0 for no limit or at least {_LEAST_MEMORY}"
+                f"verifier: workers ({workers}) must be at least 1, deadline ({deadline}) above 0, and memory_mb "
+                f"({memory_mb}) 0 for no limit or at least {_LEAST_MEMORY}"
             )
         self.size = workers
         self.weights = dict(rewards or {ANSWER: 1.0})
@@ -242,7 +242,7 @@ class _Run:
         late = late or worker.process.returncode == -signal.SIGALRM
         if not worker.rows:
             return
-        if worker.slow or len(worker.rows) == 1:
+        if worker.ready and (worker.slow or len(worker.rows) == 1):
             row = worker.rows.popleft()
             if worker.partial is not None:  # judged; only a custom reward did not come to an end
                 self.verdicts[row] = Verdict(*worker.partial)
@@ -250,6 +250,6 @@ class _Run:
                     self.complain(spec, row, f"no result within {self.deadline} s" if late else "the process died")
             else:
                 self.verdicts[row] = Verdict(0.0, "timeout" if late else "unparsable", None, self.deadline)
-        else:
+        elif worker.ready:
             self.alone.update(worker.rows)
         self.todo.extendleft(reversed(worker.rows))

@@ -122,7 +122,7 @@ def attack(count: int, deadline: float, trap: Path) -> None:
 
 
 def test_200_hostile_answers(tmp_path: Path) -> None:
-    attack(200, 1.0, tmp_path / "trap")
+    attack(200, 0.5, tmp_path / "trap")
 
 
 @pytest.mark.slow
