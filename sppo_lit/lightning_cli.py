@@ -119,6 +119,12 @@ class RecipeCLI(LightningCLI):
         parser.add_argument("--wandb", type=str | None, default=None, help="Also log to this Weights & Biases project.")
         self.keys = [action.dest for action in parser._actions]
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "validate":
+            parser.set_defaults({"verbose": False})  # Lightning's table says again what ours has said
+        return parser
+
     def _parse_ckpt_path(self) -> None:
         """Checkpoints hold no hyperparameters: the recipe does."""
 

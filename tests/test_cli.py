@@ -232,6 +232,7 @@ def test_the_saved_recipe_of_a_run_resumes_and_evaluates_it(tmp_path: Path, caps
     assert main(["run", "validate", str(recipe(tmp_path, HELD_OUT)), "--ckpt_path", "last"]) == 0
     shown = capsys.readouterr().out
     assert "Evaluation after iteration 4" in shown and trained.split("│")[2] in shown
+    assert "Validate metric" not in shown
     assert (run.parent.parent / "tiny-validate" / "version_0" / "evaluations").is_dir()
 
 
