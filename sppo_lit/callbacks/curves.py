@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 
 from sppo_lit.callbacks.console import console, run_folder, written_whole
-from sppo_lit.callbacks.panels import LEGEND_COLUMNS, PANELS, Series
+from sppo_lit.callbacks.panels import LEGEND_COLUMNS, Series, panels_for
 from sppo_lit.errors import InputError
 
 
@@ -96,6 +96,8 @@ def draw(series: Series, path: Path, title: str = "") -> None:
         from matplotlib.ticker import MaxNLocator
     except ImportError:
         raise InputError("drawing curves needs matplotlib: pip install 'sppo-lit[plots]'") from None
+    if not (panels := panels_for(series)):
+        return
     style: Any = {
         "font.size": 9,
         "axes.titlesize": 10.5,
@@ -110,22 +112,23 @@ def draw(series: Series, path: Path, title: str = "") -> None:
         "lines.linewidth": 1.6,
     }
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(15, 6.4), layout="constrained")
-        axes = figure.subplots(2, 4, sharex=True)
-        for axis, (name, panel) in zip(axes.flat, PANELS, strict=True):
+        rows, columns = grid(len(panels))
+        figure = Figure(figsize=(0.6 + 3.6 * columns, 0.4 + 3.0 * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, sharex=True, squeeze=False)
+        for axis in axes.flat[len(panels) :]:
+            axis.remove()
+        for axis, (name, panel) in zip(axes.flat, panels, strict=False):
             axis.set_title(name)
             axis.spines[["top", "right"]].set_visible(False)
-            if panel(axis, series):
-                axis.set_xlabel("iteration")
-                axis.tick_params(labelbottom=True)
-            else:
-                axis.set_axis_off()
-                axis.text(0.5, 0.5, "nothing logged", ha="center", color="#777777", transform=axis.transAxes)
+            panel(axis, series)
+            axis.set_xlabel("iteration")
+            axis.tick_params(labelbottom=True)
         iterations = [i for x, _ in series.values() for i in x]
         edge = 0.02 * (max(iterations) - min(iterations)) or 1
         axes.flat[0].xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.flat[0].set_xlim(min(iterations) - edge, max(iterations) + edge)
-        for row in axes:  # titles of a row stand at one height, above the longest legend
+        for row in (axes.flat[: len(panels)][i : i + columns] for i in range(0, len(panels), columns)):
+            # Titles of a row stand at one height, above its longest legend.
             legends = [axis.get_legend() for axis in row]
             lines = max(math.ceil(len(legend.texts) / LEGEND_COLUMNS) if legend else 0 for legend in legends)
             for axis in row:
@@ -133,6 +136,12 @@ def draw(series: Series, path: Path, title: str = "") -> None:
         figure.suptitle(headline(series, title), x=0.012, ha="left", fontsize=12)
         with written_whole(path) as temporary:
             figure.savefig(temporary, dpi=130, format="png")
+
+
+def grid(count: int) -> tuple[int, int]:
+    """Rows and columns for `count` panels: one row of up to four, else two or more rows of up to four."""
+    rows = math.ceil(count / 4)
+    return rows, math.ceil(count / rows)
 
 
 def headline(series: Series, title: str) -> str:

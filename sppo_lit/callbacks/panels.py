@@ -1,4 +1,4 @@
-"""The panels of `curves`: each draws one topic on a matplotlib axis and says whether there was anything to draw."""
+"""The panels of `curves`: each draws one topic on a matplotlib axis."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
     "#56B4E9",
     "#777777",
 )
+PHASES = (("rollout", BLUE), ("verify", ORANGE), ("values", GREEN), ("update", PURPLE))
 
 
 def moving_average(values: list[float], window: int) -> list[float]:
@@ -104,8 +105,8 @@ def _percent(axis: Axes) -> None:
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
 
 
-def _accuracy(axis: Axes, series: Series) -> bool:
-    drawn = _line(axis, series, "rollout/accuracy", "training", SKY)
+def _accuracy(axis: Axes, series: Series) -> None:
+    _line(axis, series, "rollout/accuracy", "training", SKY)
     sets = sorted({name.split("/")[1] for name in series if name.startswith("val/") and name.count("/") == 2})
     for i, name in enumerate(sets):
         kind = "greedy" if f"val/{name}/greedy" in series else "avg_at_k"
@@ -116,92 +117,83 @@ def _accuracy(axis: Axes, series: Series) -> bool:
         color = (RED, GREEN, PURPLE, ORANGE, GREY)[i % 5]
         axis.plot(x, y, color=color, marker="o", ms=3.5, label=name if kind == "greedy" else f"{name} avg@k")
         if len(half) == len(y):
-            low, high = [v - h for v, h in zip(y, half, strict=True)], [v + h for v, h in zip(y, half, strict=True)]
+            low = [max(0.0, v - h) for v, h in zip(y, half, strict=True)]
+            high = [min(1.0, v + h) for v, h in zip(y, half, strict=True)]
             if len(y) > 1:
                 axis.fill_between(x, low, high, color=color, alpha=0.13, linewidth=0)
             else:
-                axis.errorbar(x, y, half, color=color, capsize=3)
-        drawn = True
+                axis.vlines(x, low, high, color=color)
     _percent(axis)
     _legend(axis)
-    return drawn
 
 
-def _responses(axis: Axes, series: Series) -> bool:
-    drawn = _line(axis, series, "rollout/response_length", "length (tokens)", BLUE)
+def _responses(axis: Axes, series: Series) -> None:
+    _line(axis, series, "rollout/response_length", "length (tokens)", BLUE)
     twin = _twin(axis, RED)
     if _line(twin, series, "rollout/truncation_rate", "truncated (right)", RED):
-        drawn = True
         twin.set_ylim(bottom=0, top=max(0.01, twin.get_ylim()[1]))
         _percent(twin)
     else:
         twin.set_axis_off()
     _legend(axis, twin)
-    return drawn
 
 
-def _entropy(axis: Axes, series: Series) -> bool:
-    drawn = _line(axis, series, "policy/entropy", "entropy (nats per token)", BLUE)
+def _entropy(axis: Axes, series: Series) -> None:
+    _line(axis, series, "policy/entropy", "entropy (nats per token)", BLUE)
     twin = _twin(axis, RED)
     if _line(twin, series, "policy/approx_kl", "KL (right)", RED):
-        drawn = True
         _plain(twin)
     else:
         twin.set_axis_off()
     _legend(axis, twin)
-    return drawn
 
 
-def _clipping(axis: Axes, series: Series) -> bool:
-    drawn = _line(axis, series, "policy/clip_fraction", "clipped", BLUE)
-    drawn |= _line(axis, series, "policy/dual_clip_fraction", "dual-clipped", PURPLE)
+def _clipping(axis: Axes, series: Series) -> None:
+    _line(axis, series, "policy/clip_fraction", "clipped", BLUE)
+    _line(axis, series, "policy/dual_clip_fraction", "dual-clipped", PURPLE)
     _percent(axis)
     twin = _twin(axis, ORANGE)
     if _line(twin, series, "policy/ratio_max", "ratio extremes (right)", ORANGE):
-        drawn = True
         low = {"_low": series.get("policy/ratio_min", ([], []))}
         _line(twin, low, "_low", "_", ORANGE)
         _log_scale(twin)
     else:
         twin.set_axis_off()
     _legend(axis, twin)
-    return drawn
 
 
-def _gradients(axis: Axes, series: Series) -> bool:
-    drawn = _line(axis, series, "policy/grad_norm", "policy", BLUE)
-    drawn |= _line(axis, series, "critic/grad_norm", "critic", RED)
-    if drawn:
-        _log_scale(axis)
+def _gradients(axis: Axes, series: Series) -> None:
+    _line(axis, series, "policy/grad_norm", "policy", BLUE)
+    _line(axis, series, "critic/grad_norm", "critic", RED)
+    _log_scale(axis)
     _legend(axis)
-    return drawn
 
 
-def _critic(axis: Axes, series: Series) -> bool:
-    drawn = _line(axis, series, "critic/value_mean", "mean V", BLUE)
-    if drawn:
+def _critic(axis: Axes, series: Series) -> None:
+    _line(axis, series, "critic/value_mean", "mean V", BLUE)
+    if "critic/value_mean" in series:
         _line(axis, series, "rollout/accuracy", "accuracy", SKY, dashed=True)
-    drawn |= _line(axis, series, "critic/brier", "Brier", RED)
-    drawn |= _line(axis, series, "critic/explained_variance", "explained var.", GREEN)
+    _line(axis, series, "critic/brier", "Brier", RED)
+    _line(axis, series, "critic/explained_variance", "explained var.", GREEN)
     low = min((y for y in series.get("critic/explained_variance", ([], []))[1] if math.isfinite(y)), default=0.0)
     axis.set_ylim(max(-1.0, min(0.0, low) - 0.03), 1.0)
     _legend(axis)
-    return drawn
 
 
-def _advantage(axis: Axes, series: Series) -> bool:
-    drawn = _line(axis, series, "advantage/std", "standard deviation", BLUE)
-    drawn |= _line(axis, series, "advantage/mean", "mean", ORANGE)
+def _advantage(axis: Axes, series: Series) -> None:
+    _line(axis, series, "advantage/std", "standard deviation", BLUE)
+    _line(axis, series, "advantage/mean", "mean", ORANGE)
     axis.axhline(0, color=GREY, linewidth=0.8)
     _legend(axis)
-    return drawn
 
 
-def _time(axis: Axes, series: Series) -> bool:
-    phases = (("rollout", BLUE), ("verify", ORANGE), ("values", GREEN), ("update", PURPLE))
-    found = [(name, color) for name, color in phases if f"time/{name}" in series]
-    if not found:
-        return False
+def _loss(axis: Axes, series: Series) -> None:
+    _line(axis, series, "policy/loss", "cross-entropy (nats per token)", BLUE)
+    _legend(axis)
+
+
+def _time(axis: Axes, series: Series) -> None:
+    found = [(name, color) for name, color in PHASES if f"time/{name}" in series]
     x = series[f"time/{found[0][0]}"][0]
     stacks = [dict(zip(*series[f"time/{name}"], strict=True)) for name, _ in found]
     values = [[stack.get(i, 0.0) for i in x] for stack in stacks]
@@ -212,17 +204,24 @@ def _time(axis: Axes, series: Series) -> bool:
         axis.stackplot(x, values, labels=[n for n, _ in found], colors=[c for _, c in found], alpha=0.85, linewidth=0)
     axis.set_ylabel("seconds")
     _legend(axis)
-    return True
 
 
-PANELS: tuple[tuple[str, Callable[[Axes, Series], bool]], ...] = (
-    ("Accuracy", _accuracy),
-    ("Responses", _responses),
-    ("Entropy and KL", _entropy),
-    ("Clipping", _clipping),
-    ("Gradient norms", _gradients),
-    ("Critic", _critic),
-    ("Advantage", _advantage),
-    ("Time by phase", _time),
+PANELS: tuple[tuple[str, tuple[str, ...], Callable[[Axes, Series], None]], ...] = (
+    ("Accuracy", ("rollout/accuracy", "val/accuracy"), _accuracy),
+    ("Responses", ("rollout/response_length", "rollout/truncation_rate"), _responses),
+    ("Entropy and KL", ("policy/entropy", "policy/approx_kl"), _entropy),
+    ("Clipping", ("policy/clip_fraction", "policy/ratio_max"), _clipping),
+    ("Gradient norms", ("policy/grad_norm", "critic/grad_norm"), _gradients),
+    ("Critic", ("critic/value_mean", "critic/brier", "critic/explained_variance"), _critic),
+    ("Advantage", ("advantage/std", "advantage/mean"), _advantage),
+    ("Time by phase", tuple(f"time/{name}" for name, _ in PHASES), _time),
 )
-"""Title and function, in reading order."""
+"""Title, metrics of which one must have been logged, and function, in reading order."""
+
+
+def panels_for(series: Series) -> list[tuple[str, Callable[[Axes, Series], None]]]:
+    """Title and function of the panels that have something to draw."""
+    found = [(title, draw) for title, names, draw in PANELS if any(name in series for name in names)]
+    if "rollout/accuracy" not in series and "policy/loss" in series:  # supervised: the loss is the whole story
+        found.insert(0, ("Loss", _loss))
+    return found

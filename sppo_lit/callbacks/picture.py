@@ -77,10 +77,11 @@ def picture(view: View) -> RenderableType:
     if facts := known(view.metrics):
         parts = [part for label, value in facts for part in ((f"{label} ", "dim"), (value, "bold"), ("   ", ""))]
         lines.append(Text.assemble(*parts[:-1], no_wrap=True, overflow="ellipsis"))
-    if len(view.accuracies) > 1:
-        trend = Text.assemble(("training accuracy ", "dim"), (sparkline(view.accuracies), "green"))
+    curve = sparkline(view.accuracies) if len(view.accuracies) > 1 else ""
+    if curve or view.held_out:
+        trend = Text.assemble(("training accuracy ", "dim"), (curve, "green"), "   ") if curve else Text()
         if view.held_out:
-            trend.append("   held-out ", "dim").append(" → ".join(f"{x:.1%}" for x in ends(view.held_out)), "bold")
+            trend.append("held-out ", "dim").append(" → ".join(f"{x:.1%}" for x in ends(view.held_out)), "bold")
         lines.append(trend)
     return Group(*lines)
 
@@ -97,6 +98,8 @@ def plain(view: View, seconds: float) -> str:
 
 def known(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
     """Label and text of the metrics in `FACTS` that were logged."""
+    if "rollout/accuracy" not in metrics and "policy/loss" in metrics:  # supervised: no rollouts
+        return [("loss", f"{metrics['policy/loss']:.4f}")]
     shown = [(label, form.format(metrics[name])) for name, label, form in FACTS if name in metrics]
     if metrics.get("rollout/reward") == metrics.get("rollout/accuracy"):
         shown = [fact for fact in shown if fact[0] != "reward"]  # unshaped: the same number twice

@@ -20,7 +20,7 @@ from sppo_lit.callbacks import console as shared
 from sppo_lit.callbacks.console import duration, written_whole
 from sppo_lit.callbacks.curves import draw, read_metrics
 from sppo_lit.callbacks.panels import moving_average
-from sppo_lit.callbacks.picture import View, picture, sparkline
+from sppo_lit.callbacks.picture import View, picture, plain, sparkline
 from sppo_lit.callbacks.progress import Clock
 from sppo_lit.callbacks.summary import commands
 
@@ -90,6 +90,15 @@ def test_picture_shows_phase_speed_and_facts():
     for part in ("37/200", "3:07 min elapsed", "12:30 min left", "96/128", "1,234 tokens/s", "accuracy 41.0%", "▁▃█"):
         assert part in text, part
     assert "reward 0.300" in text and "40.8% → 52.1%" in text
+
+
+def test_supervised_run_shows_its_loss_and_held_out_accuracy():
+    view = View(1, 2, metrics={"policy/loss": 1.25}, accuracies=[float("nan")] * 2, held_out=[0.1, 0.4])
+    console = Console(record=True, width=110, file=io.StringIO())
+    console.print(picture(view))
+    text = console.export_text()
+    assert "loss 1.2500" in text and "held-out 10.0% → 40.0%" in text and "training accuracy" not in text
+    assert "loss 1.2500" in plain(view, 1.0)
 
 
 def test_remaining_time():
