@@ -41,6 +41,9 @@ class ArithmeticTask:
             setting: responses of 150 to 400 characters.
         largest: no number on the way, the answer included, is negative or larger than this (without `modulus`).
         modulus: if set, every operation is reduced modulo this number, so that all numbers stay small.
+        hasty: share of worked solutions that state the answer at once, without a line of reasoning: correct, but hard
+            to imitate. Only the supervised warm-up reads solutions; it makes a policy that can reason and often
+            does not, which is what reinforcement learning then changes.
         seed: which endless stream of problems.
     """
 
@@ -48,6 +51,7 @@ class ArithmeticTask:
     max_operations: int = 6
     largest: int = 99
     modulus: int | None = None
+    hasty: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -71,6 +75,8 @@ class ArithmeticTask:
             tree = self._reduce(tree)
             lines.append(_render(tree))
         answer = lines.pop()
+        if rng.random() < self.hasty:
+            lines = []
         return Problem(
             key=f"arithmetic/{split}/{index}",
             prompt=prompt,
@@ -87,7 +93,7 @@ class ArithmeticTask:
 
     def _tree(self, rng: random.Random, operations: int) -> Tree:
         if operations == 0:
-            return rng.randint(0, 9)
+            return rng.randint(1, 9)
         left = rng.randint(0, operations - 1)
         return (
             rng.choice(list(OPERATIONS)),
