@@ -60,6 +60,7 @@ QUIET = (
     ".*exists and is not empty.*",
     ".*in eval mode at the start of training.*",  # transformers loads models so; their dropout is off anyway
     ".*isinstance.treespec, LeafSpec.*",
+    ".*when logging on epoch level in distributed setting.*",  # the evaluation has reduced its numbers itself
     ".*deprecated.*",
 )
 """Lightning's warnings that do not apply here, mostly because the one batch is made on the spot."""
@@ -148,7 +149,7 @@ class RecipeCLI(LightningCLI):
         """Last checks before anything is sampled."""
         self.config[self.subcommand].ckpt_path = None  # the config.yaml of a resumed run starts no resume by itself
         if self.subcommand == "fit" and isinstance(self.model, SPPOModule):
-            check_minibatch(self.datamodule.problems_per_epoch, self.model)
+            check_minibatch(self.datamodule.problems_per_epoch, self.model, self.trainer.world_size)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """With TensorBoard and CSV loggers in the run's folder, unless the recipe brings its own."""
@@ -280,12 +281,13 @@ def check_trainer(settings: Any) -> None:
         raise InputError("trainer.accumulate_grad_batches has no effect here; set model.micro_batch_tokens instead")
 
 
-def check_minibatch(problems: int, model: SPPOModule) -> None:
-    """An iteration's sequences must be cut into whole minibatches.
+def check_minibatch(problems: int, model: SPPOModule, ranks: int = 1) -> None:
+    """An iteration's sequences must be cut into whole minibatches, and both into equal shares for the ranks.
 
     Args:
         problems: of one iteration.
         model: knows samples per problem and the size of a minibatch.
+        ranks: processes of the run.
 
     Raises:
         InputError: they cannot.
@@ -296,4 +298,9 @@ def check_minibatch(problems: int, model: SPPOModule) -> None:
         raise InputError(
             f"model.minibatch_size {size} {wrong} the {problems * samples} sequences of an iteration "
             f"(data.problems_per_epoch {problems} × {samples} per problem); change one of them"
+        )
+    if problems % ranks or size % ranks:
+        raise InputError(
+            f"{ranks} processes cannot share data.problems_per_epoch {problems} and model.minibatch_size {size} "
+            "equally; make both multiples of the number of processes, or change --devices"
         )

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from sppo_lit.algorithms.batching import micro_batches, minibatches
@@ -24,7 +25,7 @@ from sppo_lit.models.critics import ScalarCritic
 from sppo_lit.models.loading import ModelSource, load_scalar_critic
 from sppo_lit.policy_module import Encoded, PolicyModule, check_limits
 from sppo_lit.settings import EvalSettings, OptimizerSettings, VerifierSettings
-from sppo_lit.types import Completion, RolloutBatch, Sampling, Scored
+from sppo_lit.types import Completion, Reason, RolloutBatch, Sampling, Scored
 
 
 class SPPOModule(PolicyModule):
@@ -128,10 +129,10 @@ class SPPOModule(PolicyModule):
         """
         n = self.spec.samples_per_prompt
         encoded = [entry for entry in encoded for _ in range(n)]
-        if len(encoded) % self.minibatch_size:
+        if len(encoded) * self.trainer.world_size % self.minibatch_size:
             raise InputError(
-                f"model.minibatch_size {self.minibatch_size} does not divide the {len(encoded)} sequences of an "
-                f"iteration (data.problems_per_epoch × {n} samples)"
+                f"model.minibatch_size {self.minibatch_size} does not divide the {len(encoded)} × "
+                f"{self.trainer.world_size} sequences of an iteration (data.problems_per_epoch × {n} samples)"
             )
         with self.timed("rollout"):
             samples = list(range(n)) * (len(encoded) // n)
@@ -197,7 +198,7 @@ class SPPOModule(PolicyModule):
             "critic/lr": self.set_lr(critic_optimizer, self.critic_optimizer),
         }
         steps: list[dict[str, Tensor]] = []
-        with self.timed("update"):
+        with self.timed("update"), self.local_backward():
             plan = self._plan(batch)
             old_logprobs = self._old_logprobs(batch, plan)
             for i, pieces in enumerate(plan):
@@ -218,7 +219,7 @@ class SPPOModule(PolicyModule):
         return [
             [rows[piece] for piece in micro_batches(lengths[rows], self.micro_batch_tokens)]
             for _ in range(self.ppo_epochs)
-            for rows in minibatches(len(batch), self.minibatch_size, generator)
+            for rows in minibatches(len(batch), self.minibatch_size // self.trainer.world_size, generator)
         ]
 
     @torch.no_grad()
@@ -246,20 +247,18 @@ class SPPOModule(PolicyModule):
         """Accumulate the critic's gradient over a minibatch."""
         assert self.spec.critic_loss is not None
         total = torch.zeros((), device=self.device)
-        sequences = sum(len(rows) for rows in pieces)
         for rows in pieces:
             piece = batch.select(rows)
             logits = self.critic(piece.prompt_ids, piece.prompt_lengths)
-            loss = self.spec.critic_loss(logits, piece.labels.to(logits.dtype)).sum() / sequences
+            loss = self.spec.critic_loss(logits, piece.labels.to(logits.dtype)).sum() / self.minibatch_size
             self.manual_backward(loss)
             total += loss.detach()
-        return {"critic/loss": total}
+        return {"critic/loss": self.over_ranks(total)}
 
     def _policy_gradient(self, batch: RolloutBatch, pieces: list[Tensor], old: Tensor) -> dict[str, Tensor]:
         """Accumulate the policy's gradient over a minibatch; token counts are those of the whole minibatch."""
-        rows_in_all = torch.cat(pieces)
-        tokens = int(batch.response_lengths[rows_in_all].sum())
-        step: Counter[str] | dict[str, Tensor] = Counter()
+        tokens = int(self.over_ranks(batch.response_lengths[torch.cat(pieces)].sum()))
+        step: dict[str, Tensor] = Counter()  # type: ignore[assignment]
         low, high = [], []
         for rows in pieces:
             piece = batch.select(rows)
@@ -274,7 +273,7 @@ class SPPOModule(PolicyModule):
                 piece.response_lengths,
                 longest,
                 self.aggregation,
-                sequences=len(rows_in_all),
+                sequences=self.minibatch_size,
                 tokens=tokens,
                 norm_length=self.sampling.max_new_tokens,
             )
@@ -289,7 +288,10 @@ class SPPOModule(PolicyModule):
                 step["policy/dual_clip_fraction"] += masked_sum(surrogate.dual_clipped.float(), mask) / tokens
                 low.append(ratio[mask].min())
                 high.append(ratio[mask].max())
-        return {**step, "policy/ratio_min": torch.stack(low).min(), "policy/ratio_max": torch.stack(high).max()}
+        step = {name: self.over_ranks(value) for name, value in step.items()}
+        step["policy/ratio_min"] = self.over_ranks(torch.stack(low).min(), dist.ReduceOp.MIN)
+        step["policy/ratio_max"] = self.over_ranks(torch.stack(high).max(), dist.ReduceOp.MAX)
+        return step
 
 
 def rollout_metrics(batch: RolloutBatch, old_logprobs: Tensor, seconds: dict[str, float]) -> dict[str, float]:
@@ -305,7 +307,7 @@ def rollout_metrics(batch: RolloutBatch, old_logprobs: Tensor, seconds: dict[str
         "rollout/truncation_rate": sum(not s.finished for s in batch.scored) / len(batch),
         "rollout/tokens_per_second": float(lengths.sum()) / max(seconds.get("rollout", 0.0), 1e-9),
         "rollout/logprob_gap": float(gap),
-        **{f"rollout/reason/{reason}": count / len(batch) for reason, count in sorted(reasons.items())},
+        **{f"rollout/reason/{reason}": reasons[reason] / len(batch) for reason in get_args(Reason)},
         "critic/value_mean": float(batch.values.mean()),
         "critic/brier": float(brier(batch.values, batch.labels)),
         "critic/explained_variance": float(explained_variance(batch.values, batch.labels)),

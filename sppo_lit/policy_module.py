@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
 from sppo_lit.errors import InputError
@@ -187,17 +189,31 @@ class PolicyModule(pl.LightningModule):
         return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
 
     def optimizer_step_clipped(self, optimizer: Any, settings: OptimizerSettings) -> Tensor:
-        """Clip by global norm, step, zero the gradients; a gradient that is not finite skips the step.
+        """Sum the gradients over ranks, clip by global norm, step, zero; one that is not finite skips the step.
 
         Returns:
             the norm before clipping, a float32 scalar (not finite where the step was skipped).
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if self.trainer.world_size > 1:
+            for p in parameters:
+                p.grad = self.over_ranks(torch.zeros_like(p) if p.grad is None else p.grad)
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
         if torch.isfinite(norm):
             optimizer.step()
         optimizer.zero_grad()
         return norm.detach()
+
+    def over_ranks(self, value: Tensor, op: Any = dist.ReduceOp.SUM) -> Tensor:
+        """A tensor reduced over all ranks, in place; losses are shares of the whole minibatch's, so they add up."""
+        if self.trainer.world_size > 1:
+            dist.all_reduce(value, op)
+        return value
+
+    def local_backward(self) -> AbstractContextManager[Any]:
+        """Backward passes in here stay on this rank: gradients are summed once per minibatch, not per micro-batch."""
+        strategy = self.trainer.strategy
+        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
     def set_lr(self, optimizer: Any, settings: OptimizerSettings) -> float:
         """Set this iteration's learning rate and return it."""
@@ -230,7 +246,7 @@ class PolicyModule(pl.LightningModule):
         self.iterations_done += 1
         # As "step", the iteration becomes the loggers' x-axis, the same for training and validation.
         for name, value in {**metrics, **times, "step": self.iteration}.items():
-            self.log(name, float(value), on_step=True, on_epoch=False, batch_size=1)
+            self.log(name, float(value), on_step=True, on_epoch=False, batch_size=1, sync_dist=True)
 
 
 def check_limits(**positive: int) -> None:

@@ -19,7 +19,7 @@ from sppo_lit.types import Sampling
 
 @dataclass
 class SolutionBatch:
-    """Worked solutions of one iteration: prompt and response ids [B, P] and [B, T] int64, padded right, and lengths [B].
+    """Worked solutions of one iteration, B of them, padded on the right.
 
     Attributes:
         prompt_ids: [B, P] int64.
@@ -96,18 +96,18 @@ class SupervisedModule(PolicyModule):
         lr = self.set_lr(optimizer, self.policy_optimizer)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.iteration)
         lengths = (batch.prompt_lengths + batch.response_lengths).cpu()
-        plan = minibatches(len(lengths), self.minibatch_size, generator)
+        plan = minibatches(len(lengths), self.minibatch_size // self.trainer.world_size, generator)
         losses, norms = [], []
-        with self.timed("update"):
+        with self.timed("update"), self.local_backward():
             for i, rows in enumerate(plan):
-                tokens = int(batch.response_lengths[rows].sum())
+                tokens = int(self.over_ranks(batch.response_lengths[rows].sum()))
                 total = torch.zeros((), device=self.device)
                 for piece in micro_batches(lengths[rows], self.micro_batch_tokens):
                     loss = self._negative_log_likelihood(batch, rows[piece]) / tokens
                     self.manual_backward(loss)
                     total += loss.detach()
                 norms.append(self.optimizer_step_clipped(optimizer, self.policy_optimizer))
-                losses.append(total)
+                losses.append(self.over_ranks(total))
                 self.report_phase("updating", i + 1, len(plan))
         self.finish_iteration(
             {"policy/loss": torch.stack(losses).mean(), "policy/grad_norm": torch.stack(norms).mean(), "policy/lr": lr}

@@ -175,7 +175,7 @@ def model_card(part: str, model_class: str, run: Path, iteration: int, table: li
         "tags: [reinforcement-learning, reasoning, sequence-level-ppo, sppo-lit]",
         "---",
         "",
-        f"# {part.capitalize()} after {iteration} iterations of reinforcement learning",
+        f"# {part.capitalize()} after {iteration} iterations of training",
         "",
         f"A `{model_class}`: {about}. Made with sppo-lit.",
         "",

@@ -56,6 +56,7 @@ class ModelSource:
                 raise InputError(f"{self.path}: no such model folder; give a folder, a .gguf file or a Hub id")
             return {"pretrained_model_name_or_path": path, "revision": self.revision}
         try:
+            import accelerate  # noqa: F401 - transformers reads GGUF through it
             import gguf  # noqa: F401
         except ImportError:
             raise InputError(f"{self.path}: reading GGUF needs the extra: pip install 'sppo-lit[gguf]'") from None
@@ -194,7 +195,8 @@ def _dequantised(model: PreTrainedModel) -> PreTrainedModel:
     config.dtype = torch.float32
     fresh = type(model)(config)
     fresh.load_state_dict(model.state_dict())
-    fresh.generation_config = model.generation_config
+    if model.can_generate():
+        fresh.generation_config = model.generation_config
     return fresh.float()
 
 
