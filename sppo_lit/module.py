@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.distributed as dist
@@ -100,7 +100,7 @@ class SPPOModule(PolicyModule):
         self.critic_optimizer = critic_optimizer
         self.minibatch_size = minibatch_size
         self.ppo_epochs = ppo_epochs
-        self.clip = {"clip_low": clip_low, "clip_high": clip_high, "dual_clip": dual_clip}
+        self.clip: dict[str, Any] = {"clip_low": clip_low, "clip_high": clip_high, "dual_clip": dual_clip}
         self.aggregation: Aggregation = aggregation or self.spec.aggregation
         self.old_logprobs = old_logprobs
         self.critic_warmup = critic_warmup
@@ -192,7 +192,7 @@ class SPPOModule(PolicyModule):
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
         """PPO epochs × minibatches × micro-batches over one iteration's rollouts."""
         self.last_rollout = batch
-        policy_optimizer, critic_optimizer = self.optimizers()  # type: ignore[misc]
+        policy_optimizer, critic_optimizer = cast(list[Any], self.optimizers())
         lrs = {
             "policy/lr": self.set_lr(policy_optimizer, self.policy_optimizer),
             "critic/lr": self.set_lr(critic_optimizer, self.critic_optimizer),

@@ -45,6 +45,7 @@ class PolicyModule(pl.LightningModule):
     """
 
     automatic_optimization = False
+    iterations_done: Tensor
 
     def __init__(
         self,
@@ -157,7 +158,9 @@ class PolicyModule(pl.LightningModule):
         self.report_phase("verifying", len(texts), len(texts))
         return texts, verdicts
 
-    def validation_step(self, batch: list[Encoded], batch_idx: int, dataloader_idx: int = 0) -> list[Scored]:
+    def validation_step(  # type: ignore[override]
+        self, batch: list[Encoded], batch_idx: int, dataloader_idx: int = 0
+    ) -> list[Scored]:
         """Answer held-out problems: greedily, and with k samples each; the `Evaluation` callback adds them up."""
         limit = self.evaluation.max_new_tokens or self.sampling.max_new_tokens
         rounds = []

@@ -35,5 +35,5 @@ class ScalarCritic(nn.Module):
         """
         hidden = self.model.base_model(input_ids=prompt_ids, use_cache=False).last_hidden_state
         last = hidden[torch.arange(len(prompt_lengths), device=hidden.device), prompt_lengths - 1]
-        logits = self.model.score(last).squeeze(-1)
+        logits = self.model.get_submodule("score")(last).squeeze(-1)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
