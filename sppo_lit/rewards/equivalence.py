@@ -234,6 +234,20 @@ def is_clock(s: str) -> bool:
     return _CLOCK.fullmatch(split_quantity(s).core) is not None
 
 
+def ambiguity(gold: str) -> str:
+    """In which two formats a gold answer (raw text) can be read with different meanings; empty if in one only."""
+    s = normalize(gold) if len(gold) <= MAX_CHARS else ""
+    if re.fullmatch(r"\d{1,3}(?:,\d{3})+", gold.strip(), re.ASCII):
+        return "a number with thousands separators, or a list"
+    if re.fullmatch(r"[A-Z]", s):
+        return "a letter of multiple choice, or a variable"
+    if re.fullmatch(r"-?\d+,\d{1,2}", gold.strip(), re.ASCII):
+        return "a list, or a decimal comma"
+    if re.search(r"\d+/\d+[a-zA-Z(\\]", s):
+        return "a/b x reads as (a/b) x or as a/(b x)"
+    return ""
+
+
 def _words(s: str) -> str:
     bare = re.sub(r"\\text ?\{([^{}]*)\}", r" \1 ", s).casefold()
     words = re.findall(r"\w+", bare)

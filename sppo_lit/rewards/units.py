@@ -19,7 +19,7 @@ _SYNONYMS = {
 }  # fmt: skip
 _WORDS = set(_SYNONYMS) | set(_SCALES) | {"cm", "km", "mm", "kg", "mi", "ft", "in", "mg", "ml", "min", "percent", "pm"}
 _PIECE = r"(?:\\text ?\{[^{}]*\}(?:\^\{?-?\d\}?)?|\\cdot|/|%|\\%|°[CF]?)"
-_TAIL = re.compile(rf"(?<![\\^_{{])(?: ?{_PIECE})+ ?\.?$")
+_TAIL = re.compile(rf"(?<![\\^_{{])(?: ?{_PIECE}){{1,12}} ?\.?$")
 _BARE_WORDS = re.compile(r"(?<=[\d})]) ?([a-zA-Z]{2,}(?:[ /][a-zA-Z]{2,}){0,5}\.?)(\^\{?\d\}?)?$")
 _ANGLE_FUNCTION = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)")
 

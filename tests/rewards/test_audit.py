@@ -1,0 +1,73 @@
+"""The audit of data sets and of saved completions."""
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from sppo_lit.audit import audit, show
+from sppo_lit.errors import InputError
+from sppo_lit.types import Problem
+
+
+def problems(*golds: str) -> list[Problem]:
+    return [Problem(key=f"set/train/{i}", prompt=f"Problem {i}", answer=gold) for i, gold in enumerate(golds)]
+
+
+def test_an_audit_finds_what_is_wrong_and_only_that(tmp_path: Path) -> None:
+    rows = problems("5", r"\frac{1", "", r"x^2+1", "1,234", r"(2,\infty)", r"x^^2", r"\text{two lines}", "C")
+    rows.append(Problem(key="set/train/9", prompt="Problem 0", answer="6"))
+    report = audit(rows)
+    assert [(f.key[-1], f.kind) for f in report.findings] == [
+        ("1", "unparsable"),
+        ("2", "unparsable"),
+        ("4", "ambiguous"),
+        ("6", "unparsable"),
+        ("8", "ambiguous"),
+        ("9", "conflict"),
+    ]
+    assert report.rows == 10 and report.unusable == 3
+    report.write(tmp_path / "new" / "report.json")
+    read = json.loads((tmp_path / "new" / "report.json").read_text())
+    assert read["unusable"] == 3 and read["findings"][0]["detail"] == "unbalanced braces: cut off?"
+
+
+def test_saved_completions_are_scored_again(tmp_path: Path) -> None:
+    path = tmp_path / "completions.jsonl"
+    lines = [
+        {"problem": "set/train/0", "text": r"\boxed{5}", "reward": 1.0},
+        {"problem": "set/train/0", "text": r"\boxed{5.0}", "reward": 0.0},
+        {"problem": "other", "gold": "7", "text": r"\boxed{8}", "reward": 1.0, "finished": False},
+        {"gold": "7", "response": "7", "reward": 0, "finished": False},
+    ]
+    path.write_text("\n".join(json.dumps(line) for line in lines) + "\n")
+    report = audit(problems("5"), path)
+    assert report.completions == 4
+    assert [(d.line, d.recorded, d.reward, d.reason) for d in report.disagreements] == [
+        (2, 0.0, 1.0, "correct"),
+        (3, 1.0, 0.0, "wrong"),
+    ]
+    assert report.reasons == {"correct": 2, "wrong": 1, "truncated": 1}
+    console = Console(record=True, width=120)
+    show(report, console)
+    assert "2 verdicts differ" in console.export_text()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("{", "line 1: not JSON"), ("5", "not a JSON object"), ('{"text": "a", "gold": "b"}', "needs 'text', 'reward'")],
+)
+def test_broken_completions_name_file_and_line(line: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "completions.jsonl"
+    path.write_text(line)
+    with pytest.raises(InputError, match=message):
+        audit(problems("5"), path)
+    with pytest.raises(InputError, match="cannot read"):
+        audit(problems("5"), tmp_path / "none.jsonl")
+
+
+def test_markup_in_answers_is_shown_as_it_is() -> None:
+    console = Console(record=True, width=120)
+    show(audit(problems(r"\frac{[red]1")), console)
+    assert "[red]1" in console.export_text()
