@@ -15,10 +15,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sppo_lit.algorithms.batching import micro_batches, minibatches
+from sppo_lit.algorithms.batching import micro_batches
 from sppo_lit.algorithms.losses import approx_kl, clipped_surrogate
 from sppo_lit.algorithms.masking import Aggregation, masked_sum, response_mask, token_weights
 from sppo_lit.algorithms.specs import ALGORITHMS
+from sppo_lit.distributed import gathered, reduced
 from sppo_lit.errors import InputError
 from sppo_lit.metrics import brier, explained_variance
 from sppo_lit.models.critics import ScalarCritic
@@ -111,6 +112,7 @@ class SPPOModule(PolicyModule):
         if self.critic is None:
             self.critic = ScalarCritic(load_scalar_critic(self.critic_source, self.tokenizer))
             self.checkpoint_gradients(self.critic.model)
+            self.shard(self.critic)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """One AdamW each for policy and critic."""
@@ -129,16 +131,13 @@ class SPPOModule(PolicyModule):
         """
         n = self.spec.samples_per_prompt
         encoded = [entry for entry in encoded for _ in range(n)]
-        if len(encoded) * self.trainer.world_size % self.minibatch_size:
-            raise InputError(
-                f"model.minibatch_size {self.minibatch_size} does not divide the {len(encoded)} × "
-                f"{self.trainer.world_size} sequences of an iteration (data.problems_per_epoch × {n} samples)"
-            )
+        self.minibatches(len(encoded), n)  # refuses sizes that do not fit, before anything is sampled
         with self.timed("rollout"):
             samples = list(range(n)) * (len(encoded) // n)
             completions = self.sample(encoded, self.sampling, f"train/{self.iteration}", samples, "sampling")
         with self.timed("verify"):
             texts, verdicts = self.judge(encoded, completions)
+        self.wait_for_others()
         rewards = torch.tensor([v.reward for v in verdicts], device=self.device)
         batch = self._tensors(encoded, completions, rewards)
         with self.timed("values"):
@@ -151,6 +150,7 @@ class SPPOModule(PolicyModule):
                 strict=True,
             )
         ]  # fmt: skip
+        self.last_rollout = batch
         return batch
 
     def _tensors(self, encoded: Sequence[Encoded], completions: Sequence[Completion], rewards: Tensor) -> RolloutBatch:
@@ -180,6 +180,7 @@ class SPPOModule(PolicyModule):
         """V(s_p) of every sequence, [B] float32."""
         values = torch.empty_like(batch.rewards)
         pieces = micro_batches(batch.prompt_lengths.cpu(), self.micro_batch_tokens)
+        self.join_passes(self.critic, len(pieces))
         with self.trainer.precision_plugin.forward_context():
             for i, rows in enumerate(pieces):
                 piece = batch.select(rows)
@@ -191,7 +192,7 @@ class SPPOModule(PolicyModule):
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
         """PPO epochs × minibatches × micro-batches over one iteration's rollouts."""
-        self.last_rollout = batch
+        batch = self.last_rollout  # as collected: under bf16-true Lightning passes a rounded copy of it
         policy_optimizer, critic_optimizer = cast(list[Any], self.optimizers())
         lrs = {
             "policy/lr": self.set_lr(policy_optimizer, self.policy_optimizer),
@@ -213,13 +214,11 @@ class SPPOModule(PolicyModule):
         self.finish_iteration(rollout_metrics(batch, old_logprobs, self.seconds) | step_metrics(steps) | lrs)
 
     def _plan(self, batch: RolloutBatch) -> list[list[Tensor]]:
-        """The rows of every micro-batch of every minibatch of every PPO epoch, keyed by (seed, iteration)."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.iteration)
+        """This rank's rows of every micro-batch of every minibatch of every PPO epoch."""
         lengths = (batch.prompt_lengths + batch.response_lengths).cpu()
         return [
             [rows[piece] for piece in micro_batches(lengths[rows], self.micro_batch_tokens)]
-            for _ in range(self.ppo_epochs)
-            for rows in minibatches(len(batch), self.minibatch_size // self.trainer.world_size, generator)
+            for rows in self.minibatches(len(batch), self.spec.samples_per_prompt, self.ppo_epochs)
         ]
 
     @torch.no_grad()
@@ -229,6 +228,7 @@ class SPPOModule(PolicyModule):
             return batch.logprobs
         old = torch.zeros_like(batch.logprobs)
         for pieces in plan[: len(plan) // self.ppo_epochs]:
+            self.join_passes(self.policy, len(pieces))
             for rows in pieces:
                 logprobs = self._terms(batch.select(rows)).logprobs
                 old[rows, : logprobs.shape[1]] = logprobs.to(old.dtype)
@@ -246,20 +246,23 @@ class SPPOModule(PolicyModule):
     def _critic_gradient(self, batch: RolloutBatch, pieces: list[Tensor]) -> dict[str, Tensor]:
         """Accumulate the critic's gradient over a minibatch."""
         assert self.spec.critic_loss is not None
-        total = torch.zeros((), device=self.device)
+        total = torch.zeros((), dtype=torch.float32, device=self.device)
+        self.join_passes(self.critic, len(pieces))
         for rows in pieces:
             piece = batch.select(rows)
             logits = self.critic(piece.prompt_ids, piece.prompt_lengths)
             loss = self.spec.critic_loss(logits, piece.labels.to(logits.dtype)).sum() / self.minibatch_size
             self.manual_backward(loss)
             total += loss.detach()
-        return {"critic/loss": self.over_ranks(total)}
+        self.wait_for_others()
+        return {"critic/loss": reduced(total)}
 
     def _policy_gradient(self, batch: RolloutBatch, pieces: list[Tensor], old: Tensor) -> dict[str, Tensor]:
         """Accumulate the policy's gradient over a minibatch; token counts are those of the whole minibatch."""
-        tokens = int(self.over_ranks(batch.response_lengths[torch.cat(pieces)].sum()))
+        tokens = int(reduced(batch.response_lengths[torch.cat(pieces)].sum()))
         step: dict[str, Tensor] = Counter()  # type: ignore[assignment]
         low, high = [], []
+        self.join_passes(self.policy, len(pieces))
         for rows in pieces:
             piece = batch.select(rows)
             terms = self._terms(piece)
@@ -288,31 +291,38 @@ class SPPOModule(PolicyModule):
                 step["policy/dual_clip_fraction"] += masked_sum(surrogate.dual_clipped.float(), mask) / tokens
                 low.append(ratio[mask].min())
                 high.append(ratio[mask].max())
-        step = {name: self.over_ranks(value) for name, value in step.items()}
-        step["policy/ratio_min"] = self.over_ranks(torch.stack(low).min(), dist.ReduceOp.MIN)
-        step["policy/ratio_max"] = self.over_ranks(torch.stack(high).max(), dist.ReduceOp.MAX)
+        self.wait_for_others()
+        step = dict(zip(step, reduced(torch.stack(list(step.values()))), strict=True))
+        step["policy/ratio_min"] = reduced(torch.stack(low).min(), dist.ReduceOp.MIN)
+        step["policy/ratio_max"] = reduced(torch.stack(high).max(), dist.ReduceOp.MAX)
         return step
 
 
 def rollout_metrics(batch: RolloutBatch, old_logprobs: Tensor, seconds: dict[str, float]) -> dict[str, float]:
-    """What practitioners read of an iteration's rollouts, critic and advantages, before any update."""
-    lengths = batch.response_lengths.float()
+    """What practitioners read of all ranks' rollouts, critic and advantages, before any update."""
     mask = response_mask(batch.response_lengths, batch.response_ids.shape[1])
-    gap = masked_sum((batch.logprobs - old_logprobs).abs(), mask) / mask.sum()
-    reasons = Counter(s.verdict.reason for s in batch.scored)
+    gap = reduced(masked_sum((batch.logprobs - old_logprobs).abs(), mask))
+    slowest = reduced(gap.new_tensor(seconds.get("rollout", 0.0)), dist.ReduceOp.MAX)
+    names = get_args(Reason)
+    found = Counter(s.verdict.reason for s in batch.scored)
+    truncated = sum(not s.finished for s in batch.scored)
+    counts = reduced(gap.new_tensor([*(found[name] for name in names), truncated], dtype=torch.int64))
+    rewards, labels, lengths = gathered(batch.rewards), gathered(batch.labels), gathered(batch.response_lengths).float()
+    values, advantages = gathered(batch.values), gathered(batch.advantages)
+    *shares, truncation = (counts / len(rewards)).tolist()
     return {
-        "rollout/reward": float(batch.rewards.mean()),
-        "rollout/accuracy": float(batch.labels.mean()),
+        "rollout/reward": float(rewards.mean()),
+        "rollout/accuracy": float(labels.mean()),
         "rollout/response_length": float(lengths.mean()),
-        "rollout/truncation_rate": sum(not s.finished for s in batch.scored) / len(batch),
-        "rollout/tokens_per_second": float(lengths.sum()) / max(seconds.get("rollout", 0.0), 1e-9),
-        "rollout/logprob_gap": float(gap),
-        **{f"rollout/reason/{reason}": reasons[reason] / len(batch) for reason in get_args(Reason)},
-        "critic/value_mean": float(batch.values.mean()),
-        "critic/brier": float(brier(batch.values, batch.labels)),
-        "critic/explained_variance": float(explained_variance(batch.values, batch.labels)),
-        "advantage/mean": float(batch.advantages.mean()),
-        "advantage/std": float(batch.advantages.std(unbiased=False)),
+        "rollout/truncation_rate": truncation,
+        "rollout/tokens_per_second": float(lengths.sum() / slowest.clamp(min=1e-9)),
+        "rollout/logprob_gap": float(gap / lengths.sum()),
+        **{f"rollout/reason/{name}": share for name, share in zip(names, shares, strict=True)},
+        "critic/value_mean": float(values.mean()),
+        "critic/brier": float(brier(values, labels)),
+        "critic/explained_variance": float(explained_variance(values, labels)),
+        "advantage/mean": float(advantages.mean()),
+        "advantage/std": float(advantages.std(unbiased=False)),
     }
 
 

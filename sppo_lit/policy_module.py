@@ -10,10 +10,21 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
+from sppo_lit.distributed import (
+    is_sharded,
+    missing_passes,
+    ranks,
+    reduced,
+    shard,
+    shared_minibatches,
+    sum_gradients,
+    unsharded_copy,
+    whole,
+    whole_parameters,
+)
 from sppo_lit.errors import InputError
 from sppo_lit.models.loading import ModelSource, eos_token_ids, load_causal_lm, load_tokenizer
 from sppo_lit.models.policy import Policy
@@ -45,6 +56,7 @@ class PolicyModule(pl.LightningModule):
     """
 
     automatic_optimization = False
+    minibatch_size: int
     iterations_done: Tensor
 
     def __init__(
@@ -74,6 +86,7 @@ class PolicyModule(pl.LightningModule):
         self._verifier_settings = verifier
         self._verifier: VerifierPool | None = None
         self._engine: TorchEngine | None = None
+        self._engine_iteration = -1
         self.register_buffer("iterations_done", torch.zeros((), dtype=torch.int64))
 
     # ------------------------------------------------------------------------------------------------ life of a run
@@ -94,6 +107,12 @@ class PolicyModule(pl.LightningModule):
             self.policy = Policy(load_causal_lm(self.policy_source, self.tokenizer))
             self.policy.model.generation_config.eos_token_id = eos_token_ids(self.policy.model, self.tokenizer)
             self.checkpoint_gradients(self.policy.model)
+            self.shard(self.policy)
+
+    def shard(self, network: Any) -> None:
+        """Divide a policy's or critic's weights among the ranks, if the strategy has a device mesh."""
+        if self.device_mesh is not None:
+            shard(network, network.model, self.device_mesh["data_parallel"])
 
     def checkpoint_gradients(self, model: Any) -> None:
         """Trade compute for memory, if the recipe says so."""
@@ -105,16 +124,25 @@ class PolicyModule(pl.LightningModule):
         if self._verifier is not None:
             self._verifier.close()
         self._verifier = self._engine = None
+        self._engine_iteration = -1
 
     # ------------------------------------------------------------------------------------------ sampling and judging
 
     @property
     def engine(self) -> TorchEngine:
-        """The sampler, decoding with the policy's own weights."""
+        """The sampler: decodes with the policy's own weights, or with a whole copy of them where they are sharded.
+
+        The copy is renewed once per iteration, by all ranks together; decoding then needs no other rank.
+        """
+        model = self.policy.model
+        sharded = is_sharded(model)
         if self._engine is None:
-            model = self.policy.model
-            ends = eos_token_ids(model, self.tokenizer)
-            self._engine = TorchEngine(model, ends, int(self.tokenizer.pad_token_id), self.max_concurrent)
+            ends, pad = eos_token_ids(model, self.tokenizer), int(self.tokenizer.pad_token_id)
+            own = unsharded_copy(model, self.device) if sharded else model
+            self._engine = TorchEngine(own, ends, pad, self.max_concurrent)
+        if sharded and self._engine_iteration != self.iteration:
+            self._engine.sync_weights(whole_parameters(model))
+            self._engine_iteration = self.iteration
         return self._engine
 
     @property
@@ -145,8 +173,9 @@ class PolicyModule(pl.LightningModule):
             rate = tokens / max(time.perf_counter() - start, 1e-9)
             self.report_phase(phase, finished, total, tokens=tokens, tokens_per_second=rate)
 
+        engine = self.engine
         with self.trainer.precision_plugin.forward_context():
-            return self.engine.generate([ids for _, ids in encoded], sampling, keys=keys, on_progress=progress)
+            return engine.generate([ids for _, ids in encoded], sampling, keys=keys, on_progress=progress)
 
     def judge(self, encoded: Sequence[Encoded], completions: Sequence[Completion]) -> tuple[list[str], list[Verdict]]:
         """Decoded responses and their verdicts."""
@@ -198,20 +227,57 @@ class PolicyModule(pl.LightningModule):
             the norm before clipping, a float32 scalar (not finite where the step was skipped).
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        if self.trainer.world_size > 1:
-            for p in parameters:
-                p.grad = self.over_ranks(torch.zeros_like(p) if p.grad is None else p.grad)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
-        if torch.isfinite(norm):
+        sum_gradients(parameters)
+        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm))
+        if torch.isfinite(norm):  # the same number on every rank
             optimizer.step()
         optimizer.zero_grad()
         return norm.detach()
 
-    def over_ranks(self, value: Tensor, op: Any = dist.ReduceOp.SUM) -> Tensor:
-        """A tensor reduced over all ranks, in place; losses are shares of the whole minibatch's, so they add up."""
-        if self.trainer.world_size > 1:
-            dist.all_reduce(value, op)
-        return value
+    def minibatches(self, sequences: int, samples: int = 1, epochs: int = 1) -> list[Tensor]:
+        """This rank's rows of the iteration's minibatches, in random partitions keyed by (seed, iteration).
+
+        Args:
+            sequences: of this rank.
+            samples: of each problem.
+            epochs: passes over all sequences, each in a partition of its own.
+
+        Raises:
+            InputError: minibatches of this size cannot be shared equally by the ranks.
+        """
+        n, size = self.trainer.world_size, self.minibatch_size
+        if sequences * n % size or size % n:
+            raise InputError(
+                f"model.minibatch_size {size} does not divide the {sequences} × {n} sequences of an iteration "
+                f"(data.problems_per_epoch × {samples} samples), or {n} processes cannot share it equally"
+            )
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.iteration)
+        problems = sequences // samples * n
+        share = (self.trainer.global_rank, n)
+        return [m for _ in range(epochs) for m in shared_minibatches(problems, samples, size, generator, *share)]
+
+    def join_passes(self, network: Any, passes: int) -> None:
+        """Begin a minibatch's passes together: where passes are joint (sharded weights), a rank with fewer adds some.
+
+        They run over one made-up token and have no gradient.
+        """
+        ids = torch.zeros((1, 1), dtype=torch.int64, device=self.device)
+        length = torch.ones(1, dtype=torch.int64, device=self.device)
+        for _ in range(missing_passes(network, passes, self.device)):
+            if network is self.policy:
+                nothing = network(ids, length, ids, length, 1.0).logprobs.sum() * 0.0
+            else:
+                nothing = network(ids, length).sum() * 0.0
+            if nothing.requires_grad:
+                self.manual_backward(nothing)
+
+    def wait_for_others(self) -> None:
+        """Where ranks have to meet; how long this one waited is added to the iteration's `wait`."""
+        if ranks() > 1:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            with self.timed("wait"):
+                reduced(torch.zeros((), device=self.device)).item()
 
     def local_backward(self) -> AbstractContextManager[Any]:
         """Backward passes in here stay on this rank: gradients are summed once per minibatch, not per micro-batch."""
@@ -236,20 +302,26 @@ class PolicyModule(pl.LightningModule):
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Add the wall-clock seconds of the block to this iteration's `phase`."""
-        start = time.perf_counter()
+        """Add the wall-clock seconds of the block to this iteration's `phase`, without those spent in `wait`."""
+        start, waited = time.perf_counter(), self.seconds.get("wait", 0.0)
         yield
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+        elsewhere = self.seconds.get("wait", 0.0) - waited
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start - elsewhere
 
     def finish_iteration(self, metrics: dict[str, Any]) -> None:
-        """Log the iteration's metrics with the seconds of each phase, and count the iteration."""
-        times = {f"time/{phase}": seconds for phase, seconds in self.seconds.items()}
-        times["time/iteration"] = sum(self.seconds.values())
+        """Log the iteration's metrics with the seconds of each phase (mean over ranks), and count the iteration.
+
+        Args:
+            metrics: by name, of all ranks together.
+        """
+        seconds = torch.tensor([*self.seconds.values(), sum(self.seconds.values())], device=self.device) / ranks()
+        names = [f"time/{phase}" for phase in (*self.seconds, "iteration")]
+        times = dict(zip(names, reduced(seconds).tolist(), strict=True))
         self.seconds = {}
         self.iterations_done += 1
         # As "step", the iteration becomes the loggers' x-axis, the same for training and validation.
         for name, value in {**metrics, **times, "step": self.iteration}.items():
-            self.log(name, float(value), on_step=True, on_epoch=False, batch_size=1, sync_dist=True)
+            self.log(name, float(value), on_step=True, on_epoch=False, batch_size=1)
 
 
 def check_limits(**positive: int) -> None:

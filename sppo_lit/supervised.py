@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sppo_lit.algorithms.batching import micro_batches, minibatches
+from sppo_lit.algorithms.batching import micro_batches
 from sppo_lit.algorithms.masking import masked_sum, response_mask
+from sppo_lit.distributed import reduced
 from sppo_lit.errors import InputError
 from sppo_lit.models.loading import ModelSource
 from sppo_lit.policy_module import Encoded, PolicyModule, check_limits
@@ -94,20 +95,22 @@ class SupervisedModule(PolicyModule):
         """Minibatches × micro-batches over the iteration's solutions."""
         optimizer = self.optimizers()
         lr = self.set_lr(optimizer, self.policy_optimizer)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.iteration)
         lengths = (batch.prompt_lengths + batch.response_lengths).cpu()
-        plan = minibatches(len(lengths), self.minibatch_size // self.trainer.world_size, generator)
+        plan = self.minibatches(len(lengths))
         losses, norms = [], []
         with self.timed("update"), self.local_backward():
             for i, rows in enumerate(plan):
-                tokens = int(self.over_ranks(batch.response_lengths[rows].sum()))
-                total = torch.zeros((), device=self.device)
-                for piece in micro_batches(lengths[rows], self.micro_batch_tokens):
+                tokens = int(reduced(batch.response_lengths[rows].sum()))
+                total = torch.zeros((), dtype=torch.float32, device=self.device)
+                pieces = micro_batches(lengths[rows], self.micro_batch_tokens)
+                self.join_passes(self.policy, len(pieces))
+                for piece in pieces:
                     loss = self._negative_log_likelihood(batch, rows[piece]) / tokens
                     self.manual_backward(loss)
                     total += loss.detach()
+                self.wait_for_others()
                 norms.append(self.optimizer_step_clipped(optimizer, self.policy_optimizer))
-                losses.append(self.over_ranks(total))
+                losses.append(reduced(total))
                 self.report_phase("updating", i + 1, len(plan))
         self.finish_iteration(
             {"policy/loss": torch.stack(losses).mean(), "policy/grad_norm": torch.stack(norms).mean(), "policy/lr": lr}

@@ -27,6 +27,7 @@ LEVELS = {
     "rollout": 2,
     "metrics": 3,
     "control": 3,
+    "distributed": 4,
     "policy_module": 4,
     "module": 4,
     "supervised": 4,

@@ -1,0 +1,167 @@
+"""What ranks do together: shares of the global minibatches, sums over ranks, sharded models. One process needs none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+BUCKET = 2**25
+"""Gradient elements summed over ranks at a time (128 MiB in float32)."""
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """FSDP2 over all processes; a checkpoint is one file, which loads under any strategy and number of processes."""
+
+    def __init__(self) -> None:
+        super().__init__(data_parallel_size=1, tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        """Every process is a rank of its own; Lightning's "auto" would give all of them the same batch."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+
+# ------------------------------------------------------------------------------------------------------ collectives
+
+
+def ranks() -> int:
+    """Number of processes of this run."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def reduced(value: Tensor, op: Any = dist.ReduceOp.SUM) -> Tensor:
+    """A tensor reduced over ranks, in place; elementwise, the same bits on every rank."""
+    if ranks() > 1:
+        dist.all_reduce(value, op)
+    return value
+
+
+def gathered(value: Tensor) -> Tensor:
+    """[N] of every rank, as many on each, in the order of the ranks: [N · ranks]."""
+    if ranks() == 1:
+        return value
+    parts = [torch.empty_like(value) for _ in range(ranks())]
+    dist.all_gather(parts, value.contiguous())
+    return torch.cat(parts)
+
+
+def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Replace each gradient by its sum over ranks.
+
+    Those of a sharded model were averaged over ranks, and sharded, in the backward pass.
+    """
+    n = ranks()
+    if n == 1:
+        return
+    bucket: list[Tensor] = []
+    for p in parameters:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+        if isinstance(p.grad, DTensor):
+            p.grad.mul_(n)
+            continue
+        if bucket and (sum(g.numel() for g in bucket) + p.grad.numel() > BUCKET or bucket[0].dtype != p.grad.dtype):
+            _sum_bucket(bucket)
+            bucket = []
+        bucket.append(p.grad)
+    if bucket:
+        _sum_bucket(bucket)
+
+
+def _sum_bucket(gradients: list[Tensor]) -> None:
+    flat = reduced(torch.cat([g.reshape(-1) for g in gradients]))
+    for gradient, piece in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(piece.view_as(gradient))
+
+
+# ------------------------------------------------------------------------------------------------- shares of the work
+
+
+def shared_minibatches(
+    problems: int, samples: int, size: int, generator: torch.Generator, rank: int = 0, of: int = 1
+) -> list[Tensor]:
+    """This rank's rows of a random partition of an iteration's sequences into minibatches.
+
+    The partition is the same for any number of ranks. It is drawn in strata: sequence j (sample-major) competes only
+    with those whose number equals j modulo `size`, so that each minibatch takes one of every stratum and hence equally
+    many sequences of every rank, whatever their number.
+
+    Args:
+        problems: of the iteration, over all ranks; rank r samples problems r, r + of, r + 2·of, …
+        samples: of each problem, next to each other in a rank's batch.
+        size: sequences of a minibatch, over all ranks; must divide problems · samples.
+        generator: source of the partition, in the same state on all ranks.
+        rank: this process.
+        of: number of processes; must divide `problems` and `size`.
+
+    Returns:
+        problems · samples / size index tensors into this rank's batch, each [size / of] int64.
+    """
+    strata = torch.stack([torch.randperm(problems * samples // size, generator=generator) for _ in range(size)], dim=1)
+    sequences = strata * size + torch.arange(size)
+    minibatches = []
+    for row in sequences:
+        problem, sample = row % problems, row // problems
+        minibatches.append((problem // of * samples + sample)[problem % of == rank])
+    return minibatches
+
+
+def missing_passes(network: nn.Module, passes: int, device: torch.device) -> int:
+    """How many passes of a network this rank must add to its own, since those of a sharded network are joint."""
+    if not isinstance(network, FSDPModule):
+        return 0
+    return int(reduced(torch.tensor(passes, device=device), dist.ReduceOp.MAX)) - passes
+
+
+# ------------------------------------------------------------------------------------------------------ sharded models
+
+
+def shard(network: nn.Module, model: PreTrainedModel, mesh: Any) -> None:
+    """Shard each decoder layer, then what is left of the network, over the ranks of a mesh, in place.
+
+    Args:
+        network: the wrapper whose `forward` is called.
+        model: the model in it.
+        mesh: one-dimensional device mesh.
+    """
+    for p in network.parameters():  # the same start everywhere
+        start = p.data.to(mesh.device_type)
+        dist.broadcast(start, src=0)
+        p.data.copy_(start)
+    layers = set(model._no_split_modules or ())
+    for module in list(model.modules()):
+        if type(module).__name__ in layers:
+            fully_shard(module, mesh=mesh)
+    # The root is given up after the forward pass too: otherwise one without a backward pass would leave it whole.
+    fully_shard(network, mesh=mesh, reshard_after_forward=True)
+
+
+def is_sharded(network: nn.Module) -> bool:
+    """Whether any parameter lies in pieces on several ranks."""
+    return any(isinstance(p, DTensor) for p in network.parameters())
+
+
+def whole_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and whole values of all parameters, one at a time; all ranks must take part."""
+    for name, p in model.named_parameters():
+        yield name, whole(p.detach())
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor that may lie in pieces on several ranks, in one piece on each; all ranks must take part."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def unsharded_copy(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """A model of the same architecture and precision, whole, on this device; its weights are yet to be set."""
+    with torch.random.fork_rng(), torch.device(device):
+        copy: Any = type(model)(model.config)
+    return copy.to(model.dtype).requires_grad_(False).eval()

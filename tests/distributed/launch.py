@@ -1,0 +1,100 @@
+"""Runs of the real command line in processes of their own; a hard limit ends the whole process group."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMIT = 240
+"""Seconds after which a run and all its processes are killed."""
+
+SETTINGS = [
+    "--seed_everything=5",
+    "--max_epochs=3",
+    "--accelerator=cpu",
+    "--data.problems_per_epoch=16",
+    "--data.val=[{path: arithmetic, limit: 3}]",
+    "--trainer.num_sanity_val_steps=0",
+    "--trainer.check_val_every_n_epoch=3",
+    "--model.minibatch_size=8",
+    "--model.sampling.max_new_tokens=48",
+    "--model.ppo_epochs=2",
+    "--model.critic_warmup=1",
+    "--model.micro_batch_tokens=300",
+    "--model.old_logprobs=recompute",
+    "--model.verifier.workers=1",
+    # A larger epsilon: Adam would otherwise blow up the float error of gradients that are almost zero.
+    "--model.policy_optimizer={lr: 0.001, eps: 0.001}",
+    "--model.critic_optimizer={lr: 0.001, eps: 0.001}",
+]
+"""Several minibatches per iteration, several micro-batches per minibatch, responses of many lengths."""
+
+Weights = dict[str, torch.Tensor]
+
+
+@dataclass
+class Run:
+    """What a run left behind.
+
+    Attributes:
+        ranks: whole weights at the end of training, of each rank.
+        metrics: name to value, of the last row of `metrics.csv` that has it.
+        folder: the run folder.
+        output: stdout and stderr of all ranks.
+    """
+
+    ranks: list[Weights]
+    metrics: dict[str, float]
+    folder: Path
+    output: str
+
+
+def launch(folder: Path, *flags: str, recipe: str = "recipes/quickstart.yaml", stage: str = "fit") -> Run:
+    """Train with `SETTINGS`, then `flags`, and read what came out."""
+    weights = folder / "weights"
+    command = [sys.executable, "-m", "sppo_lit.cli", "run", stage, recipe, *SETTINGS, *flags]
+    process = subprocess.Popen(
+        [
+            *command,
+            f"--trainer.default_root_dir={folder}",
+            "--trainer.callbacks+=rank_weights.RankWeights",
+            f"--trainer.callbacks.folder={weights}",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=LIMIT)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, output
+    table = max(folder.rglob("metrics.csv"), key=lambda path: path.stat().st_mtime)
+    with table.open(encoding="utf-8") as file:
+        metrics = {name: float(value) for row in csv.DictReader(file) for name, value in row.items() if value}
+    states = [torch.load(path, weights_only=True) for path in sorted(weights.glob("rank*.pt"))]
+    return Run(states, metrics, table.parent, output)
+
+
+def difference(a: Weights, b: Weights) -> float:
+    """Largest difference of any weight, relative to the largest entry of its tensor."""
+    assert a.keys() == b.keys()
+    return max(float((a[n] - b[n]).abs().max() / a[n].abs().max().clamp(min=1e-30)) for n in a)
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
