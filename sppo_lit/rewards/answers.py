@@ -19,8 +19,9 @@ for a wrong answer; each exception is named below.
   decimals are exact: 0.5 is 1/2, 0.50001 is not.
 - Fractions: unsimplified, improper, mixed and decimal forms of one value are equal. A whole number before a proper
   fraction is a mixed number: ``1\frac{4}{5}`` is 9/5.
-- Percent: ``50\%`` equals 0.5, 1/2, and 50 (the sign as a unit, which questions that ask "what percent" leave out). A
-  bare 0.5 and a bare 50 differ; the reference multiplies and divides any number by 100.
+- Percent: ``50\%`` equals 0.5, 1/2, and 50 (the sign as a unit, which questions that ask "what percent" leave out; not
+  for bare numbers up to 1: 0.5 is not ``0.5\%``). A bare 0.5 and a bare 50 differ; the reference multiplies and divides
+  any number by 100.
 - Units, currency, degree signs: a missing one is forgiven on either side, a different one is not; nothing is converted
   (``2 km`` and ``2000 m`` differ, so do ``90^\circ`` and ``\pi/2``). Words for multiples count: ``2.5 million``.
 - Bases: ``52_8`` equals a bare 52; another base or other digits do not. Where the gold answer has no base,

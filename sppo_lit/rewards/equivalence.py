@@ -210,10 +210,10 @@ def magnitude(q: Quantity) -> Number | None:
 def _same_percent(x: Number, y: Number, x_percent: bool, y_percent: bool) -> bool:
     if x_percent == y_percent:
         return same_number(x, y)
-    hundredth = Fraction(1, 100)
-    if x_percent:
-        return same_number(x, y) or same_number(x.scaled(hundredth), y)
-    return same_number(x, y) or same_number(x, y.scaled(hundredth))
+    percent, bare = (x, y) if x_percent else (y, x)
+    if same_number(percent.scaled(Fraction(1, 100)), bare):
+        return True
+    return abs(bare.value) > 1 and same_number(percent, bare)  # the sign as a unit that is left out
 
 
 def is_words(s: str) -> bool:

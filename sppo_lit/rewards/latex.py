@@ -25,6 +25,7 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
     for pattern, new in [
         (r"√\s*(\d+)", r"\\sqrt{\1}"),
         (r"√", r"\\sqrt "),
+        (r"(?<=\d)\\,(?=\d{3}(?!\d))", ""),
         (r"(\d),\s?\\!\s?(?=\d)", r"\1"),  # 1,\!000 and 1{,}000
         (r"\\(?:boxed|fbox)(?=\s*\{)", ""),
         (r"\\(?:left|right)\s*\.", ""),
@@ -79,6 +80,7 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
         (r"(?<=[-+/=<>()\[\]{}^_|:;°&]) | (?=[-+/=<>()\[\]{}^_|:;°&])", ""),
     ]
 ]
+_SPACED = re.compile(r"[+-]?\d{1,3}(?: \d{3})+", re.ASCII)
 _INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|ne|lt|gt)(?:q|qslant)?(?![A-Za-z])")
 _OR = re.compile(r",?\s*(?:\\(?:text|mbox|textrm)\s*\{\s*or\s*\}|\bor\b|\\lor(?![A-Za-z])|\\vee(?![A-Za-z]))")
 _TEXT_LIST = re.compile(r"\\text ?\{([^{}]*,[^{}]*)\}")
@@ -90,7 +92,12 @@ def normalize(text: str) -> str:
     """`text` in the common subset; the same string comes back for harmless differences in spelling."""
     if text.isascii() and text.isdigit():
         return text
+    text = text.strip()
+    if text.startswith("**") and text.endswith("**"):
+        text = text.strip("*")
     s = _SIGN.sub(lambda m: _SIGNS[m.group()], text)
+    if _SPACED.fullmatch(s.strip()):
+        s = s.replace(" ", "")
     if _INEQUALITY.search(s):
         s = _OR.sub(r" \\cup ", s)
     for pattern, new in _RULES:

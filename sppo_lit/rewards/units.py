@@ -19,6 +19,10 @@ _SYNONYMS = {
 }  # fmt: skip
 _WORDS = set(_SYNONYMS) | set(_SCALES) | {"cm", "km", "mm", "kg", "mi", "ft", "in", "mg", "ml", "min", "percent", "pm"}
 _PIECE = r"(?:\\text ?\{[^{}]*\}(?:\^\{?-?\d\}?)?|\\cdot|/|%|\\%|°[CF]?)"
+_NO_UNIT = re.compile(
+    r"\b(?:no|not|isn|is|are|or|and|if|than|more|less|least|most|but|except|unless|plus|minus|times|over|wrong|incorrect|"
+    r"maybe|below|negative|either|neither|nor|between|to|through|up)\b", re.IGNORECASE
+)  # fmt: skip
 _TAIL = re.compile(rf"(?<![\\^_{{])(?: ?{_PIECE}){{1,12}} ?\.?$")
 _BARE_WORDS = re.compile(r"(?<=[\d})]) ?([a-zA-Z]{2,}(?:[ /][a-zA-Z]{2,}){0,5}\.?)(\^\{?\d\}?)?$")
 _ANGLE_FUNCTION = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)")
@@ -73,6 +77,8 @@ def split_quantity(s: str) -> Quantity:
         if (any(known) or all(len(w) >= 4 for w in first)) and "\\" not in words[0]:
             m = words
     if m is None or m.start() == 0 or ("°" in m.group() and _ANGLE_FUNCTION.search(s)):
+        return Quantity(s, unit)
+    if _NO_UNIT.search(m.group()):
         return Quantity(s, unit)
     name, percent, scale = _canonical(m.group())
     return Quantity(s[: m.start()].strip(), unit or name, percent, Fraction(scale))
