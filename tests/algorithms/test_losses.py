@@ -1,0 +1,107 @@
+"""The losses and the advantage against references written a token at a time, values and gradients."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+
+from sppo_lit.algorithms.advantages import sequence_level
+from sppo_lit.algorithms.losses import approx_kl, clipped_surrogate, critic_bce
+from sppo_lit.algorithms.specs import ALGORITHMS
+
+LOW, HIGH = 0.2, 0.28
+
+
+def reference(new: float, old: float, advantage: float, c: float | None) -> tuple[float, float]:
+    """Loss of one token and its derivative by the token's log-probability."""
+    log_ratio = new - old
+    flat = abs(log_ratio) > 20
+    ratio = math.exp(max(-20.0, min(20.0, log_ratio)))
+    if advantage >= 0:
+        if ratio > 1 + HIGH:
+            return -advantage * (1 + HIGH), 0.0
+    elif ratio < 1 - LOW:
+        return -advantage * (1 - LOW), 0.0
+    elif c is not None and ratio > c:
+        return -advantage * c, 0.0
+    return -advantage * ratio, 0.0 if flat else -advantage * ratio
+
+
+@pytest.mark.parametrize("dual_clip", [None, 3.0])
+@pytest.mark.parametrize("per_token", [False, True])
+def test_clipped_surrogate_equals_the_token_by_token_reference(dual_clip: float | None, per_token: bool) -> None:
+    rng = random.Random(0)
+    size = (40, 25)
+    new = torch.tensor([[rng.uniform(-6, 0) for _ in range(size[1])] for _ in range(size[0])], dtype=torch.float64)
+    shift = [[rng.choice([0, 0.1, 0.3, 1.5, 25]) * rng.choice([-1, 1]) for _ in range(size[1])] for _ in range(size[0])]
+    old = new - torch.tensor(shift, dtype=torch.float64)
+    advantages = torch.tensor([[rng.uniform(-1, 1) for _ in range(size[1])] for _ in range(size[0])]).double()
+    if not per_token:
+        advantages = advantages[:, 0]
+    new.requires_grad_()
+    terms = clipped_surrogate(new, old, advantages, clip_low=LOW, clip_high=HIGH, dual_clip=dual_clip)
+    terms.loss.sum().backward()
+    seen = set()
+    for i in range(size[0]):
+        for t in range(size[1]):
+            a = float(advantages[i, t] if per_token else advantages[i])
+            loss, slope = reference(float(new.detach()[i, t]), float(old[i, t]), a, dual_clip)
+            assert float(terms.loss.detach()[i, t]) == pytest.approx(loss, rel=1e-9)
+            assert float(new.grad[i, t]) == pytest.approx(slope, rel=1e-9)
+            if terms.clipped[i, t] or terms.dual_clipped[i, t]:
+                assert new.grad[i, t] == 0
+            seen.add((bool(terms.clipped[i, t]), bool(terms.dual_clipped[i, t]), a > 0))
+    assert (True, False, True) in seen and (True, False, False) in seen
+    assert ((False, True, False) in seen) == (dual_clip is not None)
+
+
+def test_an_absurd_token_gives_a_finite_loss_without_gradient() -> None:
+    new = torch.tensor([[0.0, -1e4]], requires_grad=True)
+    old = torch.tensor([[-1e4, 0.0]])
+    for advantage in (-1.0, 1.0):
+        terms = clipped_surrogate(new, old, torch.tensor([advantage]), dual_clip=None)
+        (gradient,) = torch.autograd.grad(terms.loss.sum(), new)
+        assert terms.loss.isfinite().all() and not gradient.any()
+
+
+def test_unchanged_weights_give_the_policy_gradient() -> None:
+    new = torch.tensor([[-1.0, -2.0]], requires_grad=True)
+    terms = clipped_surrogate(new, new.detach(), torch.tensor([0.7]))
+    terms.loss.sum().backward()
+    assert torch.equal(terms.ratio, torch.ones(1, 2)) and not terms.clipped.any() and not terms.dual_clipped.any()
+    assert torch.allclose(new.grad, torch.tensor([[-0.7, -0.7]]))
+
+
+def test_critic_loss_is_cross_entropy_with_slope_value_minus_label() -> None:
+    logits = torch.tensor([-3.0, 0.0, 0.5, 80.0, -80.0], dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([1.0, 0.5, 0.0, 1.0, 1.0], dtype=torch.float64)
+    loss = critic_bce(logits, labels)
+    value = torch.sigmoid(logits.detach())
+    expected = [
+        -(y * math.log(v) + (1 - y) * math.log(1 - v))
+        for v, y in zip(value.tolist()[:3], labels.tolist()[:3], strict=True)
+    ]
+    assert loss.detach()[:3].tolist() == pytest.approx(expected)
+    assert loss.detach()[3:].tolist() == pytest.approx([0, 80]), "finite where the sigmoid saturates"
+    loss.sum().backward()
+    assert torch.allclose(logits.grad, value - labels)
+
+
+def test_approx_kl_is_never_negative_and_unbiased() -> None:
+    generator = torch.Generator().manual_seed(0)
+    old, new = (torch.randn(6, generator=generator).log_softmax(0) for _ in range(2))
+    kl = approx_kl(new, old)
+    assert bool((kl >= 0).all()) and not approx_kl(old, old).any()
+    assert float((old.exp() * kl).sum()) == pytest.approx(float((old.exp() * (old - new)).sum()), abs=1e-6)
+    assert approx_kl(torch.tensor([0.0, -1e4]), torch.tensor([-1e4, 0.0])).isfinite().all()
+
+
+def test_advantage_is_reward_minus_value_for_the_whole_response() -> None:
+    rewards, values = torch.tensor([1.0, 0.0, 1.0]), torch.tensor([0.25, 0.25, 1.0])
+    assert ALGORITHMS["sppo"].advantage is sequence_level
+    assert sequence_level(rewards, values).tolist() == [0.75, -0.25, 0.0]
+    with pytest.raises(ValueError, match="differ in shape"):
+        sequence_level(rewards, values[:, None])
