@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from sppo_lit.errors import InputError
+
 LOGITS_PER_CHUNK = 2**24
 """Logits held at once (64 MiB in float32): 110 tokens of a 152,000-token vocabulary, 600,000 of a 28-token one."""
 
@@ -55,7 +57,7 @@ class Policy(nn.Module):
         model: any transformers causal LM whose logits are `lm_head(base_model(ids))`; checked at construction.
 
     Raises:
-        ValueError: the architecture does something else to its logits (soft-capping, scaling).
+        InputError: the architecture does something else to its logits (soft-capping, scaling).
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -120,6 +122,7 @@ class Policy(nn.Module):
         )
         self.model.train(training)
         if not torch.allclose(whole, ours, atol=1e-4, rtol=1e-4):
-            raise ValueError(
-                f"{type(self.model).__name__} does more to its logits than its output layer; not supported"
+            raise InputError(
+                f"{type(self.model).__name__} does more to its logits than its output layer (soft-capping or scaling), "
+                "which is not supported: choose another model in model.policy.path"
             )

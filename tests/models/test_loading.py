@@ -1,0 +1,165 @@
+"""What can be loaded, and the one line that says why something cannot."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from sppo_lit.errors import InputError
+from sppo_lit.models.critics import ScalarCritic
+from sppo_lit.models.loading import (
+    ModelSource,
+    eos_token_ids,
+    load_causal_lm,
+    load_scalar_critic,
+    load_tokenizer,
+    parameter_count,
+)
+
+BASE = Path(__file__).resolve().parents[2] / "data" / "arithmetic" / "base"
+SMALL: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
+RANDOM = ModelSource(str(BASE), "random", SMALL)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return load_tokenizer(RANDOM)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tokenizer: Any) -> Path:
+    """A saved policy of random weights with its tokenizer."""
+    torch.manual_seed(0)
+    load_causal_lm(RANDOM, tokenizer).save_pretrained(tmp_path / "policy")
+    tokenizer.save_pretrained(tmp_path / "policy")
+    return tmp_path / "policy"
+
+
+def refused(match: str, call: Any, *arguments: Any) -> None:
+    with pytest.raises(InputError, match=match) as caught:
+        call(*arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_random_weights_take_the_changed_architecture_and_differ_by_seed(tokenizer: Any) -> None:
+    torch.manual_seed(1)
+    first = load_causal_lm(RANDOM, tokenizer)
+    torch.manual_seed(2)
+    second = load_causal_lm(RANDOM, tokenizer)
+    assert first.config.hidden_size == 16 and first.config.num_hidden_layers == 1
+    weights = [m.get_input_embeddings().weight for m in (first, second)]
+    assert weights[0].dtype == torch.float32 and not torch.equal(*weights)
+
+
+def test_saved_weights_come_back_and_pad_is_set(folder: Path, tokenizer: Any) -> None:
+    model = load_causal_lm(ModelSource(str(folder)), tokenizer)
+    stored = load_file(folder / "model.safetensors")
+    name = "model.embed_tokens.weight"
+    assert torch.equal(model.get_parameter(name), stored[name])
+    assert model.config.pad_token_id == tokenizer.pad_token_id is not None
+
+
+def test_config_changes_need_random_weights() -> None:
+    refused("need init: random", lambda: ModelSource(str(BASE), "pretrained", {"hidden_size": 3}))
+
+
+def test_a_critic_from_a_policy_folder_values_every_prompt_at_one_half(folder: Path, tokenizer: Any) -> None:
+    model = load_scalar_critic(ModelSource(str(folder)), tokenizer)
+    stored = load_file(folder / "model.safetensors")
+    assert torch.equal(model.get_parameter("model.embed_tokens.weight"), stored["model.embed_tokens.weight"])
+    logits = ScalarCritic(model)(torch.tensor([[1, 2, 3], [4, 5, 0]]), torch.tensor([3, 2]))
+    assert torch.sigmoid(logits).tolist() == [0.5, 0.5]
+
+
+def test_a_trained_critic_keeps_its_head(folder: Path, tmp_path: Path, tokenizer: Any) -> None:
+    model = load_scalar_critic(ModelSource(str(folder)), tokenizer)
+    torch.nn.init.ones_(model.get_parameter("score.weight"))
+    model.save_pretrained(tmp_path / "critic")
+    again = load_scalar_critic(ModelSource(str(tmp_path / "critic")), tokenizer)
+    assert bool((again.get_parameter("score.weight") == 1).all())
+
+
+def test_missing_weights_are_named(folder: Path, tokenizer: Any) -> None:
+    stored = load_file(folder / "model.safetensors")
+    stored.pop("model.norm.weight")
+    save_file(stored, folder / "model.safetensors", {"format": "pt"})
+    refused(r"lack 1 parameters .*model\.norm\.weight", load_causal_lm, ModelSource(str(folder)), tokenizer)
+
+
+@pytest.mark.parametrize("load", [load_causal_lm, load_scalar_critic])
+def test_a_folder_that_is_not_there_is_named(load: Any, tokenizer: Any, tmp_path: Path) -> None:
+    refused("no such model folder", load, ModelSource(str(tmp_path / "nothing")), tokenizer)
+
+
+def test_what_is_no_causal_language_model_is_refused(tmp_path: Path, tokenizer: Any) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "vit", "architectures": ["ViTModel"]}')
+    refused("no causal language model", load_causal_lm, ModelSource(str(tmp_path)), tokenizer)
+
+
+def test_a_tokenizer_without_end_of_sequence_is_refused(folder: Path) -> None:
+    bare = AutoTokenizer.from_pretrained(folder)
+    bare.eos_token = None
+    bare.save_pretrained(folder)
+    refused("no end-of-sequence token", load_tokenizer, ModelSource(str(folder)))
+
+
+def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
+    shutil.copy(BASE / "config.json", tmp_path)
+    refused("no tokenizer could be loaded", load_tokenizer, ModelSource(str(tmp_path)))
+
+
+def test_a_critic_of_another_vocabulary_is_refused(folder: Path, tokenizer: Any) -> None:
+    other = AutoTokenizer.from_pretrained(folder)
+    other.add_tokens(["another"])
+    other.save_pretrained(folder)
+    refused("its vocabulary", load_scalar_critic, ModelSource(str(folder)), tokenizer)
+
+
+def test_fewer_embeddings_than_tokens_are_refused(tokenizer: Any) -> None:
+    source = ModelSource(str(BASE), "random", {**SMALL, "vocab_size": len(tokenizer) - 1})
+    refused("embeddings for a vocabulary of", load_causal_lm, source, tokenizer)
+
+
+def test_dropout_is_off_in_training_while_the_configuration_keeps_it(tmp_path: Path, tokenizer: Any) -> None:
+    config = GPT2Config(
+        n_embd=16, n_layer=1, n_head=2, n_positions=32, vocab_size=64, attn_pdrop=0.5, embd_pdrop=0.5, resid_pdrop=0.5
+    )
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    sources = [ModelSource(str(tmp_path)), ModelSource(str(BASE), "random", {**SMALL, "attention_dropout": 0.5})]
+    for source, key in zip(sources, ("resid_pdrop", "attention_dropout"), strict=True):
+        model = load_causal_lm(source, tokenizer).train()
+        ids = torch.arange(1, 20)[None]
+        assert torch.equal(model(ids).logits, model(ids).logits)
+        assert getattr(model.config, key) == 0.5
+
+
+def test_every_end_of_sequence_id_ends_a_response(folder: Path, tokenizer: Any) -> None:
+    model = load_causal_lm(ModelSource(str(folder)), tokenizer)
+    own = int(tokenizer.eos_token_id)
+    for declared, expected in ((None, {own}), (7, {own, 7}), ([9, 7, own], {own, 7, 9})):
+        model.generation_config.eos_token_id = declared
+        assert eos_token_ids(model, tokenizer) == sorted(expected)
+
+
+def test_shared_parameters_are_counted_once(tokenizer: Any) -> None:
+    counts = [
+        parameter_count(
+            load_causal_lm(ModelSource(str(BASE), "random", {**SMALL, "tie_word_embeddings": t}), tokenizer)
+        )
+        for t in (True, False)
+    ]
+    vocabulary = load_causal_lm(RANDOM, tokenizer).config.vocab_size
+    assert counts[1] - counts[0] == 16 * vocabulary
