@@ -121,7 +121,9 @@ def _needs_sympy(gold: str, answer: str) -> None:
 
 
 def load_symbolic() -> None:
-    """Import sympy now, so that its second or two are not counted against an answer, and take its evaluator away."""
-    from sppo_lit.rewards.symbolic import forbid_eval
+    """Load sympy and warm up its grammar now, so that the seconds are not counted against an answer, and take its
+    evaluator away. For workers: the process cannot evaluate strings by sympy afterwards."""
+    from sppo_lit.rewards.symbolic import forbid_eval, parse
 
     forbid_eval()
+    parse(r"\frac{\sqrt{x^2+1}}{2}\cdot \sin(\pi x)-3")

@@ -12,11 +12,13 @@ _SIGNS = {
     "−": "-", "–": "-", "—": "-", "﹣": "-", "×": r"\cdot ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "π": r"\pi ",
     "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ",
     "≈": r"\approx ", "±": r"\pm ", "°": r"\degree ", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", 
-    "²": "^2", "³": "^3", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "θ": r"\theta ",
+    "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "θ": r"\theta ",
     "α": r"\alpha ", "β": r"\beta ", "λ": r"\lambda ", "ω": r"\omega ", "μ": r"\mu ", "σ": r"\sigma ", "φ": r"\phi ",
-    "（": "(", "）": ")", "，": ",", "％": "%", "＝": "=", "⁻": "^-", "\u00a0": " ", "\u2009": " ", "\u202f": " ",
+    "（": "(", "）": ")", "，": ",", "％": "%", "＝": "=", "\u00a0": " ", "\u2009": " ", "\u202f": " ",
     "{,}": ",\\!", "**": "^",
 }  # fmt: skip
+_RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+", strict=True))
+_POWER = re.compile(f"[{''.join(_RAISED)}]+")
 _SIGN = re.compile("|".join(re.escape(s) for s in sorted(_SIGNS, key=len, reverse=True)))
 FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|ln|log|exp|min|max|gcd|lcm"
 _TEXT = r"\\(?:text(?:bf|it|rm|sf|tt|normal|up)?|mbox|hbox|mathrm|mathbf|mathit|mathsf|bm|boldsymbol|operatorname\*?)"
@@ -95,6 +97,7 @@ def normalize(text: str) -> str:
     text = text.strip()
     if text.startswith("**") and text.endswith("**"):
         text = text.strip("*")
+    text = _POWER.sub(lambda m: f"^{{{''.join(_RAISED[c] for c in m.group())}}}", text)
     s = _SIGN.sub(lambda m: _SIGNS[m.group()], text)
     if _SPACED.fullmatch(s.strip()):
         s = s.replace(" ", "")

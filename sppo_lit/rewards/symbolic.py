@@ -30,6 +30,10 @@ DIGITS = 30
 _MIXED = re.compile(r"(?<![\d.}])(\d+) ?\\frac ?\{(\d+)\} ?\{(\d+)\}")
 _NUMERAL = re.compile(r"\d+(?:\.\d*)?|\.\d+", re.ASCII)
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?)°")
+_INDEXED = re.compile(r"\\[A-Za-z]+|[EIe](?= ?_)")
+_RENAMED = {"E": "\\Xi", "I": "\\Upsilon", "e": "\\varsigma"}  # with an index no constants, as the grammar believes
+_SUN = re.compile(r"_ ?\{? ?\\odot ?\}?")
+_SCIENTIFIC = re.compile(r"(?<![\d.])(\d+\.\d+)[eE]([+-]?\d{1,3})(?![\d.])", re.ASCII)
 _CONVERSION = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_symbols=False)
 _NORMALIZATION = NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=False, nits=False, boxed="none", equations=False
@@ -62,12 +66,15 @@ def forbid_eval() -> None:
 @lru_cache(maxsize=512)
 def parse(text: str) -> Any:
     """The sympy object that normalized LaTeX `text` stands for, or None."""
-    if ":" in text or "\\ldots" in text or "\\dots" in text or "\\cdots" in text:
+    if any(sign in text for sign in (":", "'", "\\ldots", "\\dots", "\\cdots")):
         return None  # the grammar would skip them
     if len(text) > MAX_CHARS or text.count("{") + text.count("(") > MAX_DEPTH * 2:
         return None
     text = _MIXED.sub(lambda m: f"({m[1]}+\\frac{{{m[2]}}}{{{m[3]}}})" if int(m[2]) < int(m[3]) else m[0], text)
     text = re.sub(r"(?<=\d) ?(?=\(|\\frac)", r"\\cdot ", text)  # the grammar would read 2(3) as 2 + 3
+    text = _INDEXED.sub(lambda m: _RENAMED.get(m[0], m[0]), text)
+    text = _SUN.sub("_{sun}", text)
+    text = _SCIENTIFIC.sub(r"(\1\\cdot 10^{\2})", text)
     text = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", text).replace("°", r"\cdot \frac{\pi}{180}")
     text = re.sub(r"\\text ?\{ ?([A-Za-z]+) ?\}", r"\1", text).removeprefix("+")
     try:

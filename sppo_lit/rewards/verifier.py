@@ -31,7 +31,7 @@ from sppo_lit.types import Verdict
 
 logger = logging.getLogger(__name__)
 
-_GRACE = 2.0  # seconds between a worker's own timer and a kill from outside
+_GRACE = 1.0  # seconds between a worker's own timer and a kill from outside
 _START = 60.0  # seconds a worker may take to start or to load sympy
 _STARTS = 3  # workers in a row that may die before they are ready
 _LEAST_MEMORY = 512  # MiB; less does not load sympy
@@ -54,7 +54,8 @@ class VerifierPool:
 
     Args:
         workers: number of processes.
-        deadline: seconds for each answer; then its worker is killed and replaced, the reason is ``timeout``.
+        deadline: seconds for each answer; then its computation is broken off, or, if it cannot be, its worker killed
+            and replaced. The reason is ``timeout``.
         memory_mb: address space of a worker in MiB; 0 for no limit (custom rewards that load models need it).
         rewards: weights of the policy's reward (`score_shaped`) by name: ``answer`` for the verdict itself,
             ``package.module:function`` or ``path/to/file.py:function`` for functions ``f(response, gold) -> float``.
@@ -239,7 +240,7 @@ class _Run:
     def bury(self, worker: Worker, late: bool) -> None:
         """Settle the row a dead or late worker was at, give its other rows back, replace it."""
         self.pool._replace(worker)
-        late = late or worker.process.returncode == -signal.SIGALRM
+        late = late or worker.process.returncode == -signal.SIGPROF
         if not worker.rows:
             return
         if worker.ready and (worker.slow or len(worker.rows) == 1):

@@ -1,9 +1,11 @@
 """The process that judges: reads chunks of answers from stdin, writes a verdict per answer to stdout.
 
 Messages are JSON behind a 4-byte length, both ways; nothing is unpickled from a process that reads model text.
-The deadline is kept by the kernel: an interval timer, whose signal is not handled in Python, ends even a computation
-that never returns to the interpreter, with or without a living parent. Torch is never imported, sympy only when an
-answer needs it. Before anything that may take long the finished verdicts are sent, so that a death costs one answer.
+A deadline has two parts. At the deadline an exception is raised in the computation, which most hanging answers heed:
+the worker stays, with sympy loaded. A quarter of a second of processor time later the kernel ends the process by a
+signal that Python does not handle, so even a computation that never returns to the interpreter, with or without a
+living parent. Torch is never imported, sympy only when an answer needs it. Before anything that may take long the
+finished verdicts are sent, so that a death costs one answer.
 """
 
 from __future__ import annotations
@@ -61,6 +63,33 @@ def limit_memory(megabytes: int) -> None:
             resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20, megabytes << 20))
 
 
+class Late(BaseException):
+    """Raised in a computation at its deadline; no `except Exception` on the way keeps it."""
+
+
+class _Deadline:
+    """``with deadline:`` raises Late in its body, or has the process ended, after so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.armed = seconds, False
+        signal.signal(signal.SIGALRM, self._ring)
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+
+    def _ring(self, *_: Any) -> None:
+        if self.armed:
+            raise Late
+
+    def __enter__(self) -> None:
+        self.armed = True
+        signal.setitimer(signal.ITIMER_PROF, self.seconds + 0.25)
+        signal.setitimer(signal.ITIMER_REAL, self.seconds, 0.1)  # again, should something swallow the first
+
+    def __exit__(self, *_: object) -> None:
+        self.armed = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
 class _Judge:
     """Judges the rows of one chunk after the other under the settings the parent sent."""
 
@@ -68,7 +97,7 @@ class _Judge:
         from sppo_lit.rewards import answers  # noqa: F401 - loaded before the first answer is timed
         from sppo_lit.rewards.custom import load_reward
 
-        self.deadline: float = settings["deadline"]
+        self.deadline = _Deadline(settings["deadline"])
         self.sink = sink
         self.functions = [load_reward(spec) for spec in settings["functions"]]
         self.done: list[list[Any]] = []
@@ -84,28 +113,37 @@ class _Judge:
             seconds = time.perf_counter() - start
             extra: list[tuple[float, str]] = []
             if shaped and self.functions:
-                from sppo_lit.rewards.custom import run_reward
-
                 self.flush(slow=True, partial=[*verdict, seconds])
-                signal.setitimer(signal.ITIMER_REAL, self.deadline)
-                extra = [run_reward(function, response, gold) for function in self.functions]
+                extra = self.custom(response, gold)
             self.done.append([*verdict, seconds, extra])
-        signal.setitimer(signal.ITIMER_REAL, 0)
         self.flush(idle=True)
+
+    def custom(self, response: str, gold: str) -> list[tuple[float, str]]:
+        from sppo_lit.rewards.custom import run_reward
+
+        extra: list[tuple[float, str]] = []
+        try:
+            with self.deadline:
+                extra.extend(run_reward(function, response, gold) for function in self.functions)
+        except Late:
+            late = (0.0, f"no result within {self.deadline.seconds} s")
+            extra += [late] * (len(self.functions) - len(extra))
+        return extra
 
     def verdict(self, response: str, gold: str, finished: bool) -> tuple[Any, ...]:
         from sppo_lit.rewards import answers
 
-        signal.setitimer(signal.ITIMER_REAL, self.deadline)
         try:
-            quick = answers.judge_exact(response, gold, finished)
+            with self.deadline:
+                quick = answers.judge_exact(response, gold, finished)
             if quick is not None:
                 return quick
-            signal.setitimer(signal.ITIMER_REAL, 0)
             answers.load_symbolic()
             self.flush(slow=True)
-            signal.setitimer(signal.ITIMER_REAL, self.deadline)
-            return answers.judge(response, gold, finished)
+            with self.deadline:
+                return answers.judge(response, gold, finished)
+        except Late:
+            return 0.0, "timeout", answers.extract_answer(response)
         except MemoryError:  # a heap at its limit is not worth keeping
             self.done.append([0.0, "unparsable", None, 0.0, []])
             self.flush()
@@ -117,7 +155,6 @@ class _Judge:
 def main() -> None:
     """Serve until stdin closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     parent = os.getppid()
     source, sink = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
