@@ -38,7 +38,7 @@ class ArithmeticTask:
     Attributes:
         min_operations: fewest operations in an expression (level of the easiest problem), at least 1.
         max_operations: most operations; levels are drawn uniformly. 8 to 13 with `modulus` 10 is the long-horizon
-            setting: responses of 150 to 400 characters.
+            setting: solutions of 121 to 321 characters.
         largest: no number on the way, the answer included, is negative or larger than this (without `modulus`).
         modulus: if set, every operation is reduced modulo this number, so that all numbers stay small.
         hasty: share of worked solutions that state the answer at once, without a line of reasoning: correct, but hard
@@ -60,6 +60,12 @@ class ArithmeticTask:
                 f"arithmetic: needs 1 <= min_operations <= max_operations, got {self.min_operations} and "
                 f"{self.max_operations}"
             )
+        if self.largest < 9:
+            raise InputError(f"arithmetic: largest is {self.largest}; it must be at least 9, the largest digit")
+        if self.modulus is not None and self.modulus < 2:
+            raise InputError(f"arithmetic: modulus is {self.modulus}; it must be at least 2, or null for none")
+        if not 0 <= self.hasty <= 1:
+            raise InputError(f"arithmetic: hasty is {self.hasty}; it is a share, from 0 to 1")
 
     def problem(self, index: int, split: str = "train") -> Problem:
         """Problem number `index` of `split` ("train", anything else is the held-out split)."""
