@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.table import Table
@@ -58,6 +59,7 @@ class AuditReport:
 
     Attributes:
         rows: problems read.
+        dropped: rows the source left out, by reason; empty where it is not known.
         findings: rows with something wrong, in their order.
         completions: saved completions scored again.
         disagreements: those among them whose verdict changed.
@@ -66,6 +68,7 @@ class AuditReport:
     """
 
     rows: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     completions: int = 0
     disagreements: list[Disagreement] = field(default_factory=list)
@@ -82,15 +85,19 @@ class AuditReport:
         return {**asdict(self), "unusable": self.unusable}
 
     def write(self, path: Path) -> None:
-        """Write `to_json` to a file."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+        """Write `to_json` to a file; InputError if that fails."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write the report {path}: {error.strerror}") from error
 
 
 def audit(
     problems: Iterable[Problem],
     completions: Path | str | None = None,
     *,
+    dropped: Mapping[str, int] | None = None,
     workers: int = 2,
     deadline: float = 5.0,
 ) -> AuditReport:
@@ -101,6 +108,7 @@ def audit(
         completions: JSON lines with ``text`` (or ``response``), the ``reward`` recorded, and ``gold``, or ``problem``
             (the key of a problem) where there is no gold; ``finished`` is True unless given. The files that the
             evaluation writes are of this form.
+        dropped: rows the source left out, by reason.
         workers: judging processes.
         deadline: seconds for each answer.
 
@@ -109,7 +117,7 @@ def audit(
     """
     start = time.monotonic()
     rows = list(problems)
-    report = AuditReport(rows=len(rows))
+    report = AuditReport(rows=len(rows), dropped=dict(dropped or {}))
     with VerifierPool(workers, deadline, rewards={READABLE: 1.0}) as pool:
         golds = [p.answer for p in rows]
         verdicts, read = pool.score_shaped([f"\\boxed{{{gold}}}" for gold in golds], golds)
@@ -117,8 +125,7 @@ def audit(
         for problem, verdict, readable in zip(rows, verdicts, read, strict=True):
             found = [(k, d) for k, d in _look(problem, verdict.reward, verdict.reason, readable, first) if d]
             report.findings += [Finding(problem.key, kind, problem.answer, detail) for kind, detail in found]
-        if completions is not None:
-            _score_again(report, pool, Path(completions), {p.key: p.answer for p in rows})
+        _score_again(report, pool, saved)
     report.seconds = time.monotonic() - start
     return report
 
@@ -136,8 +143,7 @@ def _look(
         yield "conflict", f"{other.answer} in {other.key}"
 
 
-def _score_again(report: AuditReport, pool: VerifierPool, path: Path, golds: dict[str, str]) -> None:
-    saved = list(_read_completions(path, golds))
+def _score_again(report: AuditReport, pool: VerifierPool, saved: list[dict[str, Any]]) -> None:
     verdicts = pool.score([s["text"] for s in saved], [s["gold"] for s in saved], [s["finished"] for s in saved])
     report.completions = len(saved)
     report.reasons = dict(Counter(v.reason for v in verdicts))
@@ -187,6 +193,8 @@ def show(report: AuditReport, console: Console, limit: int = 20) -> None:
         f"[bold]{report.rows:,}[/bold] rows in {report.seconds:.1f} s: [bold]{report.unusable:,}[/bold] with a gold "
         f"answer that nothing can match ({100 * share:.2f} %)"
     )
+    if report.dropped:
+        console.print("left out: " + ", ".join(f"{n:,} {reason}" for reason, n in report.dropped.items()))
     for kind, meaning in KINDS.items():
         found = [f for f in report.findings if f.kind == kind]
         if found:
@@ -210,3 +218,23 @@ def show(report: AuditReport, console: Console, limit: int = 20) -> None:
             cells = (d.line, d.key, d.gold[:60], (d.answer or "–")[:60], d.recorded, d.reward, d.reason)
             table.add_row(*(Text(str(cell)) for cell in cells))
         console.print(table)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"audit: {message}; see 'sppo audit --help'")
+
+
+def options(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line of `sppo audit`: dataset, completions, json, split, limit.
+
+    Raises:
+        InputError: an unknown flag or a missing data set.
+    """
+    parser = _Parser(prog="sppo audit", description="Check the gold answers of a data set, and saved verdicts.")
+    parser.add_argument("dataset", metavar="DATASET", help="a name such as gsm8k, a Hub id, a file or a folder")
+    parser.add_argument("--completions", type=Path, metavar="FILE", help="JSON lines to score again")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything found there")
+    parser.add_argument("--split", metavar="S", help="split to read")
+    parser.add_argument("--limit", type=int, metavar="N", help="read at most so many problems")
+    return parser.parse_args(list(arguments))

@@ -21,15 +21,17 @@ STAGES = ("fit", "validate")
 SHORT_FLAGS = ("strategy", "devices", "num_nodes", "accelerator", "precision", "max_epochs")
 """Flags that stand for `--trainer.<flag>`."""
 
-OWN = ("list", "-h", "--help", "--version")
+OWN = ("list", "audit", "-h", "--help", "--version")
 """Besides `run`, what `lightning` answers itself where there is no lightning-sdk."""
 
 USAGE = """\
 usage: {name} run [fit|validate] RECIPE [--flag value …]
        {name} list
+       {name} audit DATASET [--completions FILE] [--json FILE] [--split S] [--limit N]
 
 run          trains (fit, the default) or evaluates a checkpoint (validate)
 list         shows the recipes and what each is for
+audit        checks the gold answers of a data set, scores saved completions again
 --version    shows the version
 
 examples:
@@ -84,6 +86,8 @@ def _run(name: str, arguments: list[str]) -> int:
     try:
         if arguments[0] == "list":
             return list_recipes()
+        if arguments[0] == "audit":
+            return audit_data(arguments[1:])
         if arguments[0] == "run":
             arguments = arguments[1:]
         return train_or_validate(translate(arguments))
@@ -139,6 +143,29 @@ def list_recipes() -> int:
         title = found[name].read_text(encoding="utf-8", errors="replace").partition("\n")[0]
         console.print(Text(f"recipes/{name}", "bold"))
         console.print(Padding(Text(title.removeprefix("#").strip()), (0, 0, 0, 2)))
+    return 0
+
+
+def audit_data(arguments: Sequence[str]) -> int:
+    """Report which gold answers of a data set cannot be matched, and which saved verdicts change.
+
+    Raises:
+        InputError: unknown flag, data set or completions that cannot be read.
+    """
+    from rich.console import Console
+
+    from sppo_lit.audit import audit, options, show
+    from sppo_lit.problems.sources import open_problems
+
+    args = options(arguments)
+    console = Console(highlight=False)
+    source = open_problems(args.dataset, args.split, limit=args.limit, prompt_suffix=None, skip_bad_rows=True)
+    problems = source.problems()
+    report = audit(problems, args.completions, dropped=source.dropped)
+    show(report, console)
+    if args.json:
+        report.write(args.json)
+        console.print(f"report: {args.json}", markup=False)
     return 0
 
 

@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from sppo_lit.audit import audit, show
+from sppo_lit.cli import main
 from sppo_lit.errors import InputError
 from sppo_lit.types import Problem
 
@@ -71,3 +72,31 @@ def test_markup_in_answers_is_shown_as_it_is() -> None:
     console = Console(record=True, width=120)
     show(audit(problems(r"\frac{[red]1")), console)
     assert "[red]1" in console.export_text()
+
+
+def test_the_command_reads_a_file_and_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, saved, out = tmp_path / "mine.jsonl", tmp_path / "saved.jsonl", tmp_path / "report.json"
+    golds = ["5", r"\frac{1", "7", "8"]
+    rows = [{"problem": f"Problem {i}", "answer": gold} for i, gold in enumerate(golds)] + [{"problem": "No answer"}]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    saved.write_text(json.dumps({"problem": "mine/train/0", "text": r"\boxed{5}", "reward": 0.0}))
+    assert main(["audit", str(data), "--completions", str(saved), "--json", str(out), "--limit", "3"]) == 0
+    shown = capsys.readouterr().out
+    assert "3 rows" in shown and "mine/train/1" in shown and "1 verdicts differ" in shown
+    report = json.loads(out.read_text())
+    assert report["rows"] == 3 and report["unusable"] == 1 and report["disagreements"][0]["reward"] == 1
+    assert main(["audit", str(data)]) == 0
+    assert "left out: 1 no_answer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [([], "DATASET"), (["x.jsonl", "--wrong"], "--wrong"), (["no_such_set"], "no_such_set"), (["x.jsonl"], "x.jsonl")],
+)
+def test_bad_arguments_are_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(["audit", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
