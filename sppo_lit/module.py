@@ -25,8 +25,8 @@ from sppo_lit.metrics import brier, explained_variance
 from sppo_lit.models.critics import ScalarCritic
 from sppo_lit.models.loading import ModelSource, load_scalar_critic
 from sppo_lit.policy_module import Encoded, PolicyModule, check_limits
-from sppo_lit.settings import EvalSettings, OptimizerSettings, VerifierSettings
-from sppo_lit.types import Completion, Reason, RolloutBatch, Sampling, Scored
+from sppo_lit.settings import EvalSettings, OptimizerSettings, RewardSettings, VerifierSettings
+from sppo_lit.types import Completion, Reason, RolloutBatch, Sampling, Scored, Verdict
 
 
 class SPPOModule(PolicyModule):
@@ -52,6 +52,7 @@ class SPPOModule(PolicyModule):
         policy_optimizer: learning rate, schedule and clipping of the policy.
         critic_optimizer: the same of the critic.
         verifier: worker processes and deadline.
+        reward: what the policy is paid beside the verdict; the critic's labels stay the verdicts.
         max_concurrent: most sequences decoded at once.
         gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
 
@@ -78,6 +79,7 @@ class SPPOModule(PolicyModule):
         policy_optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008
         critic_optimizer: OptimizerSettings = OptimizerSettings(lr=5e-6),  # noqa: B008
         verifier: VerifierSettings = VerifierSettings(),  # noqa: B008
+        reward: RewardSettings = RewardSettings(),  # noqa: B008
         max_concurrent: int = 256,
         gradient_checkpointing: bool = False,
     ) -> None:
@@ -86,6 +88,7 @@ class SPPOModule(PolicyModule):
             raise InputError(f"model.algorithm {algorithm!r} is unknown; choose one of: {', '.join(ALGORITHMS)}")
         if sampling.greedy:
             raise InputError("model.sampling.temperature is 0: training needs sampled responses; set it above 0")
+        reward.check(sampling.max_new_tokens)
         super().__init__(
             policy,
             sampling,
@@ -105,6 +108,8 @@ class SPPOModule(PolicyModule):
         self.aggregation: Aggregation = aggregation or self.spec.aggregation
         self.old_logprobs = old_logprobs
         self.critic_warmup = critic_warmup
+        self.reward = reward
+        self.custom_rewards = reward.custom
 
     def configure_model(self) -> None:
         """Load policy and critic."""
@@ -137,9 +142,10 @@ class SPPOModule(PolicyModule):
             completions = self.sample(encoded, self.sampling, f"train/{self.iteration}", samples, "sampling")
         with self.timed("verify"):
             texts, verdicts = self.judge(encoded, completions)
+            rewards = self._pay(encoded, completions, texts, verdicts)
         self.wait_for_others()
-        rewards = torch.tensor([v.reward for v in verdicts], device=self.device)
-        batch = self._tensors(encoded, completions, rewards)
+        labels = torch.tensor([float(v.reward) for v in verdicts], device=self.device)
+        batch = self._tensors(encoded, completions, rewards, labels)
         with self.timed("values"):
             batch.values = self._values(batch)
         batch.advantages = self.spec.advantage(batch.rewards, batch.values)
@@ -153,7 +159,20 @@ class SPPOModule(PolicyModule):
         self.last_rollout = batch
         return batch
 
-    def _tensors(self, encoded: Sequence[Encoded], completions: Sequence[Completion], rewards: Tensor) -> RolloutBatch:
+    def _pay(
+        self, encoded: Sequence[Encoded], completions: Sequence[Completion], texts: list[str], verdicts: list[Verdict]
+    ) -> Tensor:
+        """The policy's reward of every response, [B] float32."""
+        extra = (
+            self.verifier.custom(texts, [p.answer for p, _ in encoded]) if self.reward.custom else [0.0] * len(texts)
+        )
+        overlong = self.reward.penalties([len(c.response_ids) for c in completions], self.sampling.max_new_tokens)
+        paid = [self.reward.correctness * v.reward + e + o for v, e, o in zip(verdicts, extra, overlong, strict=True)]
+        return torch.tensor(paid, dtype=torch.float32, device=self.device)
+
+    def _tensors(
+        self, encoded: Sequence[Encoded], completions: Sequence[Completion], rewards: Tensor, labels: Tensor
+    ) -> RolloutBatch:
         def padded(rows: Sequence[Sequence[Any]], dtype: torch.dtype) -> Tensor:
             tensors = [torch.tensor(row, dtype=dtype) for row in rows]
             return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True).to(self.device)
@@ -169,7 +188,7 @@ class SPPOModule(PolicyModule):
             response_lengths=lengths(responses),
             logprobs=padded([c.logprobs for c in completions], torch.float32),
             rewards=rewards,
-            labels=rewards.clone(),
+            labels=labels,
             values=torch.zeros_like(rewards),
             advantages=torch.zeros_like(rewards),
             scored=[],

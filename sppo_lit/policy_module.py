@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -58,6 +58,7 @@ class PolicyModule(pl.LightningModule):
     automatic_optimization = False
     minibatch_size: int
     iterations_done: Tensor
+    custom_rewards: Mapping[str, float] = {}  # weights by name, for `verifier.custom`
 
     def __init__(
         self,
@@ -150,7 +151,7 @@ class PolicyModule(pl.LightningModule):
         """The pool of judging processes, started at first use."""
         if self._verifier is None:
             s = self._verifier_settings
-            self._verifier = VerifierPool(workers=s.workers, deadline=s.deadline, memory_mb=s.memory_mb)
+            self._verifier = VerifierPool(s.workers, s.deadline, s.memory_mb, rewards=self.custom_rewards)
         return self._verifier
 
     @torch.no_grad()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from sppo_lit.errors import InputError
+from sppo_lit.rewards.custom import check_spec
+from sppo_lit.rewards.shaping import overlong_penalty
 
 
 @dataclass(frozen=True)
@@ -80,3 +83,40 @@ class VerifierSettings:
     workers: int = 2
     deadline: float = 5.0
     memory_mb: int = 2048
+
+
+@dataclass(frozen=True)
+class RewardSettings:
+    """What the policy is paid for a response; the critic always learns the verifier's 0 or 1.
+
+    R = correctness · verdict + Σ weight · custom(response, gold) + overlong penalty.
+
+    Attributes:
+        correctness: weight of the verdict.
+        custom: weight by function ``f(response, gold) -> float``, named as ``package.module.function`` or
+            ``path/to/file.py:function``; they run in the verifier's processes, under its deadline.
+        overlong_cache: tokens before the limit over which the penalty on long responses grows to its full size (DAPO,
+            arXiv 2503.14476, equation 13); None for no penalty.
+        overlong_factor: size of the full penalty.
+    """
+
+    correctness: float = 1.0
+    custom: Mapping[str, float] = field(default_factory=dict)
+    overlong_cache: int | None = None
+    overlong_factor: float = 1.0
+
+    def penalties(self, lengths: Sequence[int], max_length: int) -> list[float]:
+        """Overlong penalty, at most 0, of responses of so many tokens."""
+        if self.overlong_cache is None:
+            return [0.0] * len(lengths)
+        return [overlong_penalty(n, max_length, self.overlong_cache, self.overlong_factor) for n in lengths]
+
+    def check(self, max_length: int) -> None:
+        """InputError for a reward that does not exist or a cache longer than the longest response."""
+        for spec in self.custom:
+            check_spec(spec)
+        if self.overlong_cache is not None and not 0 <= self.overlong_cache <= max_length:
+            raise InputError(
+                f"model.reward.overlong_cache is {self.overlong_cache}; it must be between 0 and "
+                f"model.sampling.max_new_tokens ({max_length})"
+            )

@@ -6,6 +6,7 @@ The reference knows nothing of chunks, micro-batches, padding or masks: one sequ
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,10 +14,11 @@ import pytest
 import torch
 
 from sppo_lit.datamodule import MathDataModule, ProblemSet
+from sppo_lit.errors import InputError
 from sppo_lit.models.loading import ModelSource
 from sppo_lit.module import SPPOModule
 from sppo_lit.problems.arithmetic import ArithmeticTask
-from sppo_lit.settings import OptimizerSettings
+from sppo_lit.settings import OptimizerSettings, RewardSettings
 from sppo_lit.types import RolloutBatch, Sampling
 
 DROPOUT = {"attention_dropout": 0.4}
@@ -178,3 +180,29 @@ def test_logits_in_chunks_leave_the_gradient_as_it_is(monkeypatch: pytest.Monkey
     chunked = run_iteration()
     for a, b in zip(whole.steps, chunked.steps, strict=True):
         assert_close(a["policy_gradient"], b["policy_gradient"], 1e-12)
+
+
+def test_custom_rewards_and_length_change_what_is_paid_but_not_the_labels(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("def short(response, gold):\n    return 1 / (1 + len(response))\n")
+    reward = RewardSettings(correctness=2.0, custom={f"{file}:short": 0.5}, overlong_cache=8, overlong_factor=0.25)
+    module = run_iteration("32-true", reward=reward)
+    batch, metrics = module.last_rollout, module.trainer.callback_metrics
+    assert batch.labels.tolist() == [float(i % 3 == 0) for i in range(16)]
+    assert len(batch.rewards.unique()) > 3
+    for i, scored in enumerate(batch.scored):
+        over = min(max(scored.tokens - 16, 0) / 8, 1.0)
+        paid = 2.0 * (i % 3 == 0) + 0.5 / (1 + len(scored.text)) - 0.25 * over
+        assert float(batch.rewards[i]) == pytest.approx(paid, abs=1e-6)
+    torch.testing.assert_close(batch.advantages, batch.rewards - batch.values)
+    assert float(metrics["rollout/reward"]) == pytest.approx(float(batch.rewards.mean()), abs=1e-6)
+    assert float(metrics["rollout/accuracy"]) == pytest.approx(6 / 16)
+
+
+def test_rewards_that_cannot_be_given_are_refused_before_anything_is_loaded() -> None:
+    for reward, part in (
+        (RewardSettings(custom={"no/such.py:f": 1.0}), "no file"),
+        (RewardSettings(overlong_cache=25), "model.reward.overlong_cache is 25"),
+    ):
+        with pytest.raises(InputError, match=part):
+            run_iteration(reward=reward)

@@ -128,8 +128,19 @@ class VerifierPool:
         """
         return self._judge(responses, golds, finished, shaped=True)
 
+    def custom(self, responses: Sequence[str], golds: Sequence[str]) -> list[float]:
+        """Weighted sum of the custom rewards of each response, nothing being judged; failures as in `score_shaped`."""
+        if not self.functions:
+            return [0.0] * len(responses)
+        return self._judge(responses, golds, None, shaped=True, verdicts=False)[1]
+
     def _judge(
-        self, responses: Sequence[str], golds: Sequence[str], finished: Sequence[bool] | None, shaped: bool
+        self,
+        responses: Sequence[str],
+        golds: Sequence[str],
+        finished: Sequence[bool] | None,
+        shaped: bool,
+        verdicts: bool = True,
     ) -> tuple[list[Verdict], list[float]]:
         done = [True] * len(responses) if finished is None else [bool(f) for f in finished]
         if not len(responses) == len(golds) == len(done):
@@ -138,15 +149,15 @@ class VerifierPool:
         with self._lock:
             if os.getpid() != self._owner:
                 self._reset()
-            run = _Run(self, rows, shaped)
+            run = _Run(self, rows, shaped, verdicts)
             try:
                 run.loop()
             except BaseException:  # e.g. KeyboardInterrupt: workers are amid a chunk, start over next time
                 _end_all(self._workers, self._owner)
                 raise
-        verdicts = [v for v in run.verdicts if v is not None]
-        paid = [weigh(self.weights, v.reward, run.extra.get(i, {})) for i, v in enumerate(verdicts)]
-        return verdicts, paid
+        judged = [v for v in run.verdicts if v is not None]
+        paid = [weigh(self.weights, v.reward, run.extra.get(i, {})) for i, v in enumerate(judged)]
+        return judged, paid
 
     def _replace(self, worker: Worker) -> None:
         worker.end()
@@ -162,8 +173,8 @@ class VerifierPool:
 class _Run:
     """One call of `score`: hands out rows, takes in verdicts, deals with workers that die."""
 
-    def __init__(self, pool: VerifierPool, rows: list[Row], shaped: bool) -> None:
-        self.pool, self.rows, self.shaped = pool, rows, shaped and bool(pool.functions)
+    def __init__(self, pool: VerifierPool, rows: list[Row], shaped: bool, judged: bool) -> None:
+        self.pool, self.rows, self.shaped, self.judged = pool, rows, shaped and bool(pool.functions), judged
         self.deadline: float = pool.settings["deadline"]  # type: ignore[assignment]
         self.verdicts: list[Verdict | None] = [None] * len(rows)
         self.extra: dict[int, dict[str, float]] = {}
@@ -198,7 +209,7 @@ class _Run:
         while self.todo and len(rows) < self.chunk and not self.alone & {rows[0], self.todo[0]}:
             rows.append(self.todo.popleft())
         worker.rows.extend(rows)
-        worker.outbox += pack({"rows": [self.rows[i] for i in rows], "shaped": self.shaped})
+        worker.outbox += pack({"rows": [self.rows[i] for i in rows], "shaped": self.shaped, "judged": self.judged})
         worker.idle = worker.slow = False
         worker.kill_at = time.monotonic() + _START + self.deadline
         worker.send()

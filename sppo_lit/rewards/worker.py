@@ -106,10 +106,10 @@ class _Judge:
         _send(self.sink, {"done": self.done, **more})
         self.done = []
 
-    def chunk(self, rows: list[tuple[str, str, bool]], shaped: bool) -> None:
+    def chunk(self, rows: list[tuple[str, str, bool]], shaped: bool, judged: bool = True) -> None:
         for response, gold, finished in rows:
             start = time.perf_counter()
-            verdict = self.verdict(response, gold, finished)
+            verdict = self.verdict(response, gold, finished) if judged else (0.0, "no_answer", None)
             seconds = time.perf_counter() - start
             extra: list[tuple[float, str]] = []
             if shaped and self.functions:
@@ -124,7 +124,8 @@ class _Judge:
         extra: list[tuple[float, str]] = []
         try:
             with self.deadline:
-                extra.extend(run_reward(function, response, gold) for function in self.functions)
+                for function in self.functions:
+                    extra.append(run_reward(function, response, gold))
         except Late:
             late = (0.0, f"no result within {self.deadline.seconds} s")
             extra += [late] * (len(self.functions) - len(extra))
@@ -170,7 +171,7 @@ def main() -> None:
     judge.flush(ready=True)
     while True:
         message = _receive(source, parent)
-        judge.chunk(message["rows"], message["shaped"])
+        judge.chunk(message["rows"], message["shaped"], message.get("judged", True))
 
 
 if __name__ == "__main__":
