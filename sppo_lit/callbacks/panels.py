@@ -24,6 +24,15 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
     "#56B4E9",
     "#777777",
 )
+VERDICTS = (
+    ("correct", GREEN),
+    ("wrong", ORANGE),
+    ("no_answer", GREY),
+    ("truncated", RED),
+    ("timeout", PURPLE),
+    ("unparsable", SKY),
+    ("gold_unparsable", "black"),
+)
 PHASES = (("rollout", BLUE), ("verify", ORANGE), ("values", GREEN), ("update", PURPLE))
 
 
@@ -192,23 +201,38 @@ def _loss(axis: Axes, series: Series) -> None:
     _legend(axis)
 
 
-def _time(axis: Axes, series: Series) -> None:
-    found = [(name, color) for name, color in PHASES if f"time/{name}" in series]
-    x = series[f"time/{found[0][0]}"][0]
-    stacks = [dict(zip(*series[f"time/{name}"], strict=True)) for name, _ in found]
+def _stacked(axis: Axes, series: Series, names: list[tuple[str, str, str]]) -> None:
+    """Metrics on top of each other, given as (metric, label, colour); one iteration as a bar."""
+    if not names:
+        return
+    x = series[names[0][0]][0]
+    stacks = [dict(zip(*series[name], strict=True)) for name, _, _ in names]
     values = [[stack.get(i, 0.0) for i in x] for stack in stacks]
+    labels, colors = [label for _, label, _ in names], [color for *_, color in names]
     if len(x) == 1:
-        for i, (name, color) in enumerate(found):
-            axis.bar(x, values[i], bottom=sum(v[0] for v in values[:i]), label=name, color=color, width=0.2)
+        for i, (label, color) in enumerate(zip(labels, colors, strict=True)):
+            axis.bar(x, values[i], bottom=sum(v[0] for v in values[:i]), label=label, color=color, width=0.2)
     else:
-        axis.stackplot(x, values, labels=[n for n, _ in found], colors=[c for _, c in found], alpha=0.85, linewidth=0)
-    axis.set_ylabel("seconds")
+        axis.stackplot(x, values, labels=labels, colors=colors, alpha=0.85, linewidth=0)
     _legend(axis)
+
+
+def _verdicts(axis: Axes, series: Series) -> None:
+    found = [(f"rollout/reason/{name}", name.replace("_", " "), color) for name, color in VERDICTS]
+    _stacked(axis, series, [f for f in found if any(series.get(f[0], ([], []))[1])])
+    axis.set_ylim(0, 1)
+    _percent(axis)
+
+
+def _time(axis: Axes, series: Series) -> None:
+    _stacked(axis, series, [(f"time/{name}", name, color) for name, color in PHASES if f"time/{name}" in series])
+    axis.set_ylabel("seconds")
 
 
 PANELS: tuple[tuple[str, tuple[str, ...], Callable[[Axes, Series], None]], ...] = (
     ("Accuracy", ("rollout/accuracy", "val/accuracy"), _accuracy),
     ("Responses", ("rollout/response_length", "rollout/truncation_rate"), _responses),
+    ("Verdicts", tuple(f"rollout/reason/{name}" for name, _ in VERDICTS), _verdicts),
     ("Entropy and KL", ("policy/entropy", "policy/approx_kl"), _entropy),
     ("Clipping", ("policy/clip_fraction", "policy/ratio_max"), _clipping),
     ("Gradient norms", ("policy/grad_norm", "critic/grad_norm"), _gradients),
