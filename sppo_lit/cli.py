@@ -27,7 +27,8 @@ OWN = ("list", "audit", "-h", "--help", "--version")
 USAGE = """\
 usage: {name} run [fit|validate] RECIPE [--flag value …]
        {name} list
-       {name} audit DATASET [--completions FILE] [--json FILE] [--split S] [--limit N]
+       {name} audit DATASET [--completions FILE] [--json FILE]
+                     [--split S] [--limit N]
 
 run          trains (fit, the default) or evaluates a checkpoint (validate)
 list         shows the recipes and what each is for
