@@ -32,7 +32,7 @@ usage: {name} run [fit|validate] RECIPE [--flag value …]
 
 run          trains (fit, the default) or evaluates a checkpoint (validate)
 list         shows the recipes and what each is for
-audit        checks the gold answers of a data set, scores saved completions again
+audit        checks the gold answers of a data set and saved verdicts
 --version    shows the version
 
 examples:
