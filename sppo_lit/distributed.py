@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 BUCKET = 2**25
@@ -27,6 +27,48 @@ class ShardedStrategy(ModelParallelStrategy):
         """Every process is a rank of its own; Lightning's "auto" would give all of them the same batch."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Restored by `load_optimizer_state_dict`."""
+        return True
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load the weights; optimizers come later."""
+        optimizers, self.optimizers = self.optimizers, []
+        try:
+            return super().load_checkpoint(checkpoint_path, weights_only)
+        finally:
+            self.optimizers = optimizers
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """The state as an unsharded optimizer would have it, on rank zero; empty on the others. Collective.
+
+        (Torch's own gathering begins a fresh optimizer by a step with zero gradients, which Adam counts: saving during
+        the critic's warm-up would change what the policy learns afterwards.)
+        """
+        state = getattr(optimizer, "_optimizer", optimizer).state_dict()
+        gathered = {}
+        for key, entries in state["state"].items():
+            full = {name: whole(value) for name, value in entries.items()}
+            gathered[key] = {name: value.cpu() for name, value in full.items()} if self.is_global_zero else {}
+        return {**state, "state": gathered} if self.is_global_zero else {}
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Give each rank its pieces of the saved state."""
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            pieces = {
+                key: {name: _like(value, parameters[key]) for name, value in entries.items()}
+                for key, entries in state["state"].items()
+            }
+            optimizer.load_state_dict({**state, "state": pieces})
+
+
+def _like(value: Tensor, parameter: Tensor) -> Tensor:
+    if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
+        return value
+    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
 
 
 # ------------------------------------------------------------------------------------------------------ collectives

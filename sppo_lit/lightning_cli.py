@@ -24,6 +24,7 @@ from sppo_lit.callbacks.export import HuggingFaceExport
 from sppo_lit.callbacks.progress import RunProgress
 from sppo_lit.callbacks.summary import RunSummary
 from sppo_lit.datamodule import MathDataModule
+from sppo_lit.distributed import ShardedStrategy
 from sppo_lit.errors import InputError
 from sppo_lit.mistakes import explain, one_line
 from sppo_lit.module import SPPOModule
@@ -155,6 +156,8 @@ class RecipeCLI(LightningCLI):
         """With TensorBoard and CSV loggers in the run's folder, unless the recipe brings its own."""
         if self._get(self.config_init, "trainer").get("logger") in (None, True):
             kwargs["logger"] = self._loggers()
+        if self._get(self.config_init, "trainer").get("strategy") == "fsdp":
+            kwargs["strategy"] = ShardedStrategy()  # Lightning's own needs a GPU and cannot hold two models
         if self.continued:
             kwargs["num_sanity_val_steps"] = 0  # the interrupted run has evaluated these weights
         try:
@@ -269,10 +272,9 @@ def check_trainer(settings: Any) -> None:
         InputError: unknown strategy, float16, or clipping where Lightning would do it.
     """
     strategy, precision = settings.get("strategy"), str(settings.get("precision"))
-    if strategy == "fsdp":
-        raise InputError("--strategy fsdp is not supported yet; use auto or ddp")
-    if isinstance(strategy, str) and strategy != "auto" and strategy not in StrategyRegistry.available_strategies():
-        raise InputError(f"--strategy {strategy} is unknown; use auto or ddp")
+    known = {"auto", *StrategyRegistry.available_strategies()} - {"fsdp_cpu_offload"}
+    if isinstance(strategy, str) and strategy not in known:
+        raise InputError(f"--strategy {strategy} is unknown; use auto, ddp or fsdp")
     if precision in ("16", "16-mixed", "16-true", "transformer-engine-float16"):
         raise InputError(f"--precision {precision} is not supported (float16 needs a gradient scaler); use bf16-mixed")
     if settings.get("gradient_clip_val") is not None:

@@ -1,0 +1,69 @@
+"""Sharded training through the real command line: against one process, and across a change of strategy and ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from launch import Run, Weights, difference, equal, launch
+from safetensors.torch import load_file
+
+SHARDED = ("--strategy=fsdp", "--devices=2")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Three iterations of a single process."""
+    return launch(tmp_path_factory.mktemp("one"))
+
+
+def exported(run: Run, part: str) -> Weights:
+    return load_file(run.folder / "hf" / part / "model.safetensors")
+
+
+def same_folders(a: Run, b: Run) -> None:
+    """The exported folders hold the same files, equal but for the float error of the weights and the model card."""
+    for part in ("policy", "critic"):
+        files = [sorted(p.name for p in (run.folder / "hf" / part).iterdir()) for run in (a, b)]
+        assert files[0] == files[1]
+        for name in set(files[0]) - {"README.md", "model.safetensors"}:
+            texts = [(run.folder / "hf" / part / name).read_text() for run in (a, b)]
+            assert texts[0] == texts[1], name
+        assert difference(exported(a, part), exported(b, part)) <= 1e-5
+
+
+def test_two_ranks_of_fsdp_equal_one_process(one: Run, tmp_path: Path) -> None:
+    two = launch(tmp_path, *SHARDED)
+    first, second = two.ranks
+    assert equal(first, second)
+    assert difference(one.ranks[0], first) <= 1e-5
+    for name, value in one.metrics.items():
+        if not name.startswith("time/") and "per_second" not in name:
+            assert two.metrics[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
+    same_folders(one, two)
+    saved = torch.load(two.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    for name, weight in first.items():
+        assert torch.equal(saved[name], weight), name
+        part, _, inner = name.partition(".model.")
+        assert torch.equal(exported(two, part)[inner], weight), name
+
+
+@pytest.mark.parametrize(
+    ("iterations", "before", "after"),
+    [(1, SHARDED, ()), (2, SHARDED, ()), (1, (), SHARDED), (2, (), SHARDED)],
+    ids=["fsdp-auto in warm-up", "fsdp-auto", "auto-fsdp in warm-up", "auto-fsdp"],
+)
+def test_a_checkpoint_resumes_under_another_strategy_and_number_of_ranks(
+    one: Run, tmp_path: Path, iterations: int, before: tuple[str, ...], after: tuple[str, ...]
+) -> None:
+    start = launch(tmp_path / "start", *before, f"--max_epochs={iterations}")
+    end = launch(tmp_path / "end", *after, f"--ckpt_path={start.folder / 'checkpoints' / 'last.ckpt'}")
+    assert end.metrics["step"] == 3
+    assert difference(one.ranks[0], end.ranks[0]) <= 1e-5
+    same_folders(one, end)
+
+
+def test_fsdp_on_one_process_equals_none(one: Run, tmp_path: Path) -> None:
+    assert difference(one.ranks[0], launch(tmp_path, "--strategy=fsdp", "--devices=1").ranks[0]) <= 1e-5
