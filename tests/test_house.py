@@ -34,6 +34,7 @@ LEVELS = {
     "datamodule": 4,
     "callbacks": 4,
     "analysis": 5,
+    "audit": 5,
     "resume": 6,
     "mistakes": 6,
     "lightning_cli": 6,
