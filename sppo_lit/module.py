@@ -156,7 +156,6 @@ class SPPOModule(PolicyModule):
                 strict=True,
             )
         ]  # fmt: skip
-        self.last_rollout = batch
         return batch
 
     def _pay(
@@ -211,7 +210,7 @@ class SPPOModule(PolicyModule):
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
         """PPO epochs × minibatches × micro-batches over one iteration's rollouts."""
-        batch = self.last_rollout  # as collected: under bf16-true Lightning passes a rounded copy of it
+        self.last_rollout = batch
         policy_optimizer, critic_optimizer = cast(list[Any], self.optimizers())
         lrs = {
             "policy/lr": self.set_lr(policy_optimizer, self.policy_optimizer),

@@ -102,6 +102,10 @@ class PolicyModule(pl.LightningModule):
         """k of the validation."""
         return self.evaluation.samples
 
+    def setup(self, stage: str) -> None:
+        """Keep batches as they are: under bf16-true Lightning would round rewards and log-probabilities too."""
+        self.trainer.precision_plugin.convert_input = lambda data: data  # type: ignore[method-assign]
+
     def configure_model(self) -> None:
         """Load the policy (once; Lightning calls this before every fit, validate and test)."""
         if not hasattr(self, "policy"):

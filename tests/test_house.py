@@ -19,7 +19,7 @@ LEVELS = {
     "types": 0,
     "errors": 0,
     "paths": 0,
-    "settings": 1,
+    "settings": 2,
     "algorithms": 1,
     "rewards": 1,
     "models": 2,
