@@ -17,7 +17,10 @@ ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 240
 """Seconds after which a run and all its processes are killed."""
 
-SETTINGS = [
+# A larger epsilon: Adam would otherwise blow up the float error of gradients that are almost zero.
+ADAM = "{lr: 0.001, eps: 0.001}"
+
+TRAINER = (
     "--seed_everything=5",
     "--max_epochs=3",
     "--accelerator=cpu",
@@ -25,6 +28,9 @@ SETTINGS = [
     "--data.val=[{path: arithmetic, limit: 3}]",
     "--trainer.num_sanity_val_steps=0",
     "--trainer.check_val_every_n_epoch=3",
+)
+SETTINGS = (
+    *TRAINER,
     "--model.minibatch_size=8",
     "--model.sampling.max_new_tokens=48",
     "--model.ppo_epochs=2",
@@ -32,10 +38,9 @@ SETTINGS = [
     "--model.micro_batch_tokens=300",
     "--model.old_logprobs=recompute",
     "--model.verifier.workers=1",
-    # A larger epsilon: Adam would otherwise blow up the float error of gradients that are almost zero.
-    "--model.policy_optimizer={lr: 0.001, eps: 0.001}",
-    "--model.critic_optimizer={lr: 0.001, eps: 0.001}",
-]
+    f"--model.policy_optimizer={ADAM}",
+    f"--model.critic_optimizer={ADAM}",
+)
 """Several minibatches per iteration, several micro-batches per minibatch, responses of many lengths."""
 
 Weights = dict[str, torch.Tensor]
@@ -58,10 +63,16 @@ class Run:
     output: str
 
 
-def launch(folder: Path, *flags: str, recipe: str = "recipes/quickstart.yaml", stage: str = "fit") -> Run:
-    """Train with `SETTINGS`, then `flags`, and read what came out."""
+def launch(
+    folder: Path,
+    *flags: str,
+    settings: tuple[str, ...] = SETTINGS,
+    recipe: str = "recipes/quickstart.yaml",
+    stage: str = "fit",
+) -> Run:
+    """Train with `settings`, then `flags`, and read what came out."""
     weights = folder / "weights"
-    command = [sys.executable, "-m", "sppo_lit.cli", "run", stage, recipe, *SETTINGS, *flags]
+    command = [sys.executable, "-m", "sppo_lit.cli", "run", stage, recipe, *settings, *flags]
     process = subprocess.Popen(
         [
             *command,

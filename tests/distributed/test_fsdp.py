@@ -65,5 +65,13 @@ def test_a_checkpoint_resumes_under_another_strategy_and_number_of_ranks(
     same_folders(one, end)
 
 
+def test_validation_under_fsdp_equals_that_of_one_process(one: Run, tmp_path: Path) -> None:
+    checkpoint = f"--ckpt_path={one.folder / 'checkpoints' / 'last.ckpt'}"
+    sharded = launch(tmp_path, *SHARDED, checkpoint, "--model.evaluation.samples=2", stage="validate")
+    alone = launch(tmp_path / "alone", checkpoint, "--model.evaluation.samples=2", stage="validate")
+    assert "val/arithmetic/avg_at_k" in alone.metrics, alone.metrics
+    assert sharded.metrics == pytest.approx(alone.metrics, abs=1e-6)
+
+
 def test_fsdp_on_one_process_equals_none(one: Run, tmp_path: Path) -> None:
     assert difference(one.ranks[0], launch(tmp_path, "--strategy=fsdp", "--devices=1").ranks[0]) <= 1e-5
