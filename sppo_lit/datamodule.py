@@ -28,7 +28,8 @@ class ProblemSet:
         path: "arithmetic" (procedural, see `data.arithmetic`), a name such as "gsm8k", a Hub id, or a local file or
             folder.
         split: split to read; the source's own where None.
-        limit: at most this many problems; how many are generated, for arithmetic (1,000 where None).
+        limit: at most this many problems; how many are generated, for arithmetic (where None: 1,000 held-out ones,
+            training ones without end).
         name: what keys and results call it; by default the source's own name.
         streaming: read a large Hub source as it goes instead of all at once (training only; then in source order).
         skip_bad_rows: count rows without problem or answer and corrupt lines, instead of stopping at the first.
@@ -40,6 +41,10 @@ class ProblemSet:
     name: str | None = None
     streaming: bool = False
     skip_bad_rows: bool = False
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise InputError(f"{self.path}: limit is {self.limit}; it must be at least 1, or null for all problems")
 
 
 class ProblemStream(Protocol):
@@ -129,9 +134,10 @@ class MathDataModule(pl.LightningDataModule):
 
     def _open_train(self) -> ProblemStream:
         seed = self.module.seed
-        if self.train.path == "arithmetic":
+        generated = self.train.path == "arithmetic"
+        if generated and self.train.limit is None:
             return _Generated(self, seed)
-        if self.train.streaming:
+        if self.train.streaming and not generated:
             return _Streamed(self)
         return _Shuffled(self._load(self.train, "train"), seed)
 
@@ -215,7 +221,7 @@ class _Generated:
     ATTEMPTS = 100
 
     def __init__(self, data: MathDataModule, seed: int) -> None:
-        self.data, self.offset = data, seed * self.STRIDE
+        self.data, self.offset, self.split = data, seed * self.STRIDE, data.train.split or "train"
         self.take(0, 1)
 
     def take(self, start: int, count: int) -> list[Encoded]:
@@ -225,7 +231,7 @@ class _Generated:
         """Problem `index`, or another in its place where its prompt is too long: iterations are of one size."""
         data, shortest = self.data, 10**9
         for attempt in range(self.ATTEMPTS):
-            problem = data.arithmetic.problem(index + attempt * self.STRIDE * 1_000_000)
+            problem = data.arithmetic.problem(index + attempt * self.STRIDE * 1_000_000, self.split)
             [entry], _ = data.encode([problem], "arithmetic", 10**9)
             shortest = min(shortest, len(entry[1]))
             if shortest <= data.max_prompt_tokens:

@@ -17,11 +17,11 @@ class OptimizerSettings:
     """AdamW with a schedule over iterations; the policy and the critic have one each.
 
     Attributes:
-        lr: peak learning rate.
+        lr: peak learning rate, at least 0.
         weight_decay: decoupled, per unit of lr.
         betas: decay of the first and second moment.
         eps: added to the root of the second moment.
-        clip_norm: largest global gradient norm of one optimizer step.
+        clip_norm: largest global gradient norm of one optimizer step; ``.inf`` for no clipping.
         schedule: "constant", "linear" or "cosine" decay to zero at the last iteration, after the warm-up.
         warmup_iterations: linear from 0 over this many iterations.
     """
@@ -33,6 +33,17 @@ class OptimizerSettings:
     clip_norm: float = 1.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_iterations: int = 0
+
+    def __post_init__(self) -> None:
+        _refuse(
+            "optimizer",
+            lr=(self.lr, self.lr >= 0, "at least 0"),
+            weight_decay=(self.weight_decay, self.weight_decay >= 0, "at least 0"),
+            betas=(list(self.betas), all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1"),
+            eps=(self.eps, self.eps >= 0, "at least 0"),
+            clip_norm=(self.clip_norm, self.clip_norm > 0, "above 0 (.inf for no clipping)"),
+            warmup_iterations=(self.warmup_iterations, self.warmup_iterations >= 0, "at least 0"),
+        )
 
     def lr_at(self, iteration: int, iterations: int) -> float:
         """Learning rate of 0-based `iteration` in a run of `iterations`; a pure function, so a resumed run agrees."""
@@ -61,6 +72,12 @@ class EvalSettings:
     max_new_tokens: int | None = None
 
     def __post_init__(self) -> None:
+        limit = self.max_new_tokens
+        _refuse(
+            "model.evaluation",
+            samples=(self.samples, self.samples >= 0, "at least 0"),
+            max_new_tokens=(limit, limit is None or limit >= 1, "at least 1, or null for the training limit"),
+        )
         if self.samples and self.temperature <= 0:
             raise InputError(
                 f"model.evaluation: {self.samples} samples at temperature {self.temperature} would all be equal; "
@@ -120,3 +137,10 @@ class RewardSettings:
                 f"model.reward.overlong_cache is {self.overlong_cache}; it must be between 0 and "
                 f"model.sampling.max_new_tokens ({max_length})"
             )
+
+
+def _refuse(where: str, **checks: tuple[object, bool, str]) -> None:
+    """InputError for the first setting whose check (value, whether it is good, what it must be) failed."""
+    for key, (value, good, demand) in checks.items():
+        if not good:
+            raise InputError(f"{where}: {key} is {value}; it must be {demand}")

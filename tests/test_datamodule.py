@@ -8,12 +8,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 
 from sppo_lit.datamodule import MathDataModule, ProblemSet
 from sppo_lit.errors import InputError
+from sppo_lit.models.loading import ModelSource
 from sppo_lit.problems.arithmetic import ArithmeticTask
 from sppo_lit.rewards.verifier import VerifierPool
+from sppo_lit.supervised import SupervisedModule
 
 
 class Letters:
@@ -142,3 +145,42 @@ def test_a_set_without_one_checkable_answer_is_refused(opened: Any, tmp_path: Pa
     path.write_text(json.dumps({"problem": "Prove it.", "answer": "\\frac{"}), encoding="utf-8")
     with pytest.raises(InputError, match=r"words\.jsonl: none of its 1 gold answers can be checked"):
         opened(ProblemSet(str(path)))
+
+
+def test_training_may_be_limited_to_some_generated_problems_or_to_another_split(opened: Any) -> None:
+    few = opened(ProblemSet("arithmetic", limit=5), problems_per_epoch=5)
+    first, second = keys(few.problems_of(0)), keys(few.problems_of(1))
+    assert len(set(first)) == 5 and sorted(first) == sorted(second)
+    assert all(
+        key.startswith("arithmetic/val/") for key in keys(opened(ProblemSet("arithmetic", "val")).problems_of(0))
+    )
+
+
+@pytest.mark.parametrize("path", ["arithmetic", "train.jsonl"])
+@pytest.mark.parametrize("limit", [0, -3])
+def test_a_limit_below_one_problem_is_refused(path: str, limit: int) -> None:
+    with pytest.raises(InputError, match=f"{path}: limit is {limit}; it must be at least 1"):
+        ProblemSet(path, limit=limit)
+
+
+class Collected(SupervisedModule):
+    """Remembers what it was asked to collect."""
+
+    asked: list[list[str]]
+
+    def collect(self, encoded: Any) -> Any:
+        self.asked.append(keys(encoded))
+        return super().collect(encoded)
+
+
+def test_a_real_trainer_collects_the_slices_in_turn() -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
+    module = Collected(ModelSource("data/arithmetic/base", "random", sizes), minibatch_size=8)
+    module.asked = []
+    data = MathDataModule(ProblemSet("arithmetic"), problems_per_epoch=8, val=[ProblemSet("arithmetic", limit=2)])
+    options: dict[str, Any] = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
+    pl.Trainer(max_epochs=3, limit_val_batches=0, accelerator="cpu", **options).fit(module, data)
+    assert data.stream is not None
+    assert module.asked == [keys(data.stream.take(8 * i, 8)) for i in range(3)]

@@ -171,7 +171,8 @@ def test_comments_apart_recipes_say_only_what_differs_from_the_defaults(tmp_path
     for path in RECIPES:
         text = path.read_text(encoding="utf-8")
         assert len(text.splitlines()) <= 40
-        assert yaml.safe_load(text).keys() <= {"seed_everything", "trainer", "model", "data", "completions", "checkpoint"}
+        keys = {"seed_everything", "trainer", "model", "data", "completions", "checkpoint"}
+        assert yaml.safe_load(text).keys() <= keys
 
 
 def test_a_minibatch_must_divide_the_iteration() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from sppo_lit.errors import InputError
@@ -31,3 +33,25 @@ def test_an_evaluation_that_says_nothing_is_refused() -> None:
         EvalSettings(greedy=False)
     with pytest.raises(InputError, match="would all be equal"):
         EvalSettings(samples=4, temperature=0)
+
+
+@pytest.mark.parametrize(
+    ("group", "setting", "value"),
+    [
+        (OptimizerSettings, "lr", -1e-4),
+        (OptimizerSettings, "lr", float("nan")),
+        (OptimizerSettings, "weight_decay", -0.1),
+        (OptimizerSettings, "betas", (0.9, 1.0)),
+        (OptimizerSettings, "clip_norm", 0.0),
+        (OptimizerSettings, "warmup_iterations", -1),
+        (EvalSettings, "samples", -1),
+        (EvalSettings, "max_new_tokens", 0),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_named(group: Any, setting: str, value: Any) -> None:
+    with pytest.raises(InputError, match=f": {setting} is .*; it must be "):
+        group(**{setting: value})
+
+
+def test_clipping_may_be_off() -> None:
+    assert OptimizerSettings(clip_norm=float("inf")).clip_norm == float("inf")

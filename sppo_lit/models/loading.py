@@ -121,6 +121,11 @@ def load_scalar_critic(source: ModelSource, tokenizer: PreTrainedTokenizerBase) 
                 "the critic reads the policy's prompt ids, so choose a model of the same family"
             )
     model = _load(source, AutoModelForSequenceClassification, {"num_labels": 1})
+    if not isinstance(getattr(model, "score", None), nn.Linear):
+        raise InputError(
+            f"critic {source.path}: {type(model).__name__} has no linear head named score, so it is not made from a "
+            "causal language model; choose one that is in model.critic.path"
+        )
     if source.init == "random" or getattr(model, "_sppo_new_head", False):
         nn.init.zeros_(model.get_parameter("score.weight"))
     return _finish(source, model, tokenizer)
@@ -142,7 +147,7 @@ def disable_dropout(model: nn.Module) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name, value in vars(module).items():
-            if isinstance(value, float) and ("dropout" in name or "pdrop" in name):
+            if isinstance(value, float) and "drop" in name:  # dropout, attn_pdrop, layerdrop
                 setattr(module, name, 0.0)
 
 

@@ -57,7 +57,7 @@ class Policy(nn.Module):
         model: any transformers causal LM whose logits are `lm_head(base_model(ids))`; checked at construction.
 
     Raises:
-        InputError: the architecture does something else to its logits (soft-capping, scaling).
+        InputError: the architecture does something else to its logits (soft-capping, scaling), or reads later tokens.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -113,16 +113,25 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def _check_head(self) -> None:
-        training = self.model.training
+        """Made-up logits in place of the output layer's must leave the model as they are, later tokens unread."""
+        training, layer = self.model.training, self.model.get_output_embeddings()
         self.model.eval()
         ids = torch.arange(1, 4, device=self.model.device)[None, :]
-        whole = self.model(input_ids=ids, use_cache=False).logits
-        ours = self.model.get_output_embeddings()(
-            self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        )
+        states: list[Tensor] = []
+
+        def made_up(layer: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor:
+            states.append(inputs[0])
+            return torch.linspace(-100, 100, logits.numel(), dtype=logits.dtype, device=logits.device).view_as(logits)
+
+        with layer.register_forward_hook(made_up):
+            whole = self.model(input_ids=ids, use_cache=False).logits
+        ids[0, -1] = 0
+        ours = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         self.model.train(training)
-        if not torch.allclose(whole, ours, atol=1e-4, rtol=1e-4):
+        gap, scale = (states[0] - ours)[:, :-1].abs().max(), ours.abs().max()
+        if not torch.equal(whole, made_up(layer, (ours,), whole)) or gap > 1e-4 * scale:
             raise InputError(
-                f"{type(self.model).__name__} does more to its logits than its output layer (soft-capping or scaling), "
-                "which is not supported: choose another model in model.policy.path"
+                f"{type(self.model).__name__}: its logits are not its output layer applied to states of earlier tokens "
+                "(soft-capping, scaling, a larger head or attention to both sides), which is not supported: choose "
+                "another model in model.policy.path"
             )

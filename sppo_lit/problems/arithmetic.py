@@ -37,8 +37,8 @@ class ArithmeticTask:
 
     Attributes:
         min_operations: fewest operations in an expression (level of the easiest problem), at least 1.
-        max_operations: most operations; levels are drawn uniformly. 8 to 13 with `modulus` 10 is the long-horizon
-            setting: solutions of 121 to 321 characters.
+        max_operations: most operations; levels are drawn uniformly. 10 to 14 with `modulus` 10 is the long-horizon
+            setting: solutions of 189 to 373 characters (of k operations: 2·k·(k − 1) + 9).
         largest: no number on the way, the answer included, is negative or larger than this (without `modulus`).
         modulus: if set, every operation is reduced modulo this number, so that all numbers stay small.
         hasty: share of worked solutions that state the answer at once, without a line of reasoning: correct, but hard

@@ -8,15 +8,21 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
+    BertConfig,
+    BertLMHeadModel,
     Gemma2Config,
     Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
     Qwen2Config,
     Qwen2ForCausalLM,
+    XLNetConfig,
+    XLNetLMHeadModel,
 )
 
 from sppo_lit.errors import InputError
@@ -160,7 +166,28 @@ def test_critic_reads_a_prompt_that_ends_in_the_pad_token() -> None:
     assert len({round(v, 6) for v in (ends, other, shorter)}) == 3
 
 
-def test_a_model_that_soft_caps_its_logits_is_refused() -> None:
-    config = Gemma2Config(**SHAPE, **IDS, head_dim=8, final_logit_softcapping=0.5)
-    with pytest.raises(InputError, match="Gemma2ForCausalLM"):
-        Policy(Gemma2ForCausalLM(config))
+def other_heads() -> dict[str, Any]:
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    capped = Gemma2Config(**SHAPE, **IDS, head_dim=8)  # a cap of 30: nothing that its small random logits would show
+    both_sides = XLNetConfig(vocab_size=VOCABULARY, d_model=32, n_layer=2, n_head=4, d_inner=32)
+    return {
+        "soft cap": lambda: Gemma2ForCausalLM(capped),
+        "scale": lambda: GraniteForCausalLM(GraniteConfig(**SHAPE, **IDS, logits_scaling=8.0)),
+        "reads to the right": lambda: XLNetLMHeadModel(both_sides),
+        "larger head": lambda: BertLMHeadModel(BertConfig(vocab_size=VOCABULARY, intermediate_size=32, **sizes)),
+    }
+
+
+@pytest.mark.parametrize("kind", other_heads())
+def test_what_log_probabilities_would_be_wrong_of_is_refused(kind: str) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(InputError, match="its logits are not its output layer") as caught:
+        Policy(other_heads()[kind]())
+    assert "\n" not in str(caught.value)
+
+
+def test_the_check_of_the_head_leaves_the_model_as_it_was() -> None:
+    model = build("gpt2")
+    ids = torch.arange(9)[None]
+    before = model(ids).logits
+    assert Policy(model).model.training and torch.equal(model(ids).logits, before)
