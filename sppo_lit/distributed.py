@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
+
+from sppo_lit.errors import InputError
 
 BUCKET = 2**25
 """Gradient elements summed over ranks at a time (128 MiB in float32)."""
@@ -34,7 +37,21 @@ class ShardedStrategy(ModelParallelStrategy):
         return True
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Load the weights; optimizers come later."""
+        """Load the weights; optimizers come later.
+
+        Raises:
+            InputError: they are another model's.
+        """
+        if Path(checkpoint_path).is_file():
+            assert self.lightning_module is not None
+            saved = torch.load(checkpoint_path, mmap=True, map_location="cpu", weights_only=True)["state_dict"]
+            own = self.lightning_module.state_dict()
+            for name in sorted(own.keys() | saved.keys()):
+                if name not in own or name not in saved or own[name].shape != saved[name].shape:
+                    raise InputError(
+                        f"the checkpoint is of another model than this recipe's ({name} is in one only or of another "
+                        "shape); use the recipe it was trained with: config.yaml in its run folder"
+                    )
         optimizers, self.optimizers = self.optimizers, []
         try:
             return super().load_checkpoint(checkpoint_path, weights_only)

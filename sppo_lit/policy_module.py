@@ -319,7 +319,8 @@ class PolicyModule(pl.LightningModule):
         Args:
             metrics: by name, of all ranks together.
         """
-        seconds = torch.tensor([*self.seconds.values(), sum(self.seconds.values())], device=self.device) / ranks()
+        spent = [*self.seconds.values(), sum(self.seconds.values())]
+        seconds = torch.tensor(spent, dtype=torch.float32, device=self.device) / ranks()
         names = [f"time/{phase}" for phase in (*self.seconds, "iteration")]
         times = dict(zip(names, reduced(seconds).tolist(), strict=True))
         self.seconds = {}
