@@ -13,6 +13,7 @@ from sppo_lit.algorithms.masking import masked_sum, response_mask
 from sppo_lit.distributed import reduced
 from sppo_lit.errors import InputError
 from sppo_lit.models.loading import ModelSource
+from sppo_lit.module import step_metrics
 from sppo_lit.policy_module import Encoded, PolicyModule, check_limits
 from sppo_lit.settings import EvalSettings, OptimizerSettings, VerifierSettings
 from sppo_lit.types import Sampling
@@ -97,7 +98,7 @@ class SupervisedModule(PolicyModule):
         lr = self.set_lr(optimizer, self.policy_optimizer)
         lengths = (batch.prompt_lengths + batch.response_lengths).cpu()
         plan = self.minibatches(len(lengths))
-        losses, norms = [], []
+        steps: list[dict[str, Tensor]] = []
         with self.timed("update"), self.local_backward():
             for i, rows in enumerate(plan):
                 tokens = int(reduced(batch.response_lengths[rows].sum()))
@@ -109,12 +110,10 @@ class SupervisedModule(PolicyModule):
                     self.manual_backward(loss)
                     total += loss.detach()
                 self.wait_for_others()
-                norms.append(self.optimizer_step_clipped(optimizer, self.policy_optimizer))
-                losses.append(reduced(total))
+                norm = self.optimizer_step_clipped(optimizer, self.policy_optimizer)
+                steps.append({"policy/loss": reduced(total), "policy/grad_norm": norm})
                 self.report_phase("updating", i + 1, len(plan))
-        self.finish_iteration(
-            {"policy/loss": torch.stack(losses).mean(), "policy/grad_norm": torch.stack(norms).mean(), "policy/lr": lr}
-        )
+        self.finish_iteration({**step_metrics(steps), "policy/lr": lr})
 
     def _negative_log_likelihood(self, batch: SolutionBatch, rows: Tensor) -> Tensor:
         lengths = batch.response_lengths[rows]

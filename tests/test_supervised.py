@@ -91,3 +91,19 @@ def test_a_problem_without_a_worked_solution_is_named() -> None:
     module = SupervisedModule(ModelSource("data/arithmetic/base", "random", SMALL))
     with pytest.raises(InputError, match="set/7: no worked solution"):
         module.collect([(Problem("set/7", "1+1=", "2"), [1, 2])])
+
+
+def test_a_gradient_that_is_not_finite_skips_its_step_and_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Recorded._negative_log_likelihood
+    calls: list[float] = []
+
+    def poisoned(self: Recorded, *arguments: Any) -> torch.Tensor:
+        calls.append(float("nan") if len(calls) == 1 else 1.0)
+        return whole(self, *arguments) * calls[-1]
+
+    monkeypatch.setattr(Recorded, "_negative_log_likelihood", poisoned)
+    module = run(1, minibatch_size=8)
+    metrics = module.trainer.callback_metrics
+    assert len(calls) == 2 and float(metrics["policy/skipped_steps"]) == 1
+    assert float(metrics["policy/grad_norm"]) > 0
+    assert all(bool(p.isfinite().all()) for p in module.policy.parameters())
