@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoTokenizer, BertConfig, GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 from sppo_lit.errors import InputError
 from sppo_lit.models.critics import ScalarCritic
 from sppo_lit.models.loading import (
     ModelSource,
+    disable_dropout,
     eos_token_ids,
     load_causal_lm,
     load_scalar_critic,
@@ -144,6 +145,76 @@ def test_dropout_is_off_in_training_while_the_configuration_keeps_it(tmp_path: P
         ids = torch.arange(1, 20)[None]
         assert torch.equal(model(ids).logits, model(ids).logits)
         assert getattr(model.config, key) == 0.5
+
+
+def test_layers_that_training_skips_at_random_are_skipped_no_more() -> None:
+    config = OPTConfig(
+        vocab_size=64,
+        hidden_size=16,
+        ffn_dim=16,
+        word_embed_proj_dim=16,
+        num_hidden_layers=6,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        layerdrop=0.5,
+    )
+    model = OPTForCausalLM(config).train()
+    disable_dropout(model)
+    ids = torch.arange(4, 20)[None]
+    first = model(ids).logits
+    assert all(torch.equal(model(ids).logits, first) for _ in range(4))
+
+
+def test_a_critic_that_is_no_causal_model_is_refused(tmp_path: Path, tokenizer: Any) -> None:
+    BertConfig(
+        vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    ).save_pretrained(tmp_path)
+    refused("no linear head named score", load_scalar_critic, ModelSource(str(tmp_path), "random"), tokenizer)
+
+
+def write_gguf(model: Any, path: Path) -> None:
+    """A Llama as llama.cpp stores it: names of its own, and query and key rows interleaved for its rotary embedding."""
+    gguf = pytest.importorskip("gguf")
+    pytest.importorskip("accelerate")
+    config, heads = model.config, model.config.num_attention_heads
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, value in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            value = value.view(heads, 2, -1, value.shape[1]).transpose(1, 2).reshape(value.shape)
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), value.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file_gives_policy_and_critic_that_can_be_saved(folder: Path, tmp_path: Path, tokenizer: Any) -> None:
+    original = load_causal_lm(ModelSource(str(folder)), tokenizer)
+    write_gguf(original, tmp_path / "tiny.gguf")
+    source = ModelSource(str(tmp_path / "tiny.gguf"))
+    policy, critic = load_causal_lm(source, tokenizer), load_scalar_critic(source, tokenizer)
+    ids = torch.arange(2, 14)[None]
+    expected = original(input_ids=ids).logits
+    assert torch.allclose(policy(input_ids=ids).logits, expected, atol=1e-5)
+    assert torch.allclose(
+        critic.base_model(input_ids=ids).last_hidden_state, original.base_model(input_ids=ids).last_hidden_state
+    )
+    assert not ScalarCritic(critic)(ids, torch.tensor([12])).any()
+    policy.save_pretrained(tmp_path / "saved")
+    again = load_causal_lm(ModelSource(str(tmp_path / "saved")), tokenizer)
+    assert torch.allclose(again(input_ids=ids).logits, expected, atol=1e-5)
 
 
 def test_every_end_of_sequence_id_ends_a_response(folder: Path, tokenizer: Any) -> None:
