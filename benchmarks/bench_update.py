@@ -1,6 +1,7 @@
 """Policy update on length-sorted, token-budget micro-batches against padded ones, on responses of ragged length.
 
     python benchmarks/bench_update.py [--rounds 7] [--threads 1] [--budget 2048] [--device cpu]
+                                      [--lengths uniform|quickstart]
 
 One update (forward and backward through `Policy` and the clipped surrogate) of 128 sequences whose responses have 16 to
 96 tokens (uniform), cut in three ways of the same token budget per forward pass, rounds of the three interleaved:
@@ -11,8 +12,11 @@ One update (forward and backward through `Policy` and the clipped surrogate) of 
 - padded to longest: the same, but each micro-batch padded only to its own longest row.
 
 Prompts have 4 to 20 tokens (uniform), as those of the quickstart. All three ways give the same loss and gradient; this
-is checked before anything is timed. "tokens" are those that pass through the model, padding included: their ratio is
-about what can be won.
+is checked before anything is timed. "tokens" are those that pass through the model, padding included; "no padding" is
+the ceiling: what padding to the limit costs over passing no padding at all, if time went by tokens.
+
+`--lengths quickstart` takes prompts and worked solutions of the quickstart problems instead (solutions of 4 to about 50
+tokens, most of them short), under the same limit: what a run meets whose limit is far above most responses.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ from sppo_lit.algorithms.batching import micro_batches
 from sppo_lit.algorithms.losses import clipped_surrogate
 from sppo_lit.algorithms.masking import masked_sum, response_mask
 from sppo_lit.models.policy import Policy
+from sppo_lit.problems.arithmetic import ArithmeticTask
 
 SEQUENCES, SHORTEST, LONGEST, VOCABULARY = 128, 16, 96, 28
 PROMPT_SHORTEST, PROMPT_LONGEST = 4, 20
@@ -58,11 +63,23 @@ def build(shape: dict[str, Any], device: str) -> Policy:
     return Policy(model.to(device)).train()
 
 
-def sides(policy: Policy, budget: int, device: str) -> dict[str, Callable[[], float]]:
-    """The three ways, each returning its loss."""
+def ragged_lengths(kind: str) -> tuple[Tensor, Tensor]:
+    """Tokens of every prompt and response, both [SEQUENCES] int64."""
+    if kind == "quickstart":
+        task = ArithmeticTask(1, 5, largest=50)
+        problems = [task.problem(i) for i in range(SEQUENCES)]
+        # A token a character, but only one for the box, and the end.
+        responses = [len(str(p.solution)) - 5 for p in problems]
+        return torch.tensor([len(p.prompt) for p in problems]), torch.tensor(responses)
     rng = random.Random(0)
-    prompt_lengths = torch.tensor([rng.randint(PROMPT_SHORTEST, PROMPT_LONGEST) for _ in range(SEQUENCES)])
-    lengths = torch.tensor([rng.randint(SHORTEST, LONGEST) for _ in range(SEQUENCES)])
+    prompts = torch.tensor([rng.randint(PROMPT_SHORTEST, PROMPT_LONGEST) for _ in range(SEQUENCES)])
+    return prompts, torch.tensor([rng.randint(SHORTEST, LONGEST) for _ in range(SEQUENCES)])
+
+
+def sides(
+    policy: Policy, prompt_lengths: Tensor, lengths: Tensor, budget: int, device: str
+) -> dict[str, Callable[[], float]]:
+    """The three ways, each returning its loss."""
     tokens = int(lengths.sum())
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(1, VOCABULARY, (SEQUENCES, PROMPT_LONGEST), generator=generator).to(device)
@@ -134,12 +151,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads, for every way")
     parser.add_argument("--budget", type=int, default=2048, help="most tokens of one forward pass, padding included")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--lengths", choices=("uniform", "quickstart"), default="uniform")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
     where = f"{args.threads} thread(s)" if args.device == "cpu" else args.device
+    prompt_lengths, lengths = ragged_lengths(args.lengths)
+    useful = int((prompt_lengths + lengths).sum())
     title = (
-        f"update of {SEQUENCES} sequences, {SHORTEST}-{LONGEST} response tokens, "
+        f"update of {SEQUENCES} sequences, {int(lengths.min())}-{int(lengths.max())} response tokens, "
         f"{args.budget} tokens a forward, {args.rounds} rounds, {where}"
     )
     table = Table(title=title)
@@ -148,7 +168,7 @@ def main() -> None:
         table.add_column(column, justify="left" if column in ("model", "micro-batches") else "right")
     for name, shape in SHAPES.items():
         policy = build(shape, args.device)
-        calls = sides(policy, args.budget, args.device)
+        calls = sides(policy, prompt_lengths, lengths, args.budget, args.device)
         check_equal(policy, calls)
         tokens = {way: computed_tokens(policy, call) for way, call in calls.items()}
         rounds = [{way: seconds(call, args.device) for way, call in calls.items()} for _ in range(args.rounds)]
@@ -165,6 +185,8 @@ def main() -> None:
                 "" if ours else f"{statistics.median(ratios):.2f}x",
                 "" if ours else f"{min(ratios):.2f}x to {max(ratios):.2f}x",
             )
+        ceiling = tokens["padded to limit"] / useful
+        table.add_row("", "", "no padding", f"{useful:,}", "", f"at most {ceiling:.2f}x", "")
         table.add_section()
     Console(width=110).print(table)
 
