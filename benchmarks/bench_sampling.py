@@ -12,14 +12,14 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from common import seconds, small_llama
 from rich.console import Console
 from rich.table import Table
-from transformers import LlamaConfig, LlamaForCausalLM, StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from sppo_lit.rollout import TorchEngine, sequence_key
 from sppo_lit.types import Sampling
@@ -39,21 +39,6 @@ class RowLimits(StoppingCriteria):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
         return input_ids.shape[1] >= self.ends
-
-
-def build(shape: dict[str, Any], device: str) -> Any:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        **shape,
-        intermediate_size=4 * shape["hidden_size"],
-        vocab_size=VOCABULARY,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=PAD,
-    )
-    model: Any = LlamaForCausalLM(config)
-    return model.to(device).eval()
 
 
 def sides(model: Any, device: str) -> tuple[Callable[[], None], Callable[[], None], int]:
@@ -91,14 +76,6 @@ def sides(model: Any, device: str) -> tuple[Callable[[], None], Callable[[], Non
     return ours, generate, sum(limits)
 
 
-def seconds(call: Callable[[], None], device: str) -> float:
-    start = time.perf_counter()
-    call()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Our sampler against model.generate")
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds, after one to warm up")
@@ -112,7 +89,7 @@ def main() -> None:
     for column in ("model", "parameters", "ours, tokens/s", "generate, tokens/s", "ratio, median", "ratio, min to max"):
         table.add_column(column, justify="left" if column == "model" else "right")
     for name, shape in SHAPES.items():
-        model = build(shape, args.device)
+        model = small_llama(shape, VOCABULARY, args.device).eval()
         ours, generate, tokens = sides(model, args.device)
         for call in (ours, generate):
             call()

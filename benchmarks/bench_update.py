@@ -24,15 +24,14 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from common import seconds, small_llama
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from sppo_lit.algorithms.batching import micro_batches
 from sppo_lit.algorithms.losses import clipped_surrogate
@@ -46,21 +45,6 @@ SHAPES: dict[str, dict[str, Any]] = {
     "quickstart": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
     "4M": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 8},
 }
-
-
-def build(shape: dict[str, Any], device: str) -> Policy:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        **shape,
-        intermediate_size=4 * shape["hidden_size"],
-        vocab_size=VOCABULARY,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    model: Any = LlamaForCausalLM(config)
-    return Policy(model.to(device)).train()
 
 
 def ragged_lengths(kind: str) -> tuple[Tensor, Tensor]:
@@ -137,14 +121,6 @@ def computed_tokens(policy: Policy, call: Callable[[], float]) -> int:
     return counted
 
 
-def seconds(call: Callable[[], float], device: str) -> float:
-    start = time.perf_counter()
-    call()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Length-sorted token-budget micro-batches against padded ones")
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds, after one to warm up")
@@ -167,7 +143,7 @@ def main() -> None:
     for column in columns:
         table.add_column(column, justify="left" if column in ("model", "micro-batches") else "right")
     for name, shape in SHAPES.items():
-        policy = build(shape, args.device)
+        policy = Policy(small_llama(shape, VOCABULARY, args.device)).train()
         calls = sides(policy, prompt_lengths, lengths, args.budget, args.device)
         check_equal(policy, calls)
         tokens = {way: computed_tokens(policy, call) for way, call in calls.items()}

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sppo_lit.callbacks.console import console
 from sppo_lit.errors import InputError
-from sppo_lit.policy_module import Encoded, PolicyModule
+from sppo_lit.policy_module import Encoded, PolicyModule, check_limits
 from sppo_lit.problems.arithmetic import ArithmeticTask
 from sppo_lit.problems.prompts import encode_problems
 from sppo_lit.problems.sources import open_problems
@@ -79,9 +79,7 @@ class MathDataModule(pl.LightningDataModule):
         system: str | None = None,
     ) -> None:
         super().__init__()
-        for key, value in (("problems_per_epoch", problems_per_epoch), ("max_prompt_tokens", max_prompt_tokens)):
-            if value < 1:
-                raise InputError(f"data.{key} is {value}; it must be at least 1")
+        check_limits("data", problems_per_epoch=problems_per_epoch, max_prompt_tokens=max_prompt_tokens)
         self.train, self.val = train, val or []
         self.arithmetic = arithmetic
         self.problems_per_epoch = problems_per_epoch

@@ -1,4 +1,4 @@
-"""What ranks do together: shares of the global minibatches, sums over ranks, sharded models. One process needs none."""
+"""What ranks do together: sums over ranks, joint passes, sharded models. One process needs none."""
 
 from __future__ import annotations
 
@@ -139,38 +139,6 @@ def _sum_bucket(gradients: list[Tensor]) -> None:
     flat = reduced(torch.cat([g.reshape(-1) for g in gradients]))
     for gradient, piece in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(piece.view_as(gradient))
-
-
-# ------------------------------------------------------------------------------------------------- shares of the work
-
-
-def shared_minibatches(
-    problems: int, samples: int, size: int, generator: torch.Generator, rank: int = 0, of: int = 1
-) -> list[Tensor]:
-    """This rank's rows of a random partition of an iteration's sequences into minibatches.
-
-    The partition is the same for any number of ranks. It is drawn in strata: sequence j (sample-major) competes only
-    with those whose number equals j modulo `size`, so that each minibatch takes one of every stratum and hence equally
-    many sequences of every rank, whatever their number.
-
-    Args:
-        problems: of the iteration, over all ranks; rank r samples problems r, r + of, r + 2·of, …
-        samples: of each problem, next to each other in a rank's batch.
-        size: sequences of a minibatch, over all ranks; must divide problems · samples.
-        generator: source of the partition, in the same state on all ranks.
-        rank: this process.
-        of: number of processes; must divide `problems` and `size`.
-
-    Returns:
-        problems · samples / size index tensors into this rank's batch, each [size / of] int64.
-    """
-    strata = torch.stack([torch.randperm(problems * samples // size, generator=generator) for _ in range(size)], dim=1)
-    sequences = strata * size + torch.arange(size)
-    minibatches = []
-    for row in sequences:
-        problem, sample = row % problems, row // problems
-        minibatches.append((problem // of * samples + sample)[problem % of == rank])
-    return minibatches
 
 
 def missing_passes(network: nn.Module, passes: int, device: torch.device) -> int:

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sppo_lit.algorithms.batching import micro_batches
+from sppo_lit.algorithms.batching import micro_batches, pad_rows
 from sppo_lit.algorithms.losses import approx_kl, clipped_surrogate
 from sppo_lit.algorithms.masking import Aggregation, masked_sum, response_mask, token_weights
 from sppo_lit.algorithms.specs import ALGORITHMS
@@ -83,7 +83,9 @@ class SPPOModule(PolicyModule):
         max_concurrent: int = 256,
         gradient_checkpointing: bool = False,
     ) -> None:
-        check_limits(minibatch_size=minibatch_size, ppo_epochs=ppo_epochs, micro_batch_tokens=micro_batch_tokens)
+        check_limits(
+            "model", minibatch_size=minibatch_size, ppo_epochs=ppo_epochs, micro_batch_tokens=micro_batch_tokens
+        )
         if algorithm not in ALGORITHMS:
             raise InputError(f"model.algorithm {algorithm!r} is unknown; choose one of: {', '.join(ALGORITHMS)}")
         if sampling.greedy:
@@ -136,7 +138,7 @@ class SPPOModule(PolicyModule):
         """
         n = self.spec.samples_per_prompt
         encoded = [entry for entry in encoded for _ in range(n)]
-        self.minibatches(len(encoded), n)  # refuses sizes that do not fit, before anything is sampled
+        self.check_minibatches(len(encoded), n)  # before anything is sampled
         with self.timed("rollout"):
             samples = list(range(n)) * (len(encoded) // n)
             completions = self.sample(encoded, self.sampling, f"train/{self.iteration}", samples, "sampling")
@@ -172,20 +174,14 @@ class SPPOModule(PolicyModule):
     def _tensors(
         self, encoded: Sequence[Encoded], completions: Sequence[Completion], rewards: Tensor, labels: Tensor
     ) -> RolloutBatch:
-        def padded(rows: Sequence[Sequence[Any]], dtype: torch.dtype) -> Tensor:
-            tensors = [torch.tensor(row, dtype=dtype) for row in rows]
-            return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True).to(self.device)
-
-        def lengths(rows: Sequence[Sequence[Any]]) -> Tensor:
-            return torch.tensor([len(row) for row in rows], device=self.device)
-
-        prompts, responses = [ids for _, ids in encoded], [c.response_ids for c in completions]
+        prompt_ids, prompt_lengths = pad_rows([ids for _, ids in encoded], self.device)
+        response_ids, response_lengths = pad_rows([c.response_ids for c in completions], self.device)
         return RolloutBatch(
-            prompt_ids=padded(prompts, torch.int64),
-            prompt_lengths=lengths(prompts),
-            response_ids=padded(responses, torch.int64),
-            response_lengths=lengths(responses),
-            logprobs=padded([c.logprobs for c in completions], torch.float32),
+            prompt_ids=prompt_ids,
+            prompt_lengths=prompt_lengths,
+            response_ids=response_ids,
+            response_lengths=response_lengths,
+            logprobs=pad_rows([c.logprobs for c in completions], self.device, torch.float32)[0],
             rewards=rewards,
             labels=labels,
             values=torch.zeros_like(rewards),

@@ -13,13 +13,13 @@ import torch
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
+from sppo_lit.algorithms.batching import shared_minibatches
 from sppo_lit.distributed import (
     is_sharded,
     missing_passes,
     ranks,
     reduced,
     shard,
-    shared_minibatches,
     sum_gradients,
     unsharded_copy,
     whole,
@@ -248,6 +248,19 @@ class PolicyModule(pl.LightningModule):
             epochs: passes over all sequences, each in a partition of its own.
 
         Raises:
+            InputError: see `check_minibatches`.
+        """
+        self.check_minibatches(sequences, samples)
+        n, size = self.trainer.world_size, self.minibatch_size
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.iteration)
+        problems = sequences // samples * n
+        share = (self.trainer.global_rank, n)
+        return [m for _ in range(epochs) for m in shared_minibatches(problems, samples, size, generator, *share)]
+
+    def check_minibatches(self, sequences: int, samples: int = 1) -> None:
+        """Whether so many sequences of this rank, `samples` of each problem, can be cut into minibatches.
+
+        Raises:
             InputError: minibatches of this size cannot be shared equally by the ranks.
         """
         n, size = self.trainer.world_size, self.minibatch_size
@@ -256,10 +269,6 @@ class PolicyModule(pl.LightningModule):
                 f"model.minibatch_size {size} does not divide the {sequences} × {n} sequences of an iteration "
                 f"(data.problems_per_epoch × {samples} samples), or {n} processes cannot share it equally"
             )
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.iteration)
-        problems = sequences // samples * n
-        share = (self.trainer.global_rank, n)
-        return [m for _ in range(epochs) for m in shared_minibatches(problems, samples, size, generator, *share)]
 
     def join_passes(self, network: Any, passes: int) -> None:
         """Begin a minibatch's passes together: where passes are joint (sharded weights), a rank with fewer adds some.
@@ -330,12 +339,12 @@ class PolicyModule(pl.LightningModule):
             self.log(name, float(value), on_step=True, on_epoch=False, batch_size=1)
 
 
-def check_limits(**positive: int) -> None:
-    """Every named setting must be at least 1.
+def check_limits(where: str, **positive: int) -> None:
+    """Every named setting of the recipe's section `where` must be at least 1.
 
     Raises:
         InputError: one is not.
     """
     for name, value in positive.items():
         if value < 1:
-            raise InputError(f"model.{name} is {value}; it must be at least 1")
+            raise InputError(f"{where}.{name} is {value}; it must be at least 1")

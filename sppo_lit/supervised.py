@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sppo_lit.algorithms.batching import micro_batches
+from sppo_lit.algorithms.batching import micro_batches, pad_rows
 from sppo_lit.algorithms.masking import masked_sum, response_mask
 from sppo_lit.distributed import reduced
 from sppo_lit.errors import InputError
@@ -61,7 +61,7 @@ class SupervisedModule(PolicyModule):
         verifier: VerifierSettings = VerifierSettings(),  # noqa: B008
         max_concurrent: int = 256,
     ) -> None:
-        check_limits(minibatch_size=minibatch_size, micro_batch_tokens=micro_batch_tokens)
+        check_limits("model", minibatch_size=minibatch_size, micro_batch_tokens=micro_batch_tokens)
         super().__init__(policy, sampling, evaluation, policy_optimizer, verifier, micro_batch_tokens, max_concurrent)
         self.minibatch_size = minibatch_size
 
@@ -81,16 +81,9 @@ class SupervisedModule(PolicyModule):
             if problem.solution is None:
                 raise InputError(f"{problem.key}: no worked solution to imitate; choose a source that has them")
             ids = self.tokenizer(problem.solution, add_special_tokens=False)["input_ids"]
-            responses.append(torch.tensor([*ids, ends]))
-        prompts = [torch.tensor(ids) for _, ids in encoded]
-
-        def pad(rows: list[Tensor]) -> Tensor:
-            return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.device)
-
-        def lengths(rows: list[Tensor]) -> Tensor:
-            return torch.tensor([len(row) for row in rows], device=self.device)
-
-        return SolutionBatch(pad(prompts), lengths(prompts), pad(responses), lengths(responses))
+            responses.append([*ids, ends])
+        prompts = [ids for _, ids in encoded]
+        return SolutionBatch(*pad_rows(prompts, self.device), *pad_rows(responses, self.device))
 
     def training_step(self, batch: SolutionBatch, batch_idx: int) -> None:
         """Minibatches × micro-batches over the iteration's solutions."""

@@ -1,23 +1,58 @@
-"""How an iteration's sequences are cut: into minibatches (one optimizer step each), and those into micro-batches."""
+"""How an iteration's sequences are padded and cut: into minibatches, one optimizer step each, and micro-batches."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 
-def minibatches(sequences: int, size: int, generator: torch.Generator) -> list[Tensor]:
-    """A random partition of the rows into minibatches.
+def pad_rows(
+    rows: Sequence[Sequence[float] | Tensor], device: torch.device | str, dtype: torch.dtype = torch.int64
+) -> tuple[Tensor, Tensor]:
+    """Rows of different lengths as one tensor, padded on the right with 0, and their lengths.
 
     Args:
-        sequences: B.
-        size: sequences per minibatch; must divide B, so that every rank takes equally many optimizer steps.
-        generator: source of the permutation.
+        rows: N of them, none of more than L entries.
+        device: where the tensors go.
+        dtype: of the entries.
 
     Returns:
-        B / size index tensors, each [size] int64.
+        [N, L] of `dtype`, and [N] int64.
     """
-    return list(torch.randperm(sequences, generator=generator).split(size))
+    tensors = [torch.as_tensor(row, dtype=dtype) for row in rows]
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True).to(device), lengths
+
+
+def shared_minibatches(
+    problems: int, samples: int, size: int, generator: torch.Generator, rank: int = 0, of: int = 1
+) -> list[Tensor]:
+    """This rank's rows of a random partition of an iteration's sequences into minibatches.
+
+    The partition is the same for any number of ranks. It is drawn in strata: sequence j (sample-major) competes only
+    with those whose number equals j modulo `size`, so that each minibatch takes one of every stratum and hence equally
+    many sequences of every rank, whatever their number.
+
+    Args:
+        problems: of the iteration, over all ranks; rank r samples problems r, r + of, r + 2·of, …
+        samples: of each problem, next to each other in a rank's batch.
+        size: sequences of a minibatch, over all ranks; must divide problems · samples.
+        generator: source of the partition, in the same state on all ranks.
+        rank: this process.
+        of: number of processes; must divide `problems` and `size`.
+
+    Returns:
+        problems · samples / size index tensors into this rank's batch, each [size / of] int64.
+    """
+    strata = torch.stack([torch.randperm(problems * samples // size, generator=generator) for _ in range(size)], dim=1)
+    sequences = strata * size + torch.arange(size)
+    minibatches = []
+    for row in sequences:
+        problem, sample = row % problems, row // problems
+        minibatches.append((problem // of * samples + sample)[problem % of == rank])
+    return minibatches
 
 
 def micro_batches(lengths: Tensor, token_budget: int, *, sort: bool = True) -> list[Tensor]:

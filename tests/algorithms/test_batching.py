@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sppo_lit.algorithms.batching import micro_batches, minibatches
+from sppo_lit.algorithms.batching import micro_batches, shared_minibatches
 
 
 def test_minibatches_are_a_partition_that_the_seed_decides() -> None:
     def cut(seed: int) -> list[torch.Tensor]:
-        return minibatches(24, 8, torch.Generator().manual_seed(seed))
+        return shared_minibatches(24, 1, 8, torch.Generator().manual_seed(seed))
 
     pieces = cut(1)
     assert [len(p) for p in pieces] == [8, 8, 8]

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from sppo_lit import distributed
-from sppo_lit.distributed import shared_minibatches, sum_gradients
+from sppo_lit.algorithms.batching import shared_minibatches
+from sppo_lit.distributed import sum_gradients
 
 
 @pytest.mark.parametrize(("problems", "samples", "size"), [(16, 1, 8), (32, 1, 32), (8, 4, 8), (24, 5, 12)])
