@@ -44,7 +44,7 @@ def shared_minibatches(
         of: number of processes; must divide `problems` and `size`.
 
     Returns:
-        problems · samples / size index tensors into this rank's batch, each [size / of] int64.
+        problems · samples / size index tensors into this rank's batch, each [M] int64 with M = size / of.
     """
     strata = torch.stack([torch.randperm(problems * samples // size, generator=generator) for _ in range(size)], dim=1)
     sequences = strata * size + torch.arange(size)
