@@ -294,7 +294,7 @@ def check_minibatch(problems: int, model: SPPOModule, ranks: int = 1) -> None:
     Raises:
         InputError: they cannot.
     """
-    samples, size = model.spec.samples_per_prompt, model.minibatch_size
+    samples, size = model.samples, model.minibatch_size
     if problems * samples % size:
         wrong = "is larger than" if size > problems * samples else "does not divide"
         raise InputError(

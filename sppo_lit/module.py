@@ -1,36 +1,41 @@
-"""Sequence-Level PPO as a LightningModule: sample, judge, value, then update critic and policy.
+"""Sequence-Level PPO, and the baselines it is compared with, as a LightningModule.
 
-The order of one iteration (paper, section 3): responses are sampled and verified; V(s_p) and the old log-probabilities
-are taken from the weights before any update; A = R − V; then PPO epochs × minibatches × micro-batches, the critic's
-step before the policy's. What differs between algorithms is a row of `algorithms.specs.ALGORITHMS`.
+The order of one iteration (paper, section 3): responses are sampled and verified; V and the old log-probabilities are
+taken from the weights before any update; the advantages follow; then PPO epochs × minibatches × micro-batches, the
+critic's step before the policy's. What differs between algorithms is a row of `algorithms.specs.ALGORITHMS`.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sppo_lit.algorithms.batching import micro_batches, pad_rows
-from sppo_lit.algorithms.losses import approx_kl, clipped_surrogate
+from sppo_lit.algorithms.batching import micro_batches
+from sppo_lit.algorithms.losses import approx_kl, clipped_surrogate, kl_penalty
 from sppo_lit.algorithms.masking import Aggregation, masked_sum, response_mask, token_weights
 from sppo_lit.algorithms.specs import ALGORITHMS
-from sppo_lit.distributed import gathered, reduced
+from sppo_lit.diagnostics import critic_metrics, reference_metrics, rollout_metrics, step_metrics
+from sppo_lit.distributed import reduced
 from sppo_lit.errors import InputError
-from sppo_lit.metrics import brier, explained_variance
-from sppo_lit.models.critics import ScalarCritic
-from sppo_lit.models.loading import ModelSource, load_scalar_critic
-from sppo_lit.policy_module import Encoded, PolicyModule, check_limits
-from sppo_lit.settings import EvalSettings, OptimizerSettings, RewardSettings, VerifierSettings
-from sppo_lit.types import Completion, Reason, RolloutBatch, Sampling, Scored, Verdict
+from sppo_lit.models.loading import ModelSource
+from sppo_lit.policy_module import check_limits
+from sppo_lit.rollout_module import RolloutModule
+from sppo_lit.settings import EvalSettings, KLSettings, OptimizerSettings, RewardSettings, VerifierSettings
+from sppo_lit.types import RolloutBatch, Sampling
 
 
-class SPPOModule(PolicyModule):
-    """Policy and scalar critic, trained on their own rollouts.
+class Minibatch(NamedTuple):
+    """This rank's rows of one optimizer step of each network, cut into micro-batches: index tensors, [N] int64 each."""
+
+    critic: list[Tensor]
+    policy: list[Tensor]
+
+
+class SPPOModule(RolloutModule):
+    """Policy and critic, trained on their own rollouts.
 
     Args:
         policy: where the policy comes from.
@@ -38,13 +43,21 @@ class SPPOModule(PolicyModule):
         algorithm: a name of `ALGORITHMS`.
         sampling: how training responses are drawn (paper: temperature 0.6).
         evaluation: how held-out problems are answered.
+        samples_per_prompt: N, responses to each problem; None takes the algorithm's.
         minibatch_size: sequences of one optimizer step, over all ranks; must divide the iteration's sequences.
         ppo_epochs: passes over the iteration's sequences.
         micro_batch_tokens: most tokens, padding included, of one forward pass with gradient.
         clip_low: ε below 1.
-        clip_high: ε above 1.
+        clip_high: ε above 1 (larger than `clip_low`: DAPO's clip-higher).
         dual_clip: c of the dual clip, None for none.
         aggregation: how token losses become one number; None takes the algorithm's.
+        entropy_coef: weight of the entropy bonus, per token, in nats.
+        kl: penalty for moving away from a reference policy; off by default.
+        whiten: shift and scale the advantages to mean 0 and variance 1; None takes the algorithm's.
+        drop_equal_groups: the policy does not learn from problems whose N responses were all paid the same.
+        gamma: discount per token, of PPO's token-level estimator.
+        lam: λ of its generalised advantage estimation.
+        value_clip: how far PPO's critic may move from its old value at a gain in one iteration.
         old_logprobs: "recompute" takes them in a pass of their own, from the same micro-batches as the update, so
             that the first minibatch's ratio is exactly 1; "sampler" reuses those taken while sampling, which saves the
             pass and is exact up to float error in float32.
@@ -67,6 +80,7 @@ class SPPOModule(PolicyModule):
         algorithm: str = "sppo",
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
         evaluation: EvalSettings = EvalSettings(),  # noqa: B008
+        samples_per_prompt: int | None = None,
         minibatch_size: int = 128,
         ppo_epochs: int = 1,
         micro_batch_tokens: int = 16384,
@@ -74,6 +88,13 @@ class SPPOModule(PolicyModule):
         clip_high: float = 0.2,
         dual_clip: float | None = 3.0,
         aggregation: Aggregation | None = None,
+        entropy_coef: float = 0.0,
+        kl: KLSettings = KLSettings(),  # noqa: B008
+        whiten: bool | None = None,
+        drop_equal_groups: bool = False,
+        gamma: float = 1.0,
+        lam: float = 1.0,
+        value_clip: float = 0.5,
         old_logprobs: Literal["recompute", "sampler"] = "recompute",
         critic_warmup: int = 0,
         policy_optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008
@@ -88,6 +109,9 @@ class SPPOModule(PolicyModule):
         )
         if algorithm not in ALGORITHMS:
             raise InputError(f"model.algorithm {algorithm!r} is unknown; choose one of: {', '.join(ALGORITHMS)}")
+        spec = ALGORITHMS[algorithm]
+        samples = spec.samples_per_prompt if samples_per_prompt is None else samples_per_prompt
+        check_algorithm(algorithm, samples, drop_equal_groups, critic_warmup)
         if sampling.greedy:
             raise InputError("model.sampling.temperature is 0: training needs sampled responses; set it above 0")
         reward.check(sampling.max_new_tokens)
@@ -101,185 +125,132 @@ class SPPOModule(PolicyModule):
             max_concurrent,
             gradient_checkpointing,
         )
-        self.spec = ALGORITHMS[algorithm]
+        self.spec = spec
+        self.samples = samples
         self.critic_source = critic or policy
         self.critic_optimizer = critic_optimizer
         self.minibatch_size = minibatch_size
         self.ppo_epochs = ppo_epochs
         self.clip: dict[str, Any] = {"clip_low": clip_low, "clip_high": clip_high, "dual_clip": dual_clip}
-        self.aggregation: Aggregation = aggregation or self.spec.aggregation
+        self.aggregation: Aggregation = aggregation or spec.aggregation
+        self.entropy_coef = entropy_coef
+        self.kl = kl
+        self.whiten = spec.whiten if whiten is None else whiten
+        self.drop_equal_groups = drop_equal_groups
+        self.gamma, self.lam = gamma, lam
+        self.value_clip = value_clip
         self.old_logprobs = old_logprobs
         self.critic_warmup = critic_warmup
         self.reward = reward
         self.custom_rewards = reward.custom
 
     def configure_model(self) -> None:
-        """Load policy and critic."""
+        """Load what the algorithm needs."""
         super().configure_model()
-        if self.critic is None:
-            self.critic = ScalarCritic(load_scalar_critic(self.critic_source, self.tokenizer))
-            self.checkpoint_gradients(self.critic.model)
-            self.shard(self.critic)
-
-    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """One AdamW each for policy and critic."""
-        return [self.adamw(self.policy, self.policy_optimizer), self.adamw(self.critic, self.critic_optimizer)]
-
-    # --------------------------------------------------------------------------------------------------------- rollout
-
-    def collect(self, encoded: Sequence[Encoded]) -> RolloutBatch:
-        """One iteration's rollouts from the current policy: sampled, judged, valued, with advantages.
-
-        Args:
-            encoded: this rank's problems with their prompt ids.
-
-        Returns:
-            problems × samples_per_prompt sequences on this module's device, those of one problem next to each other.
-        """
-        n = self.spec.samples_per_prompt
-        encoded = [entry for entry in encoded for _ in range(n)]
-        self.check_minibatches(len(encoded), n)  # before anything is sampled
-        with self.timed("rollout"):
-            samples = list(range(n)) * (len(encoded) // n)
-            completions = self.sample(encoded, self.sampling, f"train/{self.iteration}", samples, "sampling")
-        with self.timed("verify"):
-            texts, verdicts = self.judge(encoded, completions)
-            rewards = self._pay(encoded, completions, texts, verdicts)
-        self.wait_for_others()
-        labels = torch.tensor([float(v.reward) for v in verdicts], device=self.device)
-        batch = self._tensors(encoded, completions, rewards, labels)
-        with self.timed("values"):
-            batch.values = self._values(batch)
-        batch.advantages = self.spec.advantage(batch.rewards, batch.values)
-        batch.scored = [
-            Scored(problem, text, len(c.response_ids), verdict, sample, c.finished, value, advantage)
-            for (problem, _), text, c, verdict, sample, value, advantage in zip(
-                encoded, texts, completions, verdicts, samples, batch.values.tolist(), batch.advantages.tolist(),
-                strict=True,
-            )
-        ]  # fmt: skip
-        return batch
-
-    def _pay(
-        self, encoded: Sequence[Encoded], completions: Sequence[Completion], texts: list[str], verdicts: list[Verdict]
-    ) -> Tensor:
-        """The policy's reward of every response, [B] float32."""
-        extra = (
-            self.verifier.custom(texts, [p.answer for p, _ in encoded]) if self.reward.custom else [0.0] * len(texts)
-        )
-        overlong = self.reward.penalties([len(c.response_ids) for c in completions], self.sampling.max_new_tokens)
-        paid = [self.reward.correctness * v.reward + e + o for v, e, o in zip(verdicts, extra, overlong, strict=True)]
-        return torch.tensor(paid, dtype=torch.float32, device=self.device)
-
-    def _tensors(
-        self, encoded: Sequence[Encoded], completions: Sequence[Completion], rewards: Tensor, labels: Tensor
-    ) -> RolloutBatch:
-        prompt_ids, prompt_lengths = pad_rows([ids for _, ids in encoded], self.device)
-        response_ids, response_lengths = pad_rows([c.response_ids for c in completions], self.device)
-        return RolloutBatch(
-            prompt_ids=prompt_ids,
-            prompt_lengths=prompt_lengths,
-            response_ids=response_ids,
-            response_lengths=response_lengths,
-            logprobs=pad_rows([c.logprobs for c in completions], self.device, torch.float32)[0],
-            rewards=rewards,
-            labels=labels,
-            values=torch.zeros_like(rewards),
-            advantages=torch.zeros_like(rewards),
-            scored=[],
-        )
-
-    @torch.no_grad()
-    def _values(self, batch: RolloutBatch) -> Tensor:
-        """V(s_p) of every sequence, [B] float32."""
-        values = torch.empty_like(batch.rewards)
-        pieces = micro_batches(batch.prompt_lengths.cpu(), self.micro_batch_tokens)
-        self.join_passes(self.critic, len(pieces))
-        with self.trainer.precision_plugin.forward_context():
-            for i, rows in enumerate(pieces):
-                piece = batch.select(rows)
-                values[rows] = self.critic(piece.prompt_ids, piece.prompt_lengths).sigmoid().to(values.dtype)
-                self.report_phase("values", i + 1, len(pieces))
-        return values
-
-    # ---------------------------------------------------------------------------------------------------------- update
+        self.policy.entropy_gradient = self.entropy_coef != 0
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
         """PPO epochs × minibatches × micro-batches over one iteration's rollouts."""
         self.last_rollout = batch
-        policy_optimizer, critic_optimizer = cast(list[Any], self.optimizers())
-        lrs = {
-            "policy/lr": self.set_lr(policy_optimizer, self.policy_optimizer),
-            "critic/lr": self.set_lr(critic_optimizer, self.critic_optimizer),
-        }
+        optimizers = self.optimizers()
+        found = cast(list[Any], optimizers if isinstance(optimizers, list) else [optimizers])
+        policy_optimizer, critic_optimizer = found[0], found[1] if len(found) > 1 else None
+        lrs = {"policy/lr": self.set_lr(policy_optimizer, self.policy_optimizer)}
+        if critic_optimizer is not None:
+            lrs["critic/lr"] = self.set_lr(critic_optimizer, self.critic_optimizer)
         steps: list[dict[str, Tensor]] = []
         with self.timed("update"), self.local_backward():
             plan = self._plan(batch)
             old_logprobs = self._old_logprobs(batch, plan)
-            for i, pieces in enumerate(plan):
+            for i, minibatch in enumerate(plan):
                 self.report_phase("updating", i, len(plan))
-                step = self._critic_gradient(batch, pieces)
-                step["critic/grad_norm"] = self.optimizer_step_clipped(critic_optimizer, self.critic_optimizer)
-                if self.iteration >= self.critic_warmup:
-                    step |= self._policy_gradient(batch, pieces, old_logprobs)
+                step: dict[str, Tensor] = {}
+                if critic_optimizer is not None:
+                    step |= self._critic_gradient(batch, minibatch.critic)
+                    step["critic/grad_norm"] = self.optimizer_step_clipped(critic_optimizer, self.critic_optimizer)
+                if self.iteration >= self.critic_warmup and (
+                    terms := self._policy_gradient(batch, minibatch.policy, old_logprobs)
+                ):
+                    step |= terms
                     step["policy/grad_norm"] = self.optimizer_step_clipped(policy_optimizer, self.policy_optimizer)
                 steps.append(step)
             self.report_phase("updating", len(plan), len(plan))
-        self.finish_iteration(rollout_metrics(batch, old_logprobs, self.seconds) | step_metrics(steps) | lrs)
+        metrics = rollout_metrics(batch, old_logprobs, self.seconds) | step_metrics(steps) | lrs
+        metrics |= critic_metrics(batch) if self.critic is not None else {}
+        metrics |= reference_metrics(batch) if self.kl.coef else {}
+        self.finish_iteration(metrics)
 
-    def _plan(self, batch: RolloutBatch) -> list[list[Tensor]]:
+    def _plan(self, batch: RolloutBatch) -> list[Minibatch]:
         """This rank's rows of every micro-batch of every minibatch of every PPO epoch."""
-        lengths = (batch.prompt_lengths + batch.response_lengths).cpu()
+        lengths, critic_lengths = (batch.prompt_lengths + batch.response_lengths).cpu(), self.critic_lengths(batch)
+        kept = batch.kept.cpu()
+
+        def cut(rows: Tensor, lengths: Tensor) -> list[Tensor]:
+            return [rows[piece] for piece in micro_batches(lengths[rows], self.micro_batch_tokens)]
+
         return [
-            [rows[piece] for piece in micro_batches(lengths[rows], self.micro_batch_tokens)]
-            for rows in self.minibatches(len(batch), self.spec.samples_per_prompt, self.ppo_epochs)
+            Minibatch(cut(rows, critic_lengths), cut(rows[kept[rows]], lengths))
+            for rows in self.minibatches(len(batch), self.samples, self.ppo_epochs)
         ]
 
     @torch.no_grad()
-    def _old_logprobs(self, batch: RolloutBatch, plan: list[list[Tensor]]) -> Tensor:
+    def _old_logprobs(self, batch: RolloutBatch, plan: list[Minibatch]) -> Tensor:
         """[B, T] log-probabilities under the weights before any update."""
         if self.old_logprobs == "sampler":
             return batch.logprobs
-        old = torch.zeros_like(batch.logprobs)
-        for pieces in plan[: len(plan) // self.ppo_epochs]:
-            self.join_passes(self.policy, len(pieces))
-            for rows in pieces:
-                logprobs = self._terms(batch.select(rows)).logprobs
+        old = batch.logprobs.clone()  # of responses that the policy does not learn from
+        for minibatch in plan[: len(plan) // self.ppo_epochs]:
+            self.join_passes(self.policy, len(minibatch.policy))
+            for rows in minibatch.policy:
+                logprobs = self.terms_of(batch.select(rows)).logprobs
                 old[rows, : logprobs.shape[1]] = logprobs.to(old.dtype)
         return old
 
-    def _terms(self, piece: RolloutBatch) -> Any:
-        return self.policy(
-            piece.prompt_ids,
-            piece.prompt_lengths,
-            piece.response_ids,
-            piece.response_lengths,
-            self.sampling.temperature,
-        )
-
     def _critic_gradient(self, batch: RolloutBatch, pieces: list[Tensor]) -> dict[str, Tensor]:
-        """Accumulate the critic's gradient over a minibatch."""
+        """Accumulate the critic's gradient over a minibatch: the mean over its sequences, or over its tokens."""
         assert self.spec.critic_loss is not None
+        rows = torch.cat(pieces)
+        by_token = self.spec.critic == "token"
+        count = int(reduced(batch.response_lengths[rows].sum())) if by_token else self.minibatch_size
         total = torch.zeros((), dtype=torch.float32, device=self.device)
         self.join_passes(self.critic, len(pieces))
         for rows in pieces:
             piece = batch.select(rows)
-            logits = self.critic(piece.prompt_ids, piece.prompt_lengths)
-            loss = self.spec.critic_loss(logits, piece.labels.to(logits.dtype)).sum() / self.minibatch_size
+            outputs = self.critic(*self.critic_inputs(piece))
+            mask = torch.ones_like(outputs, dtype=torch.bool)
+            if by_token:
+                mask = response_mask(piece.response_lengths, outputs.shape[1])
+            targets, before = piece.targets.to(outputs.dtype), piece.values.to(outputs.dtype)
+            loss = masked_sum(self.spec.critic_loss(outputs, targets, before, self.value_clip), mask) / count
             self.manual_backward(loss)
             total += loss.detach()
         self.wait_for_others()
         return {"critic/loss": reduced(total)}
 
     def _policy_gradient(self, batch: RolloutBatch, pieces: list[Tensor], old: Tensor) -> dict[str, Tensor]:
-        """Accumulate the policy's gradient over a minibatch; token counts are those of the whole minibatch."""
-        tokens = int(reduced(batch.response_lengths[torch.cat(pieces)].sum()))
-        step: dict[str, Tensor] = Counter()  # type: ignore[assignment]
-        low, high = [], []
+        """Accumulate the policy's gradient over a minibatch; counts are those of the whole minibatch.
+
+        Returns:
+            scalars by name; nothing where no rank has a response to learn from.
+        """
+        lengths = [batch.response_lengths[rows] for rows in pieces]
+        counts = [sum(map(len, pieces)), sum(int(x.sum()) for x in lengths)]
+        sequences, tokens = reduced(torch.tensor(counts, device=self.device)).tolist()
+        if not sequences:
+            return {}
+        names = (
+            "policy/loss",
+            "policy/entropy",
+            "policy/approx_kl",
+            "policy/clip_fraction",
+            "policy/dual_clip_fraction",
+        )
+        step = {name: torch.zeros((), device=self.device) for name in names}
+        low, high = [torch.full((), torch.inf, device=self.device)], [torch.zeros((), device=self.device)]
         self.join_passes(self.policy, len(pieces))
         for rows in pieces:
             piece = batch.select(rows)
-            terms = self._terms(piece)
+            terms = self.terms_of(piece)
             longest = piece.response_ids.shape[1]
             mask = response_mask(piece.response_lengths, longest)
             before = old[rows, :longest].to(terms.logprobs.dtype)
@@ -290,11 +261,15 @@ class SPPOModule(PolicyModule):
                 piece.response_lengths,
                 longest,
                 self.aggregation,
-                sequences=self.minibatch_size,
+                sequences=sequences,
                 tokens=tokens,
                 norm_length=self.sampling.max_new_tokens,
             )
-            loss = masked_sum(surrogate.loss * weights, mask)
+            per_token = surrogate.loss - self.entropy_coef * terms.entropy
+            if self.kl.coef and self.kl.where == "loss":
+                reference = piece.reference.to(terms.logprobs.dtype)
+                per_token = per_token + self.kl.coef * kl_penalty(terms.logprobs, reference, self.kl.estimator)
+            loss = masked_sum(per_token * weights, mask)
             self.manual_backward(loss)
             with torch.no_grad():
                 logprobs, ratio = terms.logprobs.detach(), surrogate.ratio.detach()
@@ -312,53 +287,20 @@ class SPPOModule(PolicyModule):
         return step
 
 
-def rollout_metrics(batch: RolloutBatch, old_logprobs: Tensor, seconds: dict[str, float]) -> dict[str, float]:
-    """What practitioners read of all ranks' rollouts, critic and advantages, before any update."""
-    mask = response_mask(batch.response_lengths, batch.response_ids.shape[1])
-    gap = reduced(masked_sum((batch.logprobs - old_logprobs).abs(), mask))
-    slowest = reduced(gap.new_tensor(seconds.get("rollout", 0.0)), dist.ReduceOp.MAX)
-    names = get_args(Reason)
-    found = Counter(s.verdict.reason for s in batch.scored)
-    truncated = sum(not s.finished for s in batch.scored)
-    counts = reduced(gap.new_tensor([*(found[name] for name in names), truncated], dtype=torch.int64))
-    rewards, labels, lengths = gathered(batch.rewards), gathered(batch.labels), gathered(batch.response_lengths).float()
-    values, advantages = gathered(batch.values), gathered(batch.advantages)
-    *shares, truncation = (counts / len(rewards)).tolist()
-    return {
-        "rollout/reward": float(rewards.mean()),
-        "rollout/accuracy": float(labels.mean()),
-        "rollout/response_length": float(lengths.mean()),
-        "rollout/truncation_rate": truncation,
-        "rollout/tokens_per_second": float(lengths.sum() / slowest.clamp(min=1e-9)),
-        "rollout/logprob_gap": float(gap / lengths.sum()),
-        **{f"rollout/reason/{name}": share for name, share in zip(names, shares, strict=True)},
-        "critic/value_mean": float(values.mean()),
-        "critic/brier": float(brier(values, labels)),
-        "critic/explained_variance": float(explained_variance(values, labels)),
-        "advantage/mean": float(advantages.mean()),
-        "advantage/std": float(advantages.std(unbiased=False)),
-    }
+def check_algorithm(algorithm: str, samples: int, drop_equal_groups: bool, critic_warmup: int) -> None:
+    """Whether an algorithm can be trained with these settings.
 
-
-def step_metrics(steps: list[dict[str, Tensor]]) -> dict[str, float]:
-    """Optimizer steps of an iteration as one number each: extremes of the ratio, means of everything else.
-
-    `policy/first_ratio_deviation` is max |r − 1| of the first minibatch: 0, or π and π_old are not the same function.
-    A step skipped for a gradient that is not finite is left out of the mean norm and counted in `*/skipped_steps`.
+    Raises:
+        InputError: too few samples for it, groups of one, or a warm-up of a critic that it does not have.
     """
-    metrics: dict[str, float] = {}
-    names = sorted({name for step in steps for name in step})
-    for name in names:
-        values = torch.stack([step[name].float() for step in steps if name in step])
-        if name.endswith("grad_norm"):
-            finite = values.isfinite()
-            metrics[name.replace("grad_norm", "skipped_steps")] = float((~finite).sum())
-            values = values[finite] if finite.any() else values
-        reduce = {"policy/ratio_min": torch.min, "policy/ratio_max": torch.max}.get(name, torch.mean)
-        metrics[name] = float(reduce(values))
-    if "policy/ratio_max" in steps[0]:
-        first = steps[0]
-        metrics["policy/first_ratio_deviation"] = max(
-            float(first["policy/ratio_max"]) - 1, 1 - float(first["policy/ratio_min"])
+    spec = ALGORITHMS[algorithm]
+    least = 2 if spec.samples_per_prompt > 1 else 1
+    if samples < least:
+        raise InputError(f"model.samples_per_prompt is {samples}; {spec.title} needs at least {least}")
+    if drop_equal_groups and samples < 2:
+        raise InputError(
+            "model.drop_equal_groups: with one response per prompt every group is equal, and all would be dropped; "
+            "set model.samples_per_prompt to 2 or more, or leave it out"
         )
-    return metrics
+    if critic_warmup and spec.critic == "none":
+        raise InputError(f"model.critic_warmup is {critic_warmup}, but {spec.title} has no critic; leave it out")

@@ -26,6 +26,7 @@ from sppo_lit.distributed import (
     whole_parameters,
 )
 from sppo_lit.errors import InputError
+from sppo_lit.models.critics import ScalarCritic
 from sppo_lit.models.loading import ModelSource, eos_token_ids, load_causal_lm, load_tokenizer
 from sppo_lit.models.policy import Policy
 from sppo_lit.rewards.verifier import VerifierPool
@@ -84,6 +85,7 @@ class PolicyModule(pl.LightningModule):
         self.critic: Any = None
         self.last_rollout: Any = None
         self.seconds: dict[str, float] = {}
+        self._sampled: list[int] = [0, 0]
         self._verifier_settings = verifier
         self._verifier: VerifierPool | None = None
         self._engine: TorchEngine | None = None
@@ -182,6 +184,11 @@ class PolicyModule(pl.LightningModule):
         with self.trainer.precision_plugin.forward_context():
             return engine.generate([ids for _, ids in encoded], sampling, keys=keys, on_progress=progress)
 
+    def count_sampled(self, completions: Sequence[Completion]) -> None:
+        """Add responses, and their tokens, to what this iteration has sampled."""
+        self._sampled[0] += len(completions)
+        self._sampled[1] += sum(len(c.response_ids) for c in completions)
+
     def judge(self, encoded: Sequence[Encoded], completions: Sequence[Completion]) -> tuple[list[str], list[Verdict]]:
         """Decoded responses and their verdicts."""
         texts = self.tokenizer.batch_decode([c.response_ids for c in completions], skip_special_tokens=True)
@@ -278,10 +285,11 @@ class PolicyModule(pl.LightningModule):
         ids = torch.zeros((1, 1), dtype=torch.int64, device=self.device)
         length = torch.ones(1, dtype=torch.int64, device=self.device)
         for _ in range(missing_passes(network, passes, self.device)):
-            if network is self.policy:
+            if isinstance(network, Policy):
                 nothing = network(ids, length, ids, length, 1.0).logprobs.sum() * 0.0
             else:
-                nothing = network(ids, length).sum() * 0.0
+                prompt_only = isinstance(network, ScalarCritic)
+                nothing = network(*((ids, length) if prompt_only else (ids, length, ids, length))).sum() * 0.0
             if nothing.requires_grad:
                 self.manual_backward(nothing)
 
@@ -332,10 +340,13 @@ class PolicyModule(pl.LightningModule):
         seconds = torch.tensor(spent, dtype=torch.float32, device=self.device) / ranks()
         names = [f"time/{phase}" for phase in (*self.seconds, "iteration")]
         times = dict(zip(names, reduced(seconds).tolist(), strict=True))
-        self.seconds = {}
+        sampled = reduced(torch.tensor(self._sampled, device=self.device)).tolist()
+        kinds = ("rollout/sampled_sequences", "rollout/sampled_tokens")
+        counts = dict(zip(kinds, sampled, strict=True)) if sampled[0] else {}
+        self.seconds, self._sampled = {}, [0, 0]
         self.iterations_done += 1
         # As "step", the iteration becomes the loggers' x-axis, the same for training and validation.
-        for name, value in {**metrics, **times, "step": self.iteration}.items():
+        for name, value in {**metrics, **times, **counts, "step": self.iteration}.items():
             self.log(name, float(value), on_step=True, on_epoch=False, batch_size=1)
 
 

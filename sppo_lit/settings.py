@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from sppo_lit.algorithms.losses import KLEstimator
 from sppo_lit.errors import InputError
+from sppo_lit.models.loading import ModelSource
 from sppo_lit.rewards.custom import check_spec
 from sppo_lit.rewards.shaping import overlong_penalty
 
@@ -136,6 +138,30 @@ class RewardSettings:
             raise InputError(
                 f"model.reward.overlong_cache is {self.overlong_cache}; it must be between 0 and "
                 f"model.sampling.max_new_tokens ({max_length})"
+            )
+
+
+@dataclass(frozen=True)
+class KLSettings:
+    """How far the policy may move from a reference policy; off by default, as in the paper.
+
+    Attributes:
+        coef: β, weight of the penalty; 0 needs no reference model.
+        where: "loss" adds β · KL to the policy's loss; "reward" takes it from the reward, token by token.
+        estimator: of KL(π ‖ π_ref) at each token: "k1", "k2" or "k3" (`losses.kl_penalty`).
+        reference: the frozen policy; None takes the source of the policy, that is, the weights at the start.
+    """
+
+    coef: float = 0.0
+    where: Literal["loss", "reward"] = "loss"
+    estimator: KLEstimator = "k3"
+    reference: ModelSource | None = None
+
+    def __post_init__(self) -> None:
+        _refuse("model.kl", coef=(self.coef, self.coef >= 0, "at least 0"))
+        if self.coef and self.where == "loss" and self.estimator == "k1":
+            raise InputError(
+                "model.kl: the gradient of k1 in the loss is 0 on average; take k2 or k3 there, or where: reward"
             )
 
 

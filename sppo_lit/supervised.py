@@ -10,10 +10,10 @@ from torch import Tensor
 
 from sppo_lit.algorithms.batching import micro_batches, pad_rows
 from sppo_lit.algorithms.masking import masked_sum, response_mask
+from sppo_lit.diagnostics import step_metrics
 from sppo_lit.distributed import reduced
 from sppo_lit.errors import InputError
 from sppo_lit.models.loading import ModelSource
-from sppo_lit.module import step_metrics
 from sppo_lit.policy_module import Encoded, PolicyModule, check_limits
 from sppo_lit.settings import EvalSettings, OptimizerSettings, VerifierSettings
 from sppo_lit.types import Sampling

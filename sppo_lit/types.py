@@ -129,10 +129,13 @@ class RolloutBatch:
         response_ids: [B, T] int64.
         response_lengths: [B] int64, the end-of-sequence token counted.
         logprobs: [B, T] float32, log-probabilities under the policy that sampled.
-        rewards: [B] float32, what the policy is paid (shaping included).
-        labels: [B] float32 in [0, 1], what the critic predicts (the verdict, never shaped).
-        values: [B] float32, V = sigmoid(logit) before any update; [B, T] for a token-level critic.
-        advantages: [B] float32; [B, T] for a token-level estimator.
+        reference: [B, T] float32, log-probabilities under the reference policy; zeros where there is none.
+        rewards: [B] float32, what the policy is paid at the end of the response (shaping included).
+        labels: [B] float32 in [0, 1], the verdicts, never shaped.
+        values: [B] float32, V before any update; [B, T] of a token-level critic, zeros on padding.
+        targets: of the same shape, what the critic learns: the labels, or the returns made of them alone.
+        advantages: [B] float32; [B, T] of a token-level estimator, zeros on padding.
+        kept: [B] bool, whether the policy learns from the response.
         scored: the same rollouts for reading, B of them.
     """
 
@@ -141,10 +144,13 @@ class RolloutBatch:
     response_ids: Tensor
     response_lengths: Tensor
     logprobs: Tensor
+    reference: Tensor
     rewards: Tensor
     labels: Tensor
     values: Tensor
+    targets: Tensor
     advantages: Tensor
+    kept: Tensor
     scored: list[Scored]
 
     def __len__(self) -> int:
@@ -161,11 +167,8 @@ class RolloutBatch:
         """The tensors of the sequences `rows` ([N] int64), padded no further than the longest of them."""
         picked = replace(self, **self._map(lambda t: t[rows]), scored=[])
         p, t = int(picked.prompt_lengths.max()), int(picked.response_lengths.max())
-        picked.prompt_ids = picked.prompt_ids[:, :p]
-        for name in ("response_ids", "logprobs", "values", "advantages"):
-            value = getattr(picked, name)
-            setattr(picked, name, value[:, :t] if value.ndim == 2 else value)
-        return picked
+        trimmed = picked._map(lambda value: value[:, :t] if value.ndim == 2 else value)
+        return replace(picked, **{**trimmed, "prompt_ids": picked.prompt_ids[:, :p]})
 
 
 class RolloutEngine(Protocol):

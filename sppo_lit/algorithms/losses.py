@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,8 @@ from torch import Tensor
 
 LOG_RATIO_LIMIT = 20.0
 """The log-ratio is clamped to ± this before it is exponentiated: one absurd token must not make the loss infinite."""
+
+KLEstimator = Literal["k1", "k2", "k3"]
 
 
 class PolicyTerms(NamedTuple):
@@ -65,20 +67,66 @@ def clipped_surrogate(
     return PolicyTerms(loss, ratio, clipped, dual_clipped)
 
 
-def critic_bce(logits: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross-entropy of the scalar critic against the verdict (the paper's critic loss), per sequence.
+def identity(outputs: Tensor) -> Tensor:
+    """V is the critic's output itself; elementwise."""
+    return outputs
+
+
+def sigmoid(outputs: Tensor) -> Tensor:
+    """V is a probability, the critic's output its logit; elementwise."""
+    return outputs.sigmoid()
+
+
+def critic_bce(outputs: Tensor, targets: Tensor, old_values: Tensor | None = None, clip: float | None = None) -> Tensor:
+    """Binary cross-entropy of a critic against the verdict (the paper's critic loss), element by element.
 
     Args:
-        logits: [B], the critic's logit per prompt; V = sigmoid(logit).
-        labels: [B] in [0, 1], the verifier's reward, never a shaped one.
+        outputs: [B] or [B, T], the critic's logits; V = sigmoid(logit).
+        targets: of the same shape, in [0, 1]: the verifier's reward, never a shaped one, or a return made of it.
+        old_values: not used; in the signature for the table of algorithms.
+        clip: not used.
 
     Returns:
-        [B], to be averaged over the sequences of the minibatch.
+        of the same shape, to be averaged over the minibatch.
     """
-    return F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    return F.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
+
+
+def critic_clipped_mse(outputs: Tensor, targets: Tensor, old_values: Tensor, clip: float) -> Tensor:
+    """PPO's clipped squared error, ½ max((V − G)², (clip(V, V_old ± clip) − G)²), element by element.
+
+    Args:
+        outputs: [B] or [B, T], V.
+        targets: of the same shape, G, what V is to predict.
+        old_values: of the same shape, V before any update.
+        clip: how far V may move from `old_values` at a gain (paper: 0.5).
+
+    Returns:
+        of the same shape, to be averaged over the minibatch.
+    """
+    near = old_values + (outputs - old_values).clamp(-clip, clip)
+    return 0.5 * torch.maximum((outputs - targets).square(), (near - targets).square())
 
 
 def approx_kl(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
     """Low-variance estimate of KL(π_old ‖ π) per token: (r − 1) − log r, [B, T], never negative (Schulman's k3)."""
     log_ratio = (logprobs - old_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     return log_ratio.exp() - 1 - log_ratio
+
+
+def kl_penalty(logprobs: Tensor, reference: Tensor, estimator: KLEstimator) -> Tensor:
+    """Estimate of KL(π ‖ π_ref) from tokens that π sampled (Schulman 2020, "Approximating KL divergence").
+
+    Args:
+        logprobs: [B, T], log π, with gradient where it is part of the loss.
+        reference: [B, T], log π_ref at the same temperature.
+        estimator: "k1" log π − log π_ref (without bias, also negative); "k2" half its square; "k3" without bias and
+            never negative.
+
+    Returns:
+        [B, T].
+    """
+    log_ratio = (logprobs - reference).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    if estimator == "k1":
+        return log_ratio
+    return 0.5 * log_ratio.square() if estimator == "k2" else approx_kl(reference, logprobs)

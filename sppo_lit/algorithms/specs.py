@@ -8,7 +8,16 @@ from typing import Literal
 
 from torch import Tensor
 
-from sppo_lit.algorithms import advantages, losses
+from sppo_lit.algorithms import losses
+from sppo_lit.algorithms.advantages import (
+    Outcomes,
+    gae,
+    greedy_baseline,
+    group_centred,
+    group_normalised,
+    leave_one_out,
+    sequence_level,
+)
 from sppo_lit.algorithms.masking import Aggregation
 
 
@@ -18,28 +27,73 @@ class AlgorithmSpec:
 
     Attributes:
         title: for people.
-        advantage: (rewards [B], values [B]) -> A [B], float32.
-        critic: what the critic predicts: nothing, one logit per prompt, or one per token.
-        critic_loss: (logits, labels) -> loss per element, for the critic's shape.
-        samples_per_prompt: responses drawn for each problem.
+        advantage: outcomes of an iteration -> A, [B] or [B, T] float32.
+        critic: what the critic predicts: nothing, one number per prompt (from the prompt alone), or one per token.
+        link: from the critic's output to V, elementwise.
+        critic_loss: (outputs, targets, values before the update, clip) -> loss per element, in the critic's shape.
+        samples_per_prompt: N, responses drawn for each problem.
+        greedy: also take the greedy response to each problem, for its reward.
+        whiten: shift and scale the advantages to mean 0 and variance 1 over the iteration.
         aggregation: how token losses become one number.
     """
 
     title: str
-    advantage: Callable[[Tensor, Tensor], Tensor]
-    critic: Literal["none", "scalar", "token"]
-    critic_loss: Callable[[Tensor, Tensor], Tensor] | None
-    samples_per_prompt: int
-    aggregation: Aggregation
+    advantage: Callable[[Outcomes], Tensor]
+    critic: Literal["none", "scalar", "token"] = "none"
+    link: Callable[[Tensor], Tensor] = losses.identity
+    critic_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor] | None = None
+    samples_per_prompt: int = 1
+    greedy: bool = False
+    whiten: bool = False
+    aggregation: Aggregation = "token-mean"
+
+
+def _gae(o: Outcomes) -> Tensor:
+    return gae(o.rewards, o.values, o.lengths, gamma=o.gamma, lam=o.lam, costs=o.costs)
 
 
 ALGORITHMS: dict[str, AlgorithmSpec] = {
     "sppo": AlgorithmSpec(
         title="Sequence-Level PPO",
-        advantage=advantages.sequence_level,
+        advantage=lambda o: sequence_level(o.totals, o.values),
         critic="scalar",
+        link=losses.sigmoid,
         critic_loss=losses.critic_bce,
-        samples_per_prompt=1,
-        aggregation="token-mean",
+    ),
+    "ppo": AlgorithmSpec(
+        title="PPO",
+        advantage=_gae,
+        critic="token",
+        critic_loss=losses.critic_clipped_mse,
+        whiten=True,
+    ),
+    "ppo_bce": AlgorithmSpec(
+        title="PPO+BCE",
+        advantage=_gae,
+        critic="token",
+        link=losses.sigmoid,
+        critic_loss=losses.critic_bce,
+        whiten=True,
+    ),
+    "grpo": AlgorithmSpec(
+        title="GRPO",
+        advantage=lambda o: group_normalised(o.totals, o.samples),
+        samples_per_prompt=8,
+    ),
+    "dr_grpo": AlgorithmSpec(
+        title="Dr. GRPO",
+        advantage=lambda o: group_centred(o.totals, o.samples),
+        samples_per_prompt=8,
+        aggregation="seq-mean-token-sum-norm",
+    ),
+    "rloo": AlgorithmSpec(
+        title="RLOO",
+        advantage=lambda o: leave_one_out(o.totals, o.samples),
+        samples_per_prompt=5,
+    ),
+    "remax": AlgorithmSpec(
+        title="ReMax",
+        advantage=lambda o: greedy_baseline(o.totals, o.greedy),
+        greedy=True,
     ),
 }

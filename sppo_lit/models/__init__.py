@@ -1,1 +1,1 @@
-"""The trained networks: a causal language model as policy, a sequence classifier as critic."""
+"""The trained networks: a causal language model as policy, a classifier of sequences or tokens as critic."""

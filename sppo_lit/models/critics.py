@@ -1,10 +1,12 @@
-"""The critic of Sequence-Level PPO: one logit per prompt."""
+"""Critics: one number per prompt (Sequence-Level PPO), or one per token (PPO)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from sppo_lit.models.policy import join_rows
 
 
 class ScalarCritic(nn.Module):
@@ -37,3 +39,37 @@ class ScalarCritic(nn.Module):
         last = hidden[torch.arange(len(prompt_lengths), device=hidden.device), prompt_lengths - 1]
         logits = self.model.get_submodule("score")(last).squeeze(-1)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+class TokenCritic(nn.Module):
+    """Predicts before each token of a response what it will be paid: V(s_t), s_t = prompt and earlier tokens (PPO).
+
+    Args:
+        model: a token classifier with one label and a linear head named `score`.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, prompt_ids: Tensor, prompt_lengths: Tensor, response_ids: Tensor, response_lengths: Tensor
+    ) -> Tensor:
+        """The head's output in the state before every response token.
+
+        Args:
+            prompt_ids: [B, P] int64, padded on the right.
+            prompt_lengths: [B] int64.
+            response_ids: [B, T] int64, padded on the right.
+            response_lengths: [B] int64.
+
+        Returns:
+            [B, T] float32, zeros on padding.
+        """
+        rows = join_rows(prompt_ids, prompt_lengths, response_ids, response_lengths)
+        hidden = self.model.base_model(input_ids=rows, use_cache=False).last_hidden_state
+        step = torch.arange(response_ids.shape[1], device=rows.device)[None, :]
+        state = (prompt_lengths[:, None] - 1 + step).clamp(max=rows.shape[1] - 1)
+        outputs = self.model.get_submodule("score")(hidden).squeeze(-1).gather(1, state)
+        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        return torch.where(step < response_lengths[:, None], outputs, 0.0)

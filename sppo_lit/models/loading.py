@@ -16,6 +16,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -97,14 +98,20 @@ def load_causal_lm(source: ModelSource, tokenizer: PreTrainedTokenizerBase) -> P
     return _finish(source, model, tokenizer)
 
 
-def load_scalar_critic(source: ModelSource, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The critic's network: a sequence classifier with one label, float32, dropout off.
+CRITICS: dict[str, Any] = {"scalar": AutoModelForSequenceClassification, "token": AutoModelForTokenClassification}
+"""Kind of critic → the Auto class that loads and saves it, with one label."""
 
-    A source that is a causal language model gives its backbone; the head starts at zero, hence V = 0.5 everywhere.
+
+def load_critic(source: ModelSource, tokenizer: PreTrainedTokenizerBase, kind: Literal["scalar", "token"]) -> Any:
+    """The critic's network: a classifier of sequences or of tokens with one label, float32, dropout off.
+
+    A source that is a causal language model gives its backbone; the head starts at zero, so that every prompt, or every
+    token, is worth the same.
 
     Args:
         source: where from.
         tokenizer: the policy's; the critic reads the same prompt ids.
+        kind: "scalar" reads a prompt, "token" the response as well.
 
     Raises:
         InputError: not found, no such architecture, weights missing, or another vocabulary.
@@ -120,14 +127,16 @@ def load_scalar_critic(source: ModelSource, tokenizer: PreTrainedTokenizerBase) 
                 f"critic {source.path}: its vocabulary ({len(other)} tokens) is not the policy's ({len(tokenizer)}); "
                 "the critic reads the policy's prompt ids, so choose a model of the same family"
             )
-    model = _load(source, AutoModelForSequenceClassification, {"num_labels": 1})
-    if not isinstance(getattr(model, "score", None), nn.Linear):
+    model = _load(source, CRITICS[kind], {"num_labels": 1})
+    head = getattr(model, "score", None)
+    if not isinstance(head, nn.Linear):
         raise InputError(
             f"critic {source.path}: {type(model).__name__} has no linear head named score, so it is not made from a "
             "causal language model; choose one that is in model.critic.path"
         )
     if source.init == "random" or getattr(model, "_sppo_new_head", False):
-        nn.init.zeros_(model.get_parameter("score.weight"))
+        for parameter in head.parameters():
+            nn.init.zeros_(parameter)
     return _finish(source, model, tokenizer)
 
 
@@ -160,7 +169,7 @@ def _load(source: ModelSource, auto: Any, overrides: dict[str, Any]) -> PreTrain
         with _without_report():
             model, info = auto.from_pretrained(**where, **overrides, dtype=torch.float32, output_loading_info=True)
     except Exception as error:  # whatever the reader of each format raises at a bad file
-        kind = "causal language model" if auto is AutoModelForCausalLM else "sequence classifier"
+        kind = "causal language model" if auto is AutoModelForCausalLM else "critic (a classifier)"
         why = _first_line(error)
         if "ignore_mismatched_sizes" in why:
             why = "its weights are of other shapes than its config.json says"

@@ -20,7 +20,8 @@ class TokenTerms(NamedTuple):
 
     Attributes:
         logprobs: log π(token | prompt, earlier tokens) at the sampling temperature, with gradient.
-        entropy: of the distribution the token was drawn from, in nats, without gradient.
+        entropy: of the distribution the token was drawn from, in nats, without gradient
+            unless `Policy.entropy_gradient` is set.
     """
 
     logprobs: Tensor
@@ -56,6 +57,9 @@ class Policy(nn.Module):
     Args:
         model: any transformers causal LM whose logits are `lm_head(base_model(ids))`; checked at construction.
 
+    Attributes:
+        entropy_gradient: whether the entropy of `TokenTerms` carries a gradient, for an entropy bonus.
+
     Raises:
         InputError: the architecture does something else to its logits (soft-capping, scaling), or reads later tokens.
     """
@@ -63,6 +67,7 @@ class Policy(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        self.entropy_gradient = False
         self._check_head()
 
     def forward(
@@ -107,7 +112,7 @@ class Policy(nn.Module):
         logits = self.model.get_output_embeddings()(hidden)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
         normalised = logits.log_softmax(dim=-1)
-        with torch.no_grad():
+        with torch.set_grad_enabled(self.entropy_gradient and torch.is_grad_enabled()):
             entropy = -(normalised.exp() * normalised).sum(dim=-1)
         return normalised.gather(1, targets[:, None]).squeeze(1), entropy
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from sppo_lit.algorithms.advantages import sequence_level
-from sppo_lit.algorithms.losses import approx_kl, clipped_surrogate, critic_bce
-from sppo_lit.algorithms.specs import ALGORITHMS
+from sppo_lit.algorithms.losses import approx_kl, clipped_surrogate, critic_bce, critic_clipped_mse, kl_penalty
+from sppo_lit.algorithms.masking import Aggregation, masked_sum, response_mask, token_weights
 
 LOW, HIGH = 0.2, 0.28
 
@@ -101,7 +101,55 @@ def test_approx_kl_is_never_negative_and_unbiased() -> None:
 
 def test_advantage_is_reward_minus_value_for_the_whole_response() -> None:
     rewards, values = torch.tensor([1.0, 0.0, 1.0]), torch.tensor([0.25, 0.25, 1.0])
-    assert ALGORITHMS["sppo"].advantage is sequence_level
     assert sequence_level(rewards, values).tolist() == [0.75, -0.25, 0.0]
     with pytest.raises(ValueError, match="differ in shape"):
         sequence_level(rewards, values[:, None])
+
+
+@pytest.mark.parametrize("clip", [0.5, 0.05])
+def test_clipped_squared_error_of_a_critic(clip: float) -> None:
+    g = torch.Generator().manual_seed(2)
+    outputs, targets, old = (torch.randn(5, 7, generator=g, dtype=torch.float64) for _ in range(3))
+    found = critic_clipped_mse(outputs, targets, old, clip)
+    for v, target, before, loss in zip(
+        outputs.flatten(), targets.flatten(), old.flatten(), found.flatten(), strict=True
+    ):
+        near = min(max(float(v), float(before) - clip), float(before) + clip)
+        expected = 0.5 * max((float(v) - float(target)) ** 2, (near - float(target)) ** 2)
+        assert float(loss) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_kl_to_the_reference(estimator: str) -> None:
+    g = torch.Generator().manual_seed(3)
+    new, reference = (torch.randn(4, 6, generator=g, dtype=torch.float64) for _ in range(2))
+    found = kl_penalty(new, reference, estimator)
+    for a, b, kl in zip(new.flatten().tolist(), reference.flatten().tolist(), found.flatten().tolist(), strict=True):
+        expected = {"k1": a - b, "k2": 0.5 * (a - b) ** 2, "k3": math.exp(b - a) - 1 - (b - a)}[estimator]
+        assert kl == pytest.approx(expected, abs=1e-9)
+    # On average over what the policy samples, k1 and k3 are the divergence itself.
+    p, q = (torch.randn(6, generator=g, dtype=torch.float64).log_softmax(0) for _ in range(2))
+    if estimator != "k2":
+        assert float((p.exp() * kl_penalty(p, q, estimator)).sum()) == pytest.approx(float((p.exp() * (p - q)).sum()))
+
+
+def test_losses_equal_those_of_verl() -> None:
+    core = pytest.importorskip("verl.trainer.ppo.core_algos", exc_type=ImportError)
+    g = torch.Generator().manual_seed(4)
+    lengths = torch.randint(1, 12, (16,), generator=g)
+    mask = response_mask(lengths, 11)
+    new, old, advantages, values = (torch.randn(16, 11, generator=g, dtype=torch.float64) for _ in range(4))
+    modes: tuple[Aggregation, ...] = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean")
+    for mode in modes:
+        weights = token_weights(lengths, 11, mode, sequences=16, tokens=int(lengths.sum()), norm_length=11)
+        ours = masked_sum(clipped_surrogate(new, old, advantages, clip_high=0.28).loss * weights, mask)
+        theirs, *_ = core.compute_policy_loss(
+            old, new, advantages, mask, 0.2, 0.2, 0.28, clip_ratio_c=3.0, loss_agg_mode=mode
+        )
+        assert float(ours) == pytest.approx(float(theirs), rel=1e-6)
+    theirs, _ = core.compute_value_loss(values, advantages, old, mask, 0.5)
+    ours = masked_sum(critic_clipped_mse(values, advantages, old, 0.5), mask) / mask.sum()
+    assert float(ours) == pytest.approx(float(theirs), abs=1e-9)
+    for ours_name, name in (("k1", "kl"), ("k2", "mse"), ("k3", "low_var_kl")):
+        theirs = core.kl_penalty_forward(new * 0.3, old * 0.3, name)
+        assert torch.allclose(kl_penalty(new * 0.3, old * 0.3, ours_name), theirs, atol=1e-9)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ from typing import get_args
 import pytest
 import torch
 
+from sppo_lit.algorithms.advantages import Outcomes
 from sppo_lit.algorithms.masking import Aggregation
 from sppo_lit.algorithms.specs import ALGORITHMS, AlgorithmSpec
 
@@ -15,16 +16,21 @@ from sppo_lit.algorithms.specs import ALGORITHMS, AlgorithmSpec
 def test_every_row_can_be_trained(spec: AlgorithmSpec) -> None:
     assert spec.title and spec.samples_per_prompt >= 1 and spec.aggregation in get_args(Aggregation)
     assert (spec.critic == "none") == (spec.critic_loss is None)
-    if spec.critic == "scalar":
-        assert spec.critic_loss is not None
-        loss = spec.critic_loss(torch.zeros(3), torch.tensor([0.0, 1.0, 0.5]))
-        assert loss.shape == (3,) and bool((loss >= 0).all())
-        advantages = spec.advantage(torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5]))
-        assert advantages.shape[0] == 2 and advantages.dtype == torch.float32
+    assert spec.samples_per_prompt > 1 or spec.critic != "none" or spec.greedy, "nothing to compare a reward with"
+    shape = (4, 3) if spec.critic == "token" else (4,)
+    if spec.critic_loss is not None:
+        loss = spec.critic_loss(torch.zeros(shape), torch.ones(shape), torch.zeros(shape), 0.5)
+        assert loss.shape == shape and bool((loss >= 0).all())
+    values = spec.link(torch.zeros(shape))
+    outcomes = Outcomes(torch.tensor([1.0, 0, 0, 0]), values, torch.tensor([3, 1, 2, 3]), 2, torch.zeros(4))
+    advantages = spec.advantage(outcomes)
+    assert advantages.shape == shape and advantages.dtype == torch.float32
+    assert float(advantages.reshape(4, -1)[0, 0]) > 0, "the only correct response"
 
 
 def test_sequence_level_ppo_is_as_in_the_paper() -> None:
     spec = ALGORITHMS["sppo"]
     assert (spec.critic, spec.samples_per_prompt, spec.aggregation) == ("scalar", 1, "token-mean")
     rewards, values = torch.tensor([1.0, 1.0, 1.0]), torch.tensor([0.9, 0.9, 0.9])
-    assert torch.allclose(spec.advantage(rewards, values), torch.full((3,), 0.1)), "neither centred nor scaled"
+    outcomes = Outcomes(rewards, values, torch.ones(3, dtype=torch.int64))
+    assert torch.allclose(spec.advantage(outcomes), torch.full((3,), 0.1)), "neither centred nor scaled"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sppo_lit.models.loading import (
     disable_dropout,
     eos_token_ids,
     load_causal_lm,
-    load_scalar_critic,
+    load_critic,
     load_tokenizer,
     parameter_count,
 )
@@ -78,7 +79,7 @@ def test_config_changes_need_random_weights() -> None:
 
 
 def test_a_critic_from_a_policy_folder_values_every_prompt_at_one_half(folder: Path, tokenizer: Any) -> None:
-    model = load_scalar_critic(ModelSource(str(folder)), tokenizer)
+    model = load_critic(ModelSource(str(folder)), tokenizer, "scalar")
     stored = load_file(folder / "model.safetensors")
     assert torch.equal(model.get_parameter("model.embed_tokens.weight"), stored["model.embed_tokens.weight"])
     logits = ScalarCritic(model)(torch.tensor([[1, 2, 3], [4, 5, 0]]), torch.tensor([3, 2]))
@@ -86,10 +87,10 @@ def test_a_critic_from_a_policy_folder_values_every_prompt_at_one_half(folder: P
 
 
 def test_a_trained_critic_keeps_its_head(folder: Path, tmp_path: Path, tokenizer: Any) -> None:
-    model = load_scalar_critic(ModelSource(str(folder)), tokenizer)
+    model = load_critic(ModelSource(str(folder)), tokenizer, "scalar")
     torch.nn.init.ones_(model.get_parameter("score.weight"))
     model.save_pretrained(tmp_path / "critic")
-    again = load_scalar_critic(ModelSource(str(tmp_path / "critic")), tokenizer)
+    again = load_critic(ModelSource(str(tmp_path / "critic")), tokenizer, "scalar")
     assert bool((again.get_parameter("score.weight") == 1).all())
 
 
@@ -100,7 +101,7 @@ def test_missing_weights_are_named(folder: Path, tokenizer: Any) -> None:
     refused(r"lack 1 parameters .*model\.norm\.weight", load_causal_lm, ModelSource(str(folder)), tokenizer)
 
 
-@pytest.mark.parametrize("load", [load_causal_lm, load_scalar_critic])
+@pytest.mark.parametrize("load", [load_causal_lm, partial(load_critic, kind="scalar")])
 def test_a_folder_that_is_not_there_is_named(load: Any, tokenizer: Any, tmp_path: Path) -> None:
     refused("no such model folder", load, ModelSource(str(tmp_path / "nothing")), tokenizer)
 
@@ -126,7 +127,7 @@ def test_a_critic_of_another_vocabulary_is_refused(folder: Path, tokenizer: Any)
     other = AutoTokenizer.from_pretrained(folder)
     other.add_tokens(["another"])
     other.save_pretrained(folder)
-    refused("its vocabulary", load_scalar_critic, ModelSource(str(folder)), tokenizer)
+    refused("its vocabulary", partial(load_critic, kind="scalar"), ModelSource(str(folder)), tokenizer)
 
 
 def test_fewer_embeddings_than_tokens_are_refused(tokenizer: Any) -> None:
@@ -169,7 +170,12 @@ def test_a_critic_that_is_no_causal_model_is_refused(tmp_path: Path, tokenizer: 
     BertConfig(
         vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
     ).save_pretrained(tmp_path)
-    refused("no linear head named score", load_scalar_critic, ModelSource(str(tmp_path), "random"), tokenizer)
+    refused(
+        "no linear head named score",
+        partial(load_critic, kind="scalar"),
+        ModelSource(str(tmp_path), "random"),
+        tokenizer,
+    )
 
 
 def write_gguf(model: Any, path: Path) -> None:
@@ -204,7 +210,7 @@ def test_a_gguf_file_gives_policy_and_critic_that_can_be_saved(folder: Path, tmp
     original = load_causal_lm(ModelSource(str(folder)), tokenizer)
     write_gguf(original, tmp_path / "tiny.gguf")
     source = ModelSource(str(tmp_path / "tiny.gguf"))
-    policy, critic = load_causal_lm(source, tokenizer), load_scalar_critic(source, tokenizer)
+    policy, critic = load_causal_lm(source, tokenizer), load_critic(source, tokenizer, "scalar")
     ids = torch.arange(2, 14)[None]
     expected = original(input_ids=ids).logits
     assert torch.allclose(policy(input_ids=ids).logits, expected, atol=1e-5)
