@@ -112,6 +112,11 @@ class SPPOModule(RolloutModule):
         spec = ALGORITHMS[algorithm]
         samples = spec.samples_per_prompt if samples_per_prompt is None else samples_per_prompt
         check_algorithm(algorithm, samples, drop_equal_groups, critic_warmup)
+        if kl.coef and (kl.reference or policy).init == "random":
+            raise InputError(
+                "model.kl: a policy with init: random has no weights to stay close to; name a trained model in "
+                "model.kl.reference"
+            )
         if sampling.greedy:
             raise InputError("model.sampling.temperature is 0: training needs sampled responses; set it above 0")
         reward.check(sampling.max_new_tokens)

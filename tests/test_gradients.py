@@ -6,6 +6,8 @@ The reference knows nothing of chunks, micro-batches, padding or masks: one sequ
 from __future__ import annotations
 
 import copy
+import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,10 @@ import torch
 
 from sppo_lit.datamodule import MathDataModule, ProblemSet
 from sppo_lit.errors import InputError
-from sppo_lit.models.loading import ModelSource
+from sppo_lit.models.loading import ModelSource, load_causal_lm, load_tokenizer
 from sppo_lit.module import SPPOModule
 from sppo_lit.problems.arithmetic import ArithmeticTask
-from sppo_lit.settings import OptimizerSettings, RewardSettings
+from sppo_lit.settings import KLSettings, OptimizerSettings, RewardSettings
 from sppo_lit.types import RolloutBatch, Sampling
 
 DROPOUT = {"attention_dropout": 0.4}
@@ -30,6 +32,7 @@ class Recorded(SPPOModule):
 
     steps: list[dict[str, Any]]
     before: Any
+    start: Any
     exact = True
 
     def configure_model(self) -> None:
@@ -39,6 +42,7 @@ class Recorded(SPPOModule):
 
     def on_train_start(self) -> None:
         self.steps = []
+        self.start = copy.deepcopy(self.policy.model)
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
         self.before = copy.deepcopy(self.policy.model)
@@ -49,6 +53,8 @@ class Recorded(SPPOModule):
         return super()._critic_gradient(batch, pieces)
 
     def _policy_gradient(self, batch: RolloutBatch, pieces: list[torch.Tensor], old: torch.Tensor) -> Any:
+        if self.critic is None:
+            self.steps.append({"rows": torch.cat(pieces)})
         self.steps[-1]["policy"] = copy.deepcopy(self.policy.model)
         return super()._policy_gradient(batch, pieces, old)
 
@@ -60,8 +66,8 @@ class Recorded(SPPOModule):
         return super().optimizer_step_clipped(optimizer, settings)
 
 
-def run_iteration(precision: Any = None, **settings: Any) -> Recorded:
-    """One real iteration of rollouts and updates on arithmetic, with a tiny policy and a tinier critic."""
+def run_iteration(precision: Any = None, iterations: int = 1, **settings: Any) -> Recorded:
+    """Real iterations of rollouts and updates on arithmetic, with a tiny policy and a tinier critic."""
     pl.seed_everything(3)
     options: dict[str, Any] = {
         "policy": ModelSource("data/arithmetic/base", "random", {**SMALL, **DROPOUT}),
@@ -76,12 +82,13 @@ def run_iteration(precision: Any = None, **settings: Any) -> Recorded:
     module = Recorded(**options)
     module.exact = precision is None
     # A policy that never solves anything would leave half of the equations untested.
-    module.judge = lambda encoded, completions, judge=module.judge: with_successes(*judge(encoded, completions))
+    calls = itertools.count()
+    module.judge = lambda *drawn, judge=module.judge: with_successes(*judge(*drawn), first=next(calls) % 2)
     data = MathDataModule(
         ProblemSet("arithmetic"), arithmetic=ArithmeticTask(1, 3), problems_per_epoch=16, max_prompt_tokens=32
     )
     trainer = pl.Trainer(
-        max_epochs=1,
+        max_epochs=iterations,
         precision=precision or "32-true",
         accelerator="cpu",
         logger=False,
@@ -93,11 +100,9 @@ def run_iteration(precision: Any = None, **settings: Any) -> Recorded:
     return module
 
 
-def with_successes(texts: list[str], verdicts: list[Any]) -> tuple[list[str], list[Any]]:
+def with_successes(texts: list[str], verdicts: list[Any], first: int) -> tuple[list[str], list[Any]]:
     """Every third response counts as correct."""
-    from dataclasses import replace
-
-    return texts, [replace(v, reward=float(i % 3 == 0)) for i, v in enumerate(verdicts)]
+    return texts, [replace(v, reward=float(i % 3 == first)) for i, v in enumerate(verdicts)]
 
 
 def reference_logprobs(model: Any, prompt: torch.Tensor, response: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -206,3 +211,137 @@ def test_rewards_that_cannot_be_given_are_refused_before_anything_is_loaded() ->
     ):
         with pytest.raises(InputError, match=part):
             run_iteration(reward=reward)
+
+
+# ------------------------------------------------------------------------------------------------------- the baselines
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+    """A small model on disk, so that policy and reference policy begin equal."""
+    folder = tmp_path_factory.mktemp("start")
+    source = ModelSource("data/arithmetic/base", "random", {**SMALL, **DROPOUT})
+    tokenizer = load_tokenizer(source)
+    torch.manual_seed(5)
+    load_causal_lm(source, tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return ModelSource(str(folder))
+
+
+def reference_of(module: Recorded, step: dict[str, Any], options: dict[str, Any]) -> tuple[Any, Any]:
+    """Gradients of critic and policy on one minibatch by the equations of PPO, GRPO and the like, sequence by sequence.
+
+    Old log-probabilities and values come from the weights before the iteration; advantages are taken from the batch
+    where they need more than the minibatch (groups, whitening), which tests/algorithms compares with references.
+    """
+    batch, temperature, epsilon, c = module.last_rollout, module.sampling.temperature, 0.2, 3.0
+    critic = step["critic"].double() if module.critic is not None else None
+    policy = step["policy"].double()
+    start = module.start.double() if module.kl.coef else None
+    critic_loss, policy_loss = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    lengths = batch.response_lengths[step["rows"]]
+    kept = [row for row in step["rows"].tolist() if bool(batch.kept[row])]
+    tokens = int(batch.response_lengths[kept].sum())
+    for row in step["rows"].tolist():
+        prompt = batch.prompt_ids[row, : batch.prompt_lengths[row]]
+        response = batch.response_ids[row, : batch.response_lengths[row]]
+        size = len(response)
+        if critic is not None:
+            states = critic.base_model(input_ids=torch.cat([prompt, response])[None]).last_hidden_state[0]
+            outputs = critic.score(states)[len(prompt) - 1 : len(prompt) - 1 + size, 0]
+            target = torch.full_like(outputs, float(batch.labels[row]))
+            if options["algorithm"] == "ppo_bce":
+                value = torch.sigmoid(outputs)
+                loss = -target * torch.log(value) - (1 - target) * torch.log(1 - value)
+            else:
+                old_value = batch.values[row, :size].double()
+                near = torch.minimum(torch.maximum(outputs, old_value - 0.5), old_value + 0.5)
+                loss = 0.5 * torch.maximum((outputs - target) ** 2, (near - target) ** 2)
+            critic_loss = critic_loss + loss.sum() / lengths.sum()
+        if row not in kept:
+            continue
+        with torch.no_grad():
+            old = reference_logprobs(module.before.double(), prompt, response, temperature)
+            anchor = reference_logprobs(start, prompt, response, temperature) if start is not None else old
+        new = reference_logprobs(policy, prompt, response, temperature)
+        advantage = batch.advantages[row].double()
+        advantage = advantage[:size] if advantage.ndim else advantage.expand(size)
+        ratio = torch.exp(new - old)
+        loss = torch.maximum(-advantage * ratio, -advantage * torch.clamp(ratio, 1 - epsilon, 1 + epsilon))
+        loss = torch.where(advantage < 0, torch.minimum(loss, -advantage * c), loss)
+        if module.kl.coef and module.kl.where == "loss":
+            loss = loss + module.kl.coef * (torch.exp(anchor - new) - 1 - (anchor - new))
+        if module.entropy_coef:
+            logits = policy.eval()(input_ids=torch.cat([prompt, response])[None]).logits[0].double() / temperature
+            p = torch.softmax(logits[len(prompt) - 1 : len(prompt) - 1 + size], dim=-1)
+            loss = loss + module.entropy_coef * (p * torch.log(p)).sum(dim=-1)
+        weight = {
+            "token-mean": 1 / tokens,
+            "seq-mean-token-mean": 1 / (len(kept) * size),
+            "seq-mean-token-sum-norm": 1 / (len(kept) * module.sampling.max_new_tokens),
+        }[module.aggregation]
+        policy_loss = policy_loss + weight * loss.sum()
+    if critic is not None:
+        critic_loss.backward()
+    policy_loss.backward()
+    return [p.grad for p in critic.parameters()] if critic is not None else [], [p.grad for p in policy.parameters()]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"algorithm": "ppo", "ppo_epochs": 2},
+        {"algorithm": "ppo_bce"},
+        {"algorithm": "grpo", "samples_per_prompt": 4, "kl": {"coef": 0.3}, "entropy_coef": 0.1},
+        {"algorithm": "dr_grpo", "samples_per_prompt": 2, "drop_equal_groups": True},
+        {"algorithm": "rloo", "samples_per_prompt": 4, "aggregation": "seq-mean-token-mean"},
+        {"algorithm": "remax"},
+    ],
+    ids=lambda options: options["algorithm"],
+)
+def test_gradients_of_the_baselines_equal_the_float64_reference(options: dict[str, Any], start: ModelSource) -> None:
+    kl = KLSettings(**options.get("kl", {}))
+    module = run_iteration(iterations=2, **{**options, "kl": kl, "policy": start})
+    assert len(module.last_rollout) == 16 * module.samples
+    if options.get("drop_equal_groups"):
+        assert 0 < module.last_rollout.kept.float().mean() < 1
+    for step in module.steps[-2 * module.samples * module.ppo_epochs :]:
+        critic, policy = reference_of(module, step, options)
+        assert_close(step["policy_gradient"], policy, 1e-6)
+        if critic:
+            assert_close(step["critic_gradient"], critic, 1e-6)
+
+
+def test_kl_in_the_reward_is_taken_from_what_is_paid_but_not_from_the_labels(start: ModelSource) -> None:
+    kl = KLSettings(0.2, where="reward", estimator="k1")
+    module = run_iteration(iterations=2, algorithm="rloo", samples_per_prompt=4, kl=kl, policy=start)
+    batch = module.last_rollout
+    gap = torch.zeros(len(batch), dtype=torch.float64)
+    for row in range(len(batch)):
+        prompt = batch.prompt_ids[row, : batch.prompt_lengths[row]]
+        response = batch.response_ids[row, : batch.response_lengths[row]]
+        with torch.no_grad():
+            before, start = (
+                reference_logprobs(m.double(), prompt, response, 0.7) for m in (module.before, module.start)
+            )
+        gap[row] = (before - start).sum()
+    assert gap.abs().max() > 1e-3, "the policy has moved"
+    paid = (batch.labels - 0.2 * gap).view(-1, 4)
+    expected = paid - (paid.sum(1, keepdim=True) - paid) / 3
+    torch.testing.assert_close(batch.advantages.double(), expected.flatten(), atol=1e-5, rtol=0)
+    assert set(batch.labels.tolist()) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"algorithm": "grpo", "samples_per_prompt": 1}, "GRPO needs at least 2"),
+        ({"drop_equal_groups": True}, "every group is equal"),
+        ({"algorithm": "remax", "critic_warmup": 3}, "ReMax has no critic"),
+        ({"kl": KLSettings(0.1)}, "has no weights to stay close to"),
+        ({"algorithm": "reinforce"}, "choose one of: sppo, ppo, ppo_bce, grpo, dr_grpo, rloo, remax"),
+    ],
+)
+def test_settings_that_an_algorithm_cannot_have(options: dict[str, Any], part: str) -> None:
+    with pytest.raises(InputError, match=part):
+        run_iteration(**options)

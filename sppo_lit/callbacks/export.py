@@ -150,6 +150,13 @@ def cell(result: dict[str, float], key: str) -> str:
     return f"{100 * result[key]:.1f}{interval}"
 
 
+def auto_class(model_class: str) -> str:
+    """The Auto class of transformers that loads a model of this class: of language models and of the two critics."""
+    known = {"ForSequenceClassification": "SequenceClassification", "ForTokenClassification": "TokenClassification"}
+    kind = next((kind for end, kind in known.items() if model_class.endswith(end)), "CausalLM")
+    return f"AutoModelFor{kind}"
+
+
 def model_card(part: str, model_class: str, run: Path, iteration: int, table: list[str]) -> str:
     """README of an exported model: what it is, results, how to load it, the recipe, whom to cite.
 
@@ -160,14 +167,14 @@ def model_card(part: str, model_class: str, run: Path, iteration: int, table: li
         iteration: iterations completed.
         table: lines of the table of results.
     """
-    auto = {"policy": "AutoModelForCausalLM"}.get(part, "AutoModelForSequenceClassification")
-    if "TokenClassification" in model_class:
-        auto = "AutoModelForTokenClassification"
+    auto = auto_class(model_class)
     about = {
-        "policy": "a language model trained to solve problems whose answers can be checked",
-        "critic": "the critic of that training: sigmoid(logit) at the last prompt token is the policy's probability "
-        "of solving the prompt",
-    }[part]
+        "AutoModelForCausalLM": "a language model trained to solve problems whose answers can be checked",
+        "AutoModelForSequenceClassification": "the critic of that training: sigmoid(logit) at the last prompt token is "
+        "the policy's probability of solving the prompt",
+        "AutoModelForTokenClassification": "the critic of that training: its output at a token is the value of prompt "
+        "and response up to there (a logit if the algorithm of the recipe is ppo_bce)",
+    }[auto]
     lines = [
         "---",
         "library_name: transformers",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from rich.text import Text
 from sppo_lit.callbacks import console as shared
 from sppo_lit.callbacks.console import duration, run_folder
 from sppo_lit.callbacks.evaluation import Evaluation
+from sppo_lit.callbacks.export import auto_class
 
 PLACES = {
     "curves": "curves.png",
@@ -93,7 +95,9 @@ def commands(folder: Path) -> list[Text]:
     if checkpoint and (folder / "config.yaml").exists():
         command = f"lightning run validate {folder / 'config.yaml'} --ckpt_path {folder / PLACES[checkpoint]}"
         lines.append(Text.assemble(("evaluate  ", "dim"), command))
-    for part, auto in (("policy", "AutoModelForCausalLM"), ("critic", "AutoModelForSequenceClassification")):
-        if (folder / PLACES[part]).exists():
+    for part in ("policy", "critic"):
+        config = folder / PLACES[part] / "config.json"
+        if config.exists():
+            auto = auto_class(json.loads(config.read_text(encoding="utf-8"))["architectures"][0])
             lines.append(Text.assemble(("load      ", "dim"), f'{auto}.from_pretrained("{folder / PLACES[part]}")'))
     return lines
