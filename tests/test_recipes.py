@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from sppo_lit.algorithms.specs import ALGORITHMS
 from sppo_lit.cli import translate
 from sppo_lit.errors import InputError
 from sppo_lit.lightning_cli import RecipeCLI, check_minibatch, check_trainer
@@ -101,8 +102,9 @@ def test_recipe(path: Path) -> None:
     assert settings.seed_everything is not None
     check_trainer(settings.trainer)
     model = settings.model.get("init_args", settings.model)
-    minibatch, prompts = model.minibatch_size, settings.data.problems_per_epoch
-    assert prompts % minibatch == 0
+    spec = ALGORITHMS[model.get("algorithm", "sppo")]
+    samples = model.get("samples_per_prompt") or spec.samples_per_prompt
+    assert settings.data.problems_per_epoch * samples % model.minibatch_size == 0
     assert settings.data.val, "no held-out problems"
     for problem_set in (settings.data.train, *settings.data.val):
         assert problem_set.path == "arithmetic" or problem_set.path in SOURCES
@@ -134,6 +136,27 @@ def test_recipe_says_what_the_paper_says(key: str) -> None:
     assert [s.path for s in data.val] == ["aime24", "aime25", "amc23", "math500", "minerva"]
     assert (model.evaluation.samples, model.evaluation.temperature) == (paper["avg_at"], 0.6)
     assert model.evaluation.max_new_tokens in (None, 8192)
+
+
+FOLDERS = ("arithmetic", "gsm8k", "deepscaler_1.5b", "dapo17k_7b")
+OWN = {"algorithm", "critic", "critic_optimizer", "critic_warmup", "kl", "minibatch_size", "policy_optimizer"}
+"""What may differ between an algorithm's recipe and that of Sequence-Level PPO beside it."""
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_nothing_but_the_algorithm_changes_between_the_recipes_of_a_folder(folder: str) -> None:
+    first = parse(ROOT / "recipes" / folder / "sppo.yaml")
+    for algorithm, spec in ALGORITHMS.items():
+        other = parse(ROOT / "recipes" / folder / f"{algorithm}.yaml")
+        assert other.model.algorithm == algorithm
+        shared = [key for key in first.model if key.partition(".")[0] not in OWN]
+        assert {key: other.model[key] for key in shared} == {key: first.model[key] for key in shared}
+        assert other.model.policy_optimizer.clip_norm == first.model.policy_optimizer.clip_norm
+        assert (other.data.train, other.data.val) == (first.data.train, first.data.val)
+        assert other.trainer == first.trainer
+        sequences = other.data.problems_per_epoch * spec.samples_per_prompt
+        assert abs(sequences / first.data.problems_per_epoch - 1) < 0.1, "as much sampling per iteration"
+        assert (other.model.critic_warmup > 0) == (spec.critic == "token"), "as the paper warms its critic up"
 
 
 def test_gsm8k_without_the_hub() -> None:
@@ -177,8 +200,7 @@ def test_comments_apart_recipes_say_only_what_differs_from_the_defaults(tmp_path
 
 def test_a_minibatch_must_divide_the_iteration() -> None:
     class Model:
-        class spec:
-            samples_per_prompt = 2
+        samples = 2
 
         minibatch_size = 8
 

@@ -1,0 +1,35 @@
+"""The baselines on two processes against one: groups, whitening, token counts and references over all ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from launch import difference, equal, launch
+
+STRATEGIES = {"ddp": ("--strategy=ddp", "--devices=2"), "fsdp": ("--strategy=fsdp", "--devices=2")}
+# Half of the groups of this seed are equal, on some minibatches all of one rank.
+GROUPS = (
+    "--model.algorithm=grpo",
+    "--model.samples_per_prompt=2",
+    "--model.critic_warmup=0",
+    "--model.drop_equal_groups=true",
+    "--model.kl={coef: 0.1}",
+    "--model.entropy_coef=0.01",
+)
+ALGORITHMS = {"ppo": ("--model.algorithm=ppo", "--model.lam=0.9"), "grpo": GROUPS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_two_ranks_equal_one_process(algorithm: str, strategy: str, tmp_path: Path) -> None:
+    flags = ALGORITHMS[algorithm]
+    one, two = launch(tmp_path / "one", *flags), launch(tmp_path / "two", *flags, *STRATEGIES[strategy])
+    assert equal(*two.ranks)
+    assert difference(one.ranks[0], two.ranks[0]) <= 1e-5
+    for name, value in one.metrics.items():
+        if not name.startswith("time/") and "per_second" not in name:
+            assert two.metrics[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
+    if algorithm == "grpo":
+        assert 0 < one.metrics["rollout/kept"] < 1
