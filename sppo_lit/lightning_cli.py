@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from sppo_lit.callbacks.checkpoint import IterationCheckpoint
+from sppo_lit.callbacks.clock import Clock
 from sppo_lit.callbacks.completions import CompletionsTable
 from sppo_lit.callbacks.curves import Curves
 from sppo_lit.callbacks.evaluation import Evaluation
@@ -32,6 +33,7 @@ from sppo_lit.policy_module import PolicyModule
 from sppo_lit.resume import RunCSVLogger, check_checkpoint, checkpoint_file, run_of
 
 CALLBACKS = {
+    "clock": Clock,
     "progress": RunProgress,
     "completions": CompletionsTable,
     "evaluation": Evaluation,

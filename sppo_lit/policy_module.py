@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from sppo_lit.distributed import (
     whole_parameters,
 )
 from sppo_lit.errors import InputError
+from sppo_lit.memory_use import peak_mib, reset_peak
 from sppo_lit.models.critics import ScalarCritic
 from sppo_lit.models.loading import ModelSource, eos_token_ids, load_causal_lm, load_tokenizer
 from sppo_lit.models.policy import Policy
@@ -85,6 +87,7 @@ class PolicyModule(pl.LightningModule):
         self.critic: Any = None
         self.last_rollout: Any = None
         self.seconds: dict[str, float] = {}
+        self.memory: dict[str, float] = {}  # peak of each phase, MiB
         self._sampled: list[int] = [0, 0]
         self._verifier_settings = verifier
         self._verifier: VerifierPool | None = None
@@ -324,14 +327,20 @@ class PolicyModule(pl.LightningModule):
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Add the wall-clock seconds of the block to this iteration's `phase`, without those spent in `wait`."""
+        """Add the wall-clock seconds of the block to this iteration's `phase`, without those spent in `wait`.
+
+        Its peak memory is noted as well, except that of `wait`, which lies inside other phases.
+        """
+        measured = phase != "wait" and reset_peak(self.device)
         start, waited = time.perf_counter(), self.seconds.get("wait", 0.0)
         yield
+        if measured:
+            self.memory[phase] = max(self.memory.get(phase, 0.0), peak_mib(self.device))
         elsewhere = self.seconds.get("wait", 0.0) - waited
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start - elsewhere
 
     def finish_iteration(self, metrics: dict[str, Any]) -> None:
-        """Log the iteration's metrics with the seconds of each phase (mean over ranks), and count the iteration.
+        """Log the iteration's metrics with each phase's seconds (mean over ranks) and peak memory, and count it.
 
         Args:
             metrics: by name, of all ranks together.
@@ -343,10 +352,13 @@ class PolicyModule(pl.LightningModule):
         sampled = reduced(torch.tensor(self._sampled, device=self.device)).tolist()
         kinds = ("rollout/sampled_sequences", "rollout/sampled_tokens")
         counts = dict(zip(kinds, sampled, strict=True)) if sampled[0] else {}
-        self.seconds, self._sampled = {}, [0, 0]
+        peaks = torch.tensor(list(self.memory.values()), dtype=torch.float32, device=self.device)
+        largest = reduced(peaks, dist.ReduceOp.MAX).tolist() if self.memory else []
+        memory = {f"memory/{phase}": mib for phase, mib in zip(self.memory, largest, strict=True)}
+        self.seconds, self.memory, self._sampled = {}, {}, [0, 0]
         self.iterations_done += 1
         # As "step", the iteration becomes the loggers' x-axis, the same for training and validation.
-        for name, value in {**metrics, **times, **counts, "step": self.iteration}.items():
+        for name, value in {**metrics, **times, **counts, **memory, "step": self.iteration}.items():
             self.log(name, float(value), on_step=True, on_epoch=False, batch_size=1)
 
 

@@ -23,6 +23,7 @@ from sppo_lit.cli import lightning_main, main, translate
 from sppo_lit.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
+RATES = ("rollout/tokens_per_second", "clock/seconds")
 HELD_OUT = {"data.val": [{"path": "arithmetic", "limit": 6}], "trainer.check_val_every_n_epoch": 1}
 
 
@@ -158,10 +159,10 @@ def test_a_broken_sdk_is_not_hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def metrics(folder: Path) -> list[dict[str, str]]:
-    """Rows of `metrics.csv` without what depends on the clock."""
+    """Rows of `metrics.csv` without what depends on the machine."""
     with (folder / "metrics.csv").open(newline="") as file:
         return [
-            {k: v for k, v in row.items() if not k.startswith("time/") and not k.endswith("tokens_per_second")}
+            {k: v for k, v in row.items() if not k.startswith(("time/", "memory/")) and k not in RATES}
             for row in csv.DictReader(file)
         ]
 

@@ -25,6 +25,7 @@ LEVELS = {
     "models": 2,
     "problems": 2,
     "rollout": 2,
+    "memory_use": 3,
     "metrics": 3,
     "control": 3,
     "distributed": 4,

@@ -34,10 +34,11 @@ FACTS = (
 
 @dataclass
 class View:
-    """All that the display shows."""
+    """All that the display shows: how far the run is in iterations, or in the share of its budget that is used."""
 
     iteration: int = 0
     iterations: int | None = None
+    share: float | None = None
     elapsed: float = 0.0
     remaining: float | None = None
     phase: str = ""
@@ -56,13 +57,14 @@ def picture(view: View) -> RenderableType:
     grid.add_column(no_wrap=True, justify="right", min_width=7)
     grid.add_column(width=28)
     grid.add_column(no_wrap=True)
-    if view.iterations is not None:
+    if view.iterations is not None or view.share is not None:
+        done = view.share if view.share is not None else view.iteration / max(view.iterations or 1, 1)
         left = "estimating time left" if view.remaining is None else f"{duration(view.remaining)} left"
-        left = "done" if view.iteration >= view.iterations and not view.phase else left
+        left = "done" if done >= 1 and not view.phase else left
         grid.add_row(
             Text("iteration", "bold"),
-            Text(f"{view.iteration}/{view.iterations}"),
-            Bar(view.iterations, view.iteration, width=28),
+            Text(f"{view.iteration}/{view.iterations}" if view.iterations is not None else f"{view.iteration}"),
+            Bar(1.0, done, width=28),
             Text.assemble((f"{duration(view.elapsed)} elapsed · ", "dim"), left),
         )
     if view.phase:
@@ -89,7 +91,12 @@ def picture(view: View) -> RenderableType:
 def plain(view: View, seconds: float) -> str:
     """One line of a log file on the iteration that just ended, which took `seconds`."""
     total = f"/{view.iterations}" if view.iterations else ""
-    parts = [f"iteration {view.iteration}{total}", *(f"{label} {value}" for label, value in known(view.metrics))]
+    budget = [f"{view.share:.0%} of the budget"] if view.share is not None else []
+    parts = [
+        f"iteration {view.iteration}{total}",
+        *budget,
+        *(f"{label} {value}" for label, value in known(view.metrics)),
+    ]
     parts.append(duration(seconds))
     if view.remaining:
         parts.append(f"{duration(view.remaining)} left")

@@ -15,12 +15,13 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from sppo_lit.callbacks import console as shared
+from sppo_lit.callbacks.clock import Clock
 from sppo_lit.callbacks.evaluation import Evaluation
 from sppo_lit.callbacks.picture import View, picture, plain
 
 
 @dataclass
-class Clock:
+class Pace:
     """Remaining time from the median of the last iterations and of the last evaluations, each timed by itself.
 
     Attributes:
@@ -64,12 +65,13 @@ class RunProgress(ProgressBar):
         self.refresh_per_second = refresh_per_second
         self._enabled = True
         self._live: Live | None = None
-        self._clock = Clock()
+        self._pace = Pace()
         self._view = View()
         self._started = self._iteration_started = self._evaluation_started = time.monotonic()
         self._evaluating = False
         self._evaluated = 0.0  # seconds of this iteration spent on evaluation
         self._evaluations_left = 0
+        self._clock: Clock | None = None  # of a run with a budget
 
     # --- what Lightning asks of a progress bar
     def disable(self) -> None:
@@ -105,7 +107,7 @@ class RunProgress(ProgressBar):
         """An iteration is done."""
         now = time.monotonic()
         seconds = now - self._iteration_started
-        self._clock.iterations.append(max(0.0, seconds - self._evaluated))
+        self._pace.iterations.append(max(0.0, seconds - self._evaluated))
         self._iteration_started, self._evaluated = now, 0.0
         self._count(trainer, pl_module)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -113,7 +115,7 @@ class RunProgress(ProgressBar):
         self._view.accuracies = [*self._view.accuracies, metrics.get("rollout/accuracy", math.nan)]
         self._view.phase = ""
         self._time()
-        last = self._view.iteration == self._view.iterations
+        last = self._view.iteration == self._view.iterations or self._view.share == 1.0
         if self._enabled and not self._live and (last or self._view.iteration % self.plain_every_n_iterations == 0):
             shared.console.print(plain(self._view, seconds), markup=False, soft_wrap=True)
 
@@ -131,7 +133,7 @@ class RunProgress(ProgressBar):
         """Note how long it took and what came out."""
         seconds = time.monotonic() - self._evaluation_started
         self._evaluating = False
-        self._clock.evaluations.append(seconds)
+        self._pace.evaluations.append(seconds)
         self._evaluated += seconds
         self._evaluations_left = max(0, self._evaluations_left - (not trainer.sanity_checking))
         self._view.phase = ""
@@ -196,16 +198,25 @@ class RunProgress(ProgressBar):
         every = trainer.check_val_every_n_epoch or 1
         running = trainer.validating and view.iteration % every == 0
         self._evaluations_left = max(0, (view.iterations or 0) // every - view.iteration // every) + running
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        self._clock = next((c for c in callbacks if isinstance(c, Clock) and c.share is not None), None)
+        if self._clock and trainer.state.fn == "fit":
+            view.share, view.iterations = self._clock.share, None
+            self._evaluations_left = self._clock.evaluations_left + running
 
     def _time(self) -> None:
         now, view = time.monotonic(), self._view
         view.elapsed = now - self._started
-        if view.iterations is not None:
+        # The iteration that is evaluated already counts as completed.
+        spent = 0.0 if self._evaluating else now - self._iteration_started - self._evaluated
+        evaluating = now - self._evaluation_started if self._evaluating else 0.0
+        if self._clock is not None:
+            training = self._clock.remaining()
+            evaluation = self._pace.remaining(0, self._evaluations_left, 0.0, evaluating)
+            view.remaining = None if training is None else max(0.0, training - spent) + (evaluation or 0.0)
+        elif view.iterations is not None:
             left = max(0, view.iterations - view.iteration)
-            # The iteration that is evaluated already counts as completed.
-            spent = 0.0 if self._evaluating else now - self._iteration_started - self._evaluated
-            evaluating = now - self._evaluation_started if self._evaluating else 0.0
-            view.remaining = self._clock.remaining(left, self._evaluations_left, spent, evaluating)
+            view.remaining = self._pace.remaining(left, self._evaluations_left, spent, evaluating)
 
     def _picture(self) -> RenderableType:
         self._time()

@@ -21,7 +21,7 @@ from sppo_lit.callbacks.console import duration, written_whole
 from sppo_lit.callbacks.curves import draw, read_metrics
 from sppo_lit.callbacks.panels import moving_average
 from sppo_lit.callbacks.picture import View, picture, plain, sparkline
-from sppo_lit.callbacks.progress import Clock
+from sppo_lit.callbacks.progress import Pace
 from sppo_lit.callbacks.summary import commands
 
 PNG = b"\x89PNG"
@@ -102,7 +102,7 @@ def test_supervised_run_shows_its_loss_and_held_out_accuracy():
 
 
 def test_remaining_time():
-    clock = Clock()
+    clock = Pace()
     assert clock.remaining(10, 2, 0) is None
     clock.iterations.extend([50, 4, 4, 4])  # a slow first iteration does not count
     clock.evaluations.append(20)

@@ -1,0 +1,110 @@
+"""What training has cost so far, a budget that ends it, and evaluations spread over that budget."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from lightning.pytorch.callbacks import Callback
+
+from sppo_lit.distributed import reduced
+from sppo_lit.errors import InputError
+
+NEVER = 10**9
+"""As `trainer.check_val_every_n_epoch`: no evaluation in this iteration."""
+
+
+class Clock(Callback):
+    """Counts wall-clock seconds, sampled tokens and sequences of training, and stops when a budget is used up.
+
+    Logs the sums over all iterations so far, also those before a resume: ``clock/seconds`` (sampling to update on the
+    slowest rank; start-up, evaluation and checkpoints left out), ``clock/tokens`` and ``clock/sequences`` (of every
+    response sampled for training, on all ranks).
+
+    Args:
+        max_seconds: training ends with the iteration in which ``clock/seconds`` reaches this.
+        max_tokens: the same of ``clock/tokens``.
+        evaluations: so many evaluations, equally spaced over the budget, instead of one in every
+            `trainer.check_val_every_n_epoch` iterations; 0 for the latter. A run with a budget always ends with one.
+
+    Raises:
+        InputError: a budget that is not positive, or evaluations without a budget.
+    """
+
+    def __init__(self, max_seconds: float | None = None, max_tokens: int | None = None, evaluations: int = 0) -> None:
+        for name, value in (("max_seconds", max_seconds), ("max_tokens", max_tokens)):
+            if value is not None and value <= 0:
+                raise InputError(f"clock.{name} is {value}; it must be above 0, or null for no such budget")
+        if evaluations < 0:
+            raise InputError(f"clock.evaluations is {evaluations}; it must be at least 0")
+        if evaluations and max_seconds is None and max_tokens is None:
+            raise InputError("clock.evaluations needs a budget; set clock.max_seconds or clock.max_tokens")
+        self.max_seconds, self.max_tokens, self.evaluations = max_seconds, max_tokens, evaluations
+        self.seconds = 0.0
+        self.tokens = self.sequences = 0
+        self._begun = time.perf_counter()
+        self._evaluated = 0  # of `evaluations`
+
+    @property
+    def share(self) -> float | None:
+        """Share of the budget that is used, not above 1; None without a budget."""
+        shares = [
+            used / most
+            for used, most in ((self.seconds, self.max_seconds), (self.tokens, self.max_tokens))
+            if most is not None
+        ]
+        return min(1.0, max(shares)) if shares else None
+
+    def remaining(self) -> float | None:
+        """Seconds of training left in the budget at the pace so far; None without a budget or before an iteration."""
+        return self.seconds * (1 - self.share) / self.share if self.share else None
+
+    @property
+    def evaluations_left(self) -> int:
+        """Of `evaluations`, those to come; where these are not set, only the last one is known to come."""
+        return self.evaluations - self._evaluated if self.evaluations else int(self.share != 1.0)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take over the evaluations; a resumed run whose budget is used up ends here."""
+        self._begun = time.perf_counter()  # a resumed run has no first `on_train_epoch_start`
+        if self.evaluations:
+            trainer.check_val_every_n_epoch = NEVER
+        trainer.should_stop = trainer.should_stop or self.share == 1.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """An iteration begins."""
+        self._begun = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """The iteration is done: count it, say whether it is evaluated and whether it was the last one."""
+        spent = torch.tensor(time.perf_counter() - self._begun, device=pl_module.device)
+        self.seconds += float(reduced(spent, dist.ReduceOp.MAX))  # so that all ranks stop together
+        logged = trainer.callback_metrics  # nothing is sampled by a supervised run
+        self.tokens += round(float(logged.get("rollout/sampled_tokens", 0)))
+        self.sequences += round(float(logged.get("rollout/sampled_sequences", 0)))
+        for name in ("seconds", "tokens", "sequences"):
+            pl_module.log(f"clock/{name}", float(getattr(self, name)), on_step=True, on_epoch=False, batch_size=1)
+        if self.share is None:
+            return
+        last = self.share == 1.0 or trainer.current_epoch + 1 == trainer.max_epochs
+        due = int(self.share * self.evaluations)
+        if last or due > self._evaluated:
+            trainer.check_val_every_n_epoch = 1
+        elif self.evaluations:
+            trainer.check_val_every_n_epoch = NEVER
+        self._evaluated = due
+        trainer.should_stop = trainer.should_stop or self.share == 1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums and the number of evaluations so far."""
+        return {name: getattr(self, name) for name in ("seconds", "tokens", "sequences", "_evaluated")}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        for name, value in state_dict.items():
+            setattr(self, name, value)
