@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -55,10 +56,16 @@ def shared_minibatches(
     return minibatches
 
 
+PASSES = 16
+"""A forward pass is taken to cost as much as 1/16 of a full budget of tokens, however few it holds."""
+
+
 def micro_batches(lengths: Tensor, token_budget: int, *, sort: bool = True) -> list[Tensor]:
     """Cut a minibatch so that each piece, padded to its longest row, holds at most `token_budget` tokens.
 
-    Sorting by length first makes neighbours alike, so that little of the budget is spent on padding.
+    Sorting by length first makes neighbours alike. Of all cuts of the sorted rows the one is taken that computes least:
+    tokens, padding included, and a sixteenth of the budget for every pass. So rows of very different length are not
+    put together merely because they fit.
 
     Args:
         lengths: [N] int64, prompt plus response tokens of each row.
@@ -69,14 +76,20 @@ def micro_batches(lengths: Tensor, token_budget: int, *, sort: bool = True) -> l
         index tensors into `lengths`, together a permutation of 0 … N−1.
     """
     order = torch.argsort(lengths, descending=True, stable=True) if sort else torch.arange(len(lengths))
-    pieces: list[list[int]] = []
-    longest = 0
-    for row in order.tolist():
-        length = int(lengths[row])
-        if pieces and max(longest, length) * (len(pieces[-1]) + 1) <= token_budget:
-            pieces[-1].append(row)
-            longest = max(longest, length)
-        else:
-            pieces.append([row])
-            longest = length
-    return [torch.tensor(piece) for piece in pieces]
+    rows = lengths[order].tolist()
+    least = [0.0] * (len(rows) + 1)  # cost of the rows from i on
+    ends = [0] * len(rows)  # where the first piece of them ends
+    for start in reversed(range(len(rows))):
+        least[start], longest = math.inf, 0
+        for end in range(start + 1, len(rows) + 1):
+            longest = max(longest, rows[end - 1])
+            tokens = longest * (end - start)
+            if tokens > token_budget and end > start + 1:
+                break
+            if (cost := tokens + token_budget / PASSES + least[end]) < least[start]:
+                least[start], ends[start] = cost, end
+    pieces, start = [], 0
+    while start < len(rows):
+        pieces.append(order[start : ends[start]])
+        start = ends[start]
+    return pieces

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sppo_lit.algorithms.batching import micro_batches, shared_minibatches
+from sppo_lit.algorithms.batching import PASSES, micro_batches, shared_minibatches
 
 
 def test_minibatches_are_a_partition_that_the_seed_decides() -> None:
@@ -34,9 +36,25 @@ def test_micro_batches_are_a_partition_within_the_budget(lengths: list[int], bud
         assert read == sorted(read, reverse=True)
     else:
         assert rows == list(range(len(lengths)))
-    for piece, following in itertools.pairwise(pieces):
-        joined = [*piece, following[0]]
-        assert len(joined) * max(lengths[i] for i in joined) > budget, "a pass is closed only when it is full"
+
+
+@settings(max_examples=50, deadline=None)
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=8), budget=st.integers(1, 300))
+def test_no_other_cut_of_the_sorted_rows_computes_less(lengths: list[int], budget: int) -> None:
+    rows = sorted(lengths, reverse=True)
+
+    def cost(pieces: list[list[int]]) -> float:
+        if any(len(p) > 1 and len(p) * max(p) > budget for p in pieces):
+            return math.inf
+        return sum(len(p) * max(p) + budget / PASSES for p in pieces)
+
+    cuts = itertools.product((False, True), repeat=len(rows) - 1)
+    least = min(
+        cost([rows[i:j] for i, j in itertools.pairwise([0, *(k + 1 for k, c in enumerate(cut) if c), len(rows)])])
+        for cut in cuts
+    )
+    found = micro_batches(torch.tensor(lengths), budget)
+    assert cost([[lengths[i] for i in piece.tolist()] for piece in found]) == pytest.approx(least)
 
 
 def test_sorting_saves_padding() -> None:
