@@ -9,13 +9,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sppo_lit.errors import InputError
+from sppo_lit.errors import CommandParser, InputError
 from sppo_lit.rewards.answers import gold_error
 from sppo_lit.rewards.equivalence import ambiguity
 from sppo_lit.rewards.verifier import VerifierPool
@@ -223,18 +223,13 @@ def show(report: AuditReport, console: Console, limit: int = 20) -> None:
         console.print(table)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"audit: {message}; see 'sppo audit --help'")
-
-
 def options(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line of `sppo audit`: dataset, completions, json, split, limit.
 
     Raises:
         InputError: an unknown flag or a missing data set.
     """
-    parser = _Parser(prog="sppo audit", description="Check the gold answers of a data set, and saved verdicts.")
+    parser = CommandParser(prog="sppo audit", description="Check the gold answers of a data set, and saved verdicts.")
     parser.add_argument("dataset", metavar="DATASET", help="a name such as gsm8k, a Hub id, a file or a folder")
     parser.add_argument("--completions", type=Path, metavar="FILE", help="JSON lines to score again")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything found there")

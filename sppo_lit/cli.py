@@ -21,7 +21,7 @@ STAGES = ("fit", "validate")
 SHORT_FLAGS = ("strategy", "devices", "num_nodes", "accelerator", "precision", "max_epochs")
 """Flags that stand for `--trainer.<flag>`."""
 
-OWN = ("list", "audit", "-h", "--help", "--version")
+OWN = ("list", "audit", "study", "-h", "--help", "--version")
 """Besides `run`, what `lightning` answers itself where there is no lightning-sdk."""
 
 USAGE = """\
@@ -29,10 +29,12 @@ usage: {name} run [fit|validate] RECIPE [--flag value …]
        {name} list
        {name} audit DATASET [--completions FILE] [--json FILE]
                      [--split S] [--limit N]
+       {name} study FILE [--seeds N,N] [--only CELL,CELL] [--report]
 
 run          trains (fit, the default) or evaluates a checkpoint (validate)
 list         shows the recipes and what each is for
 audit        checks the gold answers of a data set and saved verdicts
+study        runs a grid of algorithms and seeds, and reports on it
 --version    shows the version
 
 examples:
@@ -89,6 +91,8 @@ def _run(name: str, arguments: list[str]) -> int:
             return list_recipes()
         if arguments[0] == "audit":
             return audit_data(arguments[1:])
+        if arguments[0] == "study":
+            return run_study(arguments[1:])
         if arguments[0] == "run":
             arguments = arguments[1:]
         return train_or_validate(translate(arguments))
@@ -102,7 +106,7 @@ def _run(name: str, arguments: list[str]) -> int:
         if debug:
             traceback.print_exc()
         elif interrupt.args or interrupt.__cause__ is None:  # else the run's summary has said where it stopped
-            print(f"{name}: interrupted", file=sys.stderr)
+            print(f"{name}: {' '.join(map(str, interrupt.args)) or 'interrupted'}", file=sys.stderr)
         return 130
 
 
@@ -168,6 +172,17 @@ def audit_data(arguments: Sequence[str]) -> int:
         report.write(args.json)
         console.print(f"report: {args.json}", markup=False)
     return 0
+
+
+def run_study(arguments: Sequence[str]) -> int:
+    """Run what is not done yet of a grid of runs, and report on it; 1 if any run failed.
+
+    Raises:
+        InputError: anything the user can mend.
+    """
+    from sppo_lit.study.command import study
+
+    return study(arguments)
 
 
 def train_or_validate(arguments: list[str]) -> int:

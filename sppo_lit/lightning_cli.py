@@ -231,6 +231,35 @@ def run(arguments: list[str]) -> None:
         raise
 
 
+class _Parsed(Exception):
+    """Raised in place of building anything."""
+
+
+class _ParsingCLI(RecipeCLI):
+    def instantiate_classes(self) -> None:
+        raise _Parsed
+
+
+def settings_of(arguments: list[str]) -> Any:
+    """All settings of a command line as `run` takes it, defaults included; nothing is built.
+
+    Raises:
+        InputError: as `run` would.
+    """
+    recipe = Path(arguments[2]) if arguments[1:2] == ["--config"] else None
+    made: list[RecipeCLI] = []
+    be_quiet()
+    try:
+        _ParsingCLI(arguments, recipe, made)
+    except _Parsed:
+        return made[0].config[made[0].subcommand]
+    except Exception as error:
+        if line := explain(error, recipe, arguments, made[0].keys if made else []):
+            raise InputError(line) from error
+        raise
+    raise AssertionError("built something")
+
+
 def rank() -> int:
     """Of this process, before and after Lightning has begun to distribute."""
     return int(getattr(rank_zero_only, "rank", 0) or 0)

@@ -19,6 +19,7 @@ LEVELS = {
     "types": 0,
     "errors": 0,
     "paths": 0,
+    "logs": 0,
     "settings": 3,
     "algorithms": 1,
     "rewards": 1,
@@ -41,6 +42,7 @@ LEVELS = {
     "resume": 6,
     "mistakes": 6,
     "lightning_cli": 6,
+    "study": 6,
     "cli": 6,
 }
 """A room may import from lower levels and from itself."""

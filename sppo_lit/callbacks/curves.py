@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 
 from sppo_lit.callbacks.console import console, run_folder, written_whole
-from sppo_lit.callbacks.panels import LEGEND_COLUMNS, Series, panels_for
+from sppo_lit.callbacks.panels import LEGEND_COLUMNS, panels_for
 from sppo_lit.errors import InputError
+from sppo_lit.logs import Series, read_metrics
 
 
 class Curves(Callback):
@@ -57,26 +57,6 @@ class Curves(Callback):
             console.print(f"no curves: {error}", style="yellow", markup=False)
         except Exception as error:  # a picture is never worth a run
             console.print(f"no curves: {type(error).__name__}: {error}", style="yellow", markup=False)
-
-
-def read_metrics(path: Path) -> Series:
-    """Iterations and values of every metric in a ``metrics.csv``, without gaps, in order.
-
-    Args:
-        path: written by Lightning's `CSVLogger`, one row per logged step.
-
-    Returns:
-        name → (iterations, values), equally long.
-    """
-    found: dict[str, dict[float, float]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            # Where no step was logged, Lightning counts from 0 and adds the epoch.
-            iteration = float(row["epoch"]) + 1 if row.get("epoch") else float(row["step"])
-            for name, text in row.items():
-                if name not in {"step", "epoch"} and text:
-                    found.setdefault(name, {})[iteration] = float(text)
-    return {name: tuple(map(list, zip(*sorted(points.items()), strict=True))) for name, points in found.items()}  # type: ignore[misc]
 
 
 def draw(series: Series, path: Path, title: str = "") -> None:

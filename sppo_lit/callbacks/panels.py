@@ -6,11 +6,10 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from sppo_lit.logs import Series
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-Series = dict[str, tuple[list[float], list[float]]]
-"""Metric → (iterations, values), equally long."""
 
 LEGEND_COLUMNS = 4
 

@@ -1,0 +1,265 @@
+"""What a study consists of: a YAML file of cells and seeds, and the command lines that it stands for."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sppo_lit.errors import InputError
+from sppo_lit.paths import find
+
+NAME = r"[A-Za-z0-9][\w.-]*"
+"""Of a cell or a further command: it becomes a folder."""
+
+DEVICE = r"cpu|cuda:\d+"
+UNITS: dict[str, Callable[[Any], Any]] = {"seconds": float, "tokens": int}
+"""Of a budget: `clock.max_<unit>`, and its type."""
+
+TRAIN = "train"
+RESERVED = {
+    "seed_everything": "seeds",
+    "run_name": "the cell's name",
+    "trainer.default_root_dir": "out",
+    "clock.max_seconds": "budget",
+    "clock.max_tokens": "budget",
+    "clock.evaluations": "evaluations",
+    "ckpt_path": "nothing: a cell goes on by itself",
+}
+"""Flags that the study sets, and from what."""
+
+Flags = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A grid of runs, cells × seeds, that differ in a few flags and share a budget.
+
+    Attributes:
+        title: for people.
+        recipe: that all cells start from.
+        cells: name → flags of its own, by dotted key.
+        budget: of one cell and seed: ``{"seconds": …}`` (`clock.max_seconds`) or ``{"tokens": …}``.
+        out: folder of everything.
+        common: flags of every cell.
+        seeds: of every cell.
+        evaluations: of a run, equally spaced over the budget, beside the one before training.
+        parallel: runs at once; None takes one for each device, or one.
+        threads: `OMP_NUM_THREADS` of each run.
+        devices: ``cpu`` or ``cuda:0`` …, given out in turn; none leaves the choice to the recipe.
+        baseline: the cell that speed-ups refer to.
+        after: name → flags of `sppo run validate`, run on the last checkpoint of every cell and seed.
+    """
+
+    title: str
+    recipe: str
+    cells: Mapping[str, Flags]
+    budget: Mapping[str, float]
+    out: Path
+    common: Flags
+    seeds: Sequence[int]
+    evaluations: int
+    parallel: int | None
+    threads: int
+    devices: Sequence[str]
+    baseline: str | None
+    after: Mapping[str, Flags]
+
+    @property
+    def at_once(self) -> int:
+        """Runs at the same time."""
+        return self.parallel or max(1, len(self.devices))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command of a study: the training of a cell with a seed, or a further command on its result.
+
+    Attributes:
+        cell: name of the cell.
+        seed: its seed.
+        stage: `TRAIN` or a name of `Study.after`.
+        arguments: of `sppo`, without the checkpoint.
+        runs: folder that holds the run's `version_<n>`.
+        record: path of its log and of its note that it is done, without the suffix.
+    """
+
+    cell: str
+    seed: int
+    stage: str
+    arguments: tuple[str, ...]
+    runs: Path
+    record: Path
+
+    @property
+    def log(self) -> Path:
+        """What the command printed."""
+        return self.record.with_name(self.record.name + ".log")
+
+    @property
+    def note(self) -> Path:
+        """JSON: the arguments, and whether the command is done."""
+        return self.record.with_name(self.record.name + ".json")
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"{self.cell}, seed {self.seed}" + ("" if self.stage == TRAIN else f", {self.stage}")
+
+
+def jobs(study: Study, seeds: Sequence[int] | None = None, only: Sequence[str] | None = None) -> list[Job]:
+    """The commands in the order in which they start: seed by seed, every cell before any is done again.
+
+    So what else happens on a shared machine hits all cells alike.
+
+    Args:
+        study: the study.
+        seeds: some of its seeds; None for all.
+        only: some of its cells; None for all.
+
+    Raises:
+        InputError: a seed or cell that the study does not have.
+    """
+    for what, given, known in (("--seeds", seeds, study.seeds), ("--only", only, tuple(study.cells))):
+        for value in given or ():
+            if value not in known:
+                raise InputError(f"study: {what} {value} is not in it; it has {', '.join(map(str, known))}")
+    cells = [cell for cell in study.cells if only is None or cell in only]
+    found = []
+    for seed in study.seeds:
+        if seeds is None or seed in seeds:
+            found += [training(study, cell, seed) for cell in cells]
+            found += [further(study, name, cell, seed) for name in study.after for cell in cells]
+    return found
+
+
+def training(study: Study, cell: str, seed: int) -> Job:
+    """The training of a cell with a seed."""
+    root = study.out / f"seed-{seed}"
+    flags = {"trainer.max_epochs": -1, **study.common, **study.cells[cell], "seed_everything": seed}
+    flags |= {f"clock.max_{unit}": amount for unit, amount in study.budget.items()}
+    flags |= {"clock.evaluations": study.evaluations, "trainer.default_root_dir": str(root), "run_name": cell}
+    arguments = ("run", "fit", study.recipe, *as_arguments(flags))
+    return Job(cell, seed, TRAIN, arguments, root / cell, study.out / "logs" / f"seed-{seed}-{cell}")
+
+
+def further(study: Study, name: str, cell: str, seed: int) -> Job:
+    """A further command on the last checkpoint of a cell."""
+    run = training(study, cell, seed).runs / "version_0"
+    root = study.out / "after" / name / f"seed-{seed}"
+    flags = {**study.after[name], "trainer.default_root_dir": str(root), "run_name": cell}
+    checkpoint = f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"
+    arguments = ("run", "validate", str(run / "config.yaml"), checkpoint, *as_arguments(flags))
+    record = study.out / "logs" / f"seed-{seed}-{cell}-{name}"
+    return Job(cell, seed, name, arguments, root / f"{cell}-validate", record)
+
+
+def as_arguments(flags: Flags) -> list[str]:
+    """``{"model.clip_low": 0.2}`` → ``["--model.clip_low=0.2"]``; lists, mappings, null and booleans as JSON."""
+    return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in flags.items()]
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def read(path: str, out: Path | None = None) -> Study:
+    """The study of a YAML file.
+
+    Args:
+        path: the file, or one of those shipped.
+        out: another folder than the file says.
+
+    Raises:
+        InputError: no such file, no YAML, an unknown or missing key, or a value that makes no sense.
+    """
+    file = Path(find(path))
+    if not file.is_file():
+        raise InputError(f"study {path}: no such file; e.g. recipes/study/quickstart.yaml")
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: no valid YAML ({' '.join(str(error).split())[:200]}); correct it") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: no study; write a YAML mapping with the keys {', '.join(KEYS)}")
+    if unknown := content.keys() - KEYS.keys():
+        raise InputError(f"{path}: unknown key {sorted(map(str, unknown))[0]}; the keys are {', '.join(KEYS)}")
+    values = {key: content.get(key, default) for key, (default, _, _) in KEYS.items()}
+    for key, (_, good, demand) in KEYS.items():
+        if values[key] is REQUIRED:
+            raise InputError(f"{path}: {key} is missing; it must be {demand}")
+        if not good(values[key]):
+            raise InputError(f"{path}: {key} is {values[key]!r}; it must be {demand}")
+    for where in ("cells", "after"):
+        values[where] = {name: flags or {} for name, flags in values[where].items()}
+        for name, flags in values[where].items():
+            _check_flags(f"{path}: {where}.{name}", flags)
+    _check_flags(f"{path}: common", values["common"])
+    if values["baseline"] is not None and values["baseline"] not in values["cells"]:
+        raise InputError(
+            f"{path}: baseline {values['baseline']} is no cell; choose one of {', '.join(values['cells'])}"
+        )
+    values["recipe"] = str(Path(find(values["recipe"])).absolute())
+    if not Path(values["recipe"]).is_file():
+        raise InputError(f"{path}: recipe {values['recipe']}: no such file; 'sppo list' shows the recipes")
+    out = Path(out or values["out"] or Path("lightning_logs") / f"study-{file.stem}")
+    return Study(
+        **{**values, "out": out.resolve(), "budget": {unit: UNITS[unit](n) for unit, n in values["budget"].items()}}
+    )
+
+
+def _check_flags(where: str, flags: Flags) -> None:
+    for key in flags:
+        if key in RESERVED:
+            raise InputError(f"{where}: {key} is set by the study (from {RESERVED[key]}); remove it")
+
+
+def _positive(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, (int, float)) and value > 0
+
+
+def _count(value: Any) -> bool:
+    return _positive(value) and isinstance(value, int)
+
+
+def _mapping(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+
+
+def _named(value: Any) -> bool:
+    return _mapping(value) and all(re.fullmatch(NAME, key) and _mapping(flags or {}) for key, flags in value.items())
+
+
+def _list(value: Any, good: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(good, value)) and len(set(value)) == len(value)
+
+
+def _budget(value: Any) -> bool:
+    return _mapping(value) and len(value) == 1 and value.keys() <= UNITS.keys() and all(map(_positive, value.values()))
+
+
+REQUIRED = object()
+KEYS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
+    "title": (REQUIRED, lambda v: isinstance(v, str), "text"),
+    "recipe": (REQUIRED, lambda v: isinstance(v, str), "the path of a recipe"),
+    "cells": (REQUIRED, lambda v: _named(v) and bool(v), "a mapping from names (letters, digits, . _ -) to flags"),
+    "common": ({}, _mapping, "a mapping from flags such as model.clip_low to values"),
+    "seeds": ([1], lambda v: _list(v, lambda s: type(s) is int and s >= 0) and bool(v), "a list of different integers"),
+    "budget": (REQUIRED, _budget, "{seconds: N} or {tokens: N} with N above 0"),
+    "evaluations": (10, _count, "an integer of at least 1"),
+    "parallel": (None, lambda v: v is None or _count(v), "an integer of at least 1"),
+    "threads": (1, _count, "an integer of at least 1"),
+    "devices": (
+        [],
+        lambda v: _list(v, lambda d: isinstance(d, str) and re.fullmatch(DEVICE, d) is not None),
+        "a list such as [cuda:0, cuda:1] or [cpu]",
+    ),
+    "baseline": (None, lambda v: v is None or isinstance(v, str), "the name of a cell"),
+    "after": ({}, _named, "a mapping from names to flags of 'sppo run validate'"),
+    "out": (None, lambda v: v is None or isinstance(v, str), "a folder"),
+}
+"""Key → default, check, what it must be."""

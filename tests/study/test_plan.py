@@ -1,0 +1,111 @@
+"""A study's YAML: what it stands for, and one line for what is wrong with it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from cli_helpers import ROOT, recipe, refused
+
+from sppo_lit.errors import InputError
+from sppo_lit.study.command import check
+from sppo_lit.study.plan import TRAIN, jobs, read
+from sppo_lit.study.runner import environment
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def study(tmp_path: Path, **changes: Any) -> Path:
+    """A study of two cells; `...` removes a key."""
+    content: dict[str, Any] = {
+        "title": "Two cells",
+        "recipe": str(recipe(tmp_path)),
+        "cells": {"sppo": None, "grpo": {"model.algorithm": "grpo", "data.problems_per_epoch": 4}},
+        "budget": {"tokens": 300},
+        "seeds": [1, 2],
+        "evaluations": 2,
+        "out": str(tmp_path / "out"),
+    }
+    content = {key: value for key, value in {**content, **changes}.items() if value is not ...}
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return file
+
+
+def test_cells_take_turns_within_a_seed(tmp_path: Path) -> None:
+    plan = read(
+        str(study(tmp_path, after={"samples": {"model.evaluation.samples": 4}}, common={"model.clip_low": 0.1}))
+    )
+    order = [(j.seed, j.cell, j.stage) for j in jobs(plan)]
+    one = [(1, "sppo", TRAIN), (1, "grpo", TRAIN), (1, "sppo", "samples"), (1, "grpo", "samples")]
+    assert order == one + [(2, cell, stage) for _, cell, stage in one]
+    assert [(j.seed, j.cell) for j in jobs(plan, seeds=[2], only=["grpo"])] == [(2, "grpo"), (2, "grpo")]
+    train, validate = jobs(plan, seeds=[2], only=["grpo"])
+    assert train.arguments[:2] == ("run", "fit") and validate.arguments[:2] == ("run", "validate")
+    for flag in ("--model.algorithm=grpo", "--model.clip_low=0.1", "--seed_everything=2", "--clock.max_tokens=300"):
+        assert flag in train.arguments
+    assert "--model.evaluation.samples=4" in validate.arguments
+    assert len({j.runs for j in jobs(plan)}) == len({j.log for j in jobs(plan)}) == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"cell": {}}, ["unknown key cell"]),
+        ({"recipe": ...}, ["recipe is missing"]),
+        ({"recipe": "nowhere.yaml"}, ["nowhere.yaml: no such file"]),
+        ({"cells": {}}, ["cells is {}"]),
+        ({"cells": {"a/b": {}}}, ["cells is"]),
+        ({"cells": {"a": {"seed_everything": 3}}}, ["cells.a", "seed_everything is set by the study (from seeds)"]),
+        ({"budget": {"minutes": 3}}, ["budget is {'minutes': 3}", "{seconds: N}"]),
+        ({"budget": {"seconds": 0}}, ["budget is"]),
+        ({"seeds": [1, 1]}, ["seeds is [1, 1]"]),
+        ({"baseline": "rloo"}, ["baseline rloo is no cell", "sppo, grpo"]),
+        ({"devices": ["gpu"]}, ["devices is ['gpu']", "cuda:0"]),
+        ({"cells": {"a": {"model.algoritm": "grpo"}}}, ["cell a", "--model.algoritm", "model.algorithm"]),
+        ({"common": {"model.clip_low": "much"}}, ["cell sppo", "--model.clip_low", "much"]),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(tmp_path: Path, capsys: Any, changes: dict[str, Any], parts: list[str]) -> None:
+    refused(capsys, tmp_path, ["study", study(tmp_path, **changes)], *parts)
+
+
+def test_mistakes_on_the_command_line(tmp_path: Path, capsys: Any) -> None:
+    file = study(tmp_path)
+    refused(capsys, tmp_path, ["study", tmp_path / "no.yaml"], "no.yaml: no such file")
+    refused(capsys, tmp_path, ["study"], "required: FILE")
+    refused(capsys, tmp_path, ["study", file, "--seeds", "1,x"], "--seeds")
+    refused(capsys, tmp_path, ["study", file, "--seeds", "3"], "--seeds 3 is not in it", "1, 2")
+    refused(capsys, tmp_path, ["study", file, "--only", "ppo"], "--only ppo is not in it", "sppo, grpo")
+    file.write_text("cells: [")
+    refused(capsys, tmp_path, ["study", file], "no valid YAML")
+
+
+def test_devices_are_given_out_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    monkeypatch.setenv("PL_GLOBAL_SEED", "9")
+    plan = read(str(study(tmp_path, devices=["cuda:0", "cuda:1"], threads=3)))
+    assert plan.at_once == 2
+    first, second = environment(plan, 0), environment(plan, 1)
+    assert (first["CUDA_VISIBLE_DEVICES"], second["CUDA_VISIBLE_DEVICES"]) == ("4", "7"), "of those that we may use"
+    assert first["OMP_NUM_THREADS"] == "3" and "PL_GLOBAL_SEED" not in first
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert environment(plan, 1)["CUDA_VISIBLE_DEVICES"] == "1"
+    assert environment(read(str(study(tmp_path, devices=["cpu"]))), 0)["CUDA_VISIBLE_DEVICES"] == ""
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "recipes" / "study").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_studies_fit_their_recipes(file: Path) -> None:
+    plan = read(str(file))
+    check(plan, jobs(plan))
+    assert plan.baseline in plan.cells
+
+
+def test_a_study_is_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"unknown key (data|model|seed_everything|trainer)"):
+        read(str(recipe(tmp_path)))
