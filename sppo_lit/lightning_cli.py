@@ -31,6 +31,7 @@ from sppo_lit.mistakes import explain, one_line
 from sppo_lit.module import SPPOModule
 from sppo_lit.policy_module import PolicyModule
 from sppo_lit.resume import RunCSVLogger, check_checkpoint, checkpoint_file, run_of
+from sppo_lit.rollout_module import RolloutModule
 
 CALLBACKS = {
     "clock": Clock,
@@ -150,6 +151,8 @@ class RecipeCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Last checks before anything is sampled."""
+        if self.subcommand == "validate" and isinstance(self.model, RolloutModule):
+            self.model.policy_only = not (self._get(self.config, "ckpt_path") or self.model.evaluation.values)
         self.config[self.subcommand].ckpt_path = None  # the config.yaml of a resumed run starts no resume by itself
         if self.subcommand == "fit" and isinstance(self.model, SPPOModule):
             check_minibatch(self.datamodule.problems_per_epoch, self.model, self.trainer.world_size)

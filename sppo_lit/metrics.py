@@ -126,6 +126,28 @@ def brier(values: Tensor, labels: Tensor) -> Tensor:
     return (values.float() - labels.float()).square().mean()
 
 
+def auroc(scores: Tensor, labels: Tensor, strata: Tensor | None = None) -> float:
+    """Area under the ROC curve: how often a success has the higher score than a failure, ties counted half.
+
+    Args:
+        scores: [B], higher for likelier success.
+        labels: [B], 1 for success, 0 for failure.
+        strata: [B] int64; only pairs of the same stratum are compared. None compares all.
+
+    Returns:
+        In [0, 1], 0.5 for chance; NaN without a pair.
+    """
+    strata = torch.zeros_like(scores, dtype=torch.int64) if strata is None else strata
+    won, pairs = 0.0, 0
+    for stratum in strata.unique():
+        inside, positive = strata == stratum, labels > 0.5
+        good, bad = scores[inside & positive], scores[inside & ~positive].sort().values
+        below, upto = torch.searchsorted(bad, good), torch.searchsorted(bad, good, right=True)
+        won += float((below + upto).sum()) / 2
+        pairs += len(good) * len(bad)
+    return won / pairs if pairs else math.nan
+
+
 def stable_id(text: str) -> int:
     """A number of 62 bits that is the same for equal texts in every process."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big") >> 2

@@ -111,7 +111,7 @@ class SPPOModule(RolloutModule):
             raise InputError(f"model.algorithm {algorithm!r} is unknown; choose one of: {', '.join(ALGORITHMS)}")
         spec = ALGORITHMS[algorithm]
         samples = spec.samples_per_prompt if samples_per_prompt is None else samples_per_prompt
-        check_algorithm(algorithm, samples, drop_equal_groups, critic_warmup)
+        check_algorithm(algorithm, samples, drop_equal_groups, critic_warmup, evaluation.values)
         if kl.coef and (kl.reference or policy).init == "random":
             raise InputError(
                 "model.kl: a policy with init: random has no weights to stay close to; name a trained model in "
@@ -292,11 +292,13 @@ class SPPOModule(RolloutModule):
         return step
 
 
-def check_algorithm(algorithm: str, samples: int, drop_equal_groups: bool, critic_warmup: int) -> None:
+def check_algorithm(
+    algorithm: str, samples: int, drop_equal_groups: bool, critic_warmup: int, values: bool = False
+) -> None:
     """Whether an algorithm can be trained with these settings.
 
     Raises:
-        InputError: too few samples for it, groups of one, or a warm-up of a critic that it does not have.
+        InputError: too few samples for it, groups of one, or a warm-up or values of a critic that it does not have.
     """
     spec = ALGORITHMS[algorithm]
     least = 2 if spec.samples_per_prompt > 1 else 1
@@ -309,3 +311,5 @@ def check_algorithm(algorithm: str, samples: int, drop_equal_groups: bool, criti
         )
     if critic_warmup and spec.critic == "none":
         raise InputError(f"model.critic_warmup is {critic_warmup}, but {spec.title} has no critic; leave it out")
+    if values and spec.critic == "none":
+        raise InputError(f"model.evaluation.values: {spec.title} has no critic; leave it out")

@@ -36,6 +36,7 @@ from sppo_lit.rollout.randomness import sequence_key
 from sppo_lit.rollout.torch_engine import TorchEngine
 from sppo_lit.settings import EvalSettings, OptimizerSettings, VerifierSettings
 from sppo_lit.types import Completion, Problem, Sampling, Scored, Verdict
+from sppo_lit.validation import Validation
 
 Encoded = tuple[Problem, list[int]]
 """A problem and its prompt's token ids."""
@@ -88,6 +89,7 @@ class PolicyModule(pl.LightningModule):
         self.last_rollout: Any = None
         self.seconds: dict[str, float] = {}
         self.memory: dict[str, float] = {}  # peak of each phase, MiB
+        self.validation = Validation(self)
         self._sampled: list[int] = [0, 0]
         self._verifier_settings = verifier
         self._verifier: VerifierPool | None = None
@@ -165,7 +167,14 @@ class PolicyModule(pl.LightningModule):
 
     @torch.no_grad()
     def sample(
-        self, encoded: Sequence[Encoded], sampling: Sampling, stage: str, samples: Sequence[int], phase: str
+        self,
+        encoded: Sequence[Encoded],
+        sampling: Sampling,
+        stage: str,
+        samples: Sequence[int],
+        phase: str,
+        done: int = 0,
+        total: int | None = None,
     ) -> list[Completion]:
         """Draw one response per entry.
 
@@ -175,13 +184,15 @@ class PolicyModule(pl.LightningModule):
             stage: part of the key of the random numbers, e.g. "train/12".
             samples: sample index of each entry within its problem.
             phase: what the progress display calls it.
+            done: responses of this phase that earlier calls have drawn.
+            total: responses of the phase in all; None for those of this call.
         """
         keys = [sequence_key(self.seed, stage, p.key, s) for (p, _), s in zip(encoded, samples, strict=True)]
         start = time.perf_counter()
 
-        def progress(finished: int, total: int, tokens: int) -> None:
+        def progress(finished: int, asked: int, tokens: int) -> None:
             rate = tokens / max(time.perf_counter() - start, 1e-9)
-            self.report_phase(phase, finished, total, tokens=tokens, tokens_per_second=rate)
+            self.report_phase(phase, done + finished, total or asked, tokens=tokens, tokens_per_second=rate)
 
         engine = self.engine
         with self.trainer.precision_plugin.forward_context():
@@ -202,29 +213,20 @@ class PolicyModule(pl.LightningModule):
         self.report_phase("verifying", len(texts), len(texts))
         return texts, verdicts
 
+    def on_validation_epoch_start(self) -> None:
+        """Count what is to come."""
+        self.validation.begin()
+
     def validation_step(  # type: ignore[override]
         self, batch: list[Encoded], batch_idx: int, dataloader_idx: int = 0
     ) -> list[Scored]:
         """Answer held-out problems: greedily, and with k samples each; the `Evaluation` callback adds them up."""
-        limit = self.evaluation.max_new_tokens or self.sampling.max_new_tokens
-        rounds = []
-        if self.evaluation.greedy:
-            rounds.append((batch, [-1] * len(batch), Sampling(temperature=0.0, max_new_tokens=limit)))
-        if k := self.evaluation.samples:
-            repeated = [entry for entry in batch for _ in range(k)]
-            drawn = Sampling(temperature=self.evaluation.temperature, max_new_tokens=limit)
-            rounds.append((repeated, list(range(k)) * len(batch), drawn))
-        scored: list[Scored] = []
-        for encoded, samples, sampling in rounds:
-            completions = self.sample(encoded, sampling, "validate", samples, "evaluating")
-            texts, verdicts = self.judge(encoded, completions)
-            scored += [
-                Scored(problem, text, len(c.response_ids), verdict, sample, c.finished)
-                for (problem, _), text, c, verdict, sample in zip(
-                    encoded, texts, completions, verdicts, samples, strict=True
-                )
-            ]
-        return scored
+        return self.validation.answer(batch, dataloader_idx)
+
+    def read_values(
+        self, encoded: Sequence[Encoded], completions: Sequence[Completion], scored: Sequence[Scored]
+    ) -> None:
+        """Set the values of validation's responses, in place: what the critic predicts, if the module has one."""
 
     # ----------------------------------------------------------------------------------------------- optimizer steps
 

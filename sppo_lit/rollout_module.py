@@ -42,8 +42,10 @@ class RolloutModule(PolicyModule):
         drop_equal_groups: the policy does not learn from problems whose N responses were all paid the same.
         kl: penalty for moving away from a reference policy.
         reward: what the policy is paid.
+        policy_only: load nothing but the policy, to evaluate weights that come from no checkpoint.
     """
 
+    policy_only = False
     spec: AlgorithmSpec
     critic_source: ModelSource
     critic_optimizer: OptimizerSettings
@@ -56,14 +58,14 @@ class RolloutModule(PolicyModule):
     reward: RewardSettings
 
     def configure_model(self) -> None:
-        """Load policy, critic and reference policy."""
+        """Load the policy and, but for `policy_only`, critic and reference policy."""
         super().configure_model()
-        if self.spec.critic != "none" and self.critic is None:
+        if self.spec.critic != "none" and self.critic is None and not self.policy_only:
             wrap = {"scalar": ScalarCritic, "token": TokenCritic}[self.spec.critic]
             self.critic = wrap(load_critic(self.critic_source, self.tokenizer, self.spec.critic))
             self.checkpoint_gradients(self.critic.model)
             self.shard(self.critic)
-        if self.kl.coef and not hasattr(self, "_reference"):
+        if self.kl.coef and not hasattr(self, "_reference") and not self.policy_only:
             source = self.kl.reference or self.policy_source
             reference = Policy(load_causal_lm(source, self.tokenizer)).requires_grad_(False)
             self.shard(reference)
@@ -207,6 +209,21 @@ class RolloutModule(PolicyModule):
                     values[rows] = found
                 self.report_phase("values", i + 1, len(pieces))
         return values
+
+    def read_values(
+        self, encoded: Sequence[Encoded], completions: Sequence[Completion], scored: Sequence[Scored]
+    ) -> None:
+        """Set V(prompt) of validation's responses, in place; of a token-level critic also V before each token."""
+        if not encoded:
+            self.join_passes(self.critic, 0)
+            return
+        labels = torch.tensor([s.verdict.reward for s in scored], device=self.device)
+        batch = self._tensors(encoded, completions, labels, labels)
+        for s, value in zip(scored, self.values_of(batch).tolist(), strict=True):
+            if isinstance(value, list):
+                s.value, s.values = value[0], [round(v, 5) for v in value[: s.tokens]]
+            else:
+                s.value = value
 
     @torch.no_grad()
     def reference_logprobs(self, batch: RolloutBatch) -> Tensor:

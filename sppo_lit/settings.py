@@ -66,12 +66,20 @@ class EvalSettings:
         samples: k, responses sampled for each problem; 0 for none.
         temperature: of those samples (paper: 0.6).
         max_new_tokens: longest response in tokens; None takes the training limit.
+        values: also have the critic predict each response's success: V(prompt), and V before every token of the
+            response where the critic is token-level.
     """
 
     greedy: bool = True
     samples: int = 0
     temperature: float = 0.6
     max_new_tokens: int | None = None
+    values: bool = False
+
+    @property
+    def responses(self) -> int:
+        """Responses to each problem."""
+        return self.greedy + self.samples
 
     def __post_init__(self) -> None:
         limit = self.max_new_tokens

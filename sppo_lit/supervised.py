@@ -62,6 +62,8 @@ class SupervisedModule(PolicyModule):
         max_concurrent: int = 256,
     ) -> None:
         check_limits("model", minibatch_size=minibatch_size, micro_batch_tokens=micro_batch_tokens)
+        if evaluation.values:
+            raise InputError("model.evaluation.values: supervised training has no critic; leave it out")
         super().__init__(policy, sampling, evaluation, policy_optimizer, verifier, micro_batch_tokens, max_concurrent)
         self.minibatch_size = minibatch_size
 

@@ -104,6 +104,7 @@ class Scored:
         sample: 0-based index among the samples of this problem; -1 for the greedy response.
         finished: False if truncated.
         value: V(prompt), the critic's probability of success, if a critic read it.
+        values: V(s_t), before each token of the response, if a token-level critic read it during evaluation.
         advantage: A of the response (mean over tokens where it varies by token), if it was trained on.
     """
 
@@ -115,6 +116,7 @@ class Scored:
     finished: bool = True
     value: float | None = None
     advantage: float | None = None
+    values: list[float] | None = None
 
 
 @dataclass

@@ -35,6 +35,7 @@ LEVELS = {
     "diagnostics": 4,
     "module": 4,
     "supervised": 4,
+    "validation": 4,
     "datamodule": 4,
     "callbacks": 4,
     "analysis": 5,

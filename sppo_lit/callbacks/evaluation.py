@@ -182,6 +182,7 @@ def write_completions(path: Path, responses: Iterable[Scored]) -> None:
                 "greedy": s.sample == GREEDY,
                 "finished": s.finished,
                 "value": s.value,
+                **({} if s.values is None else {"values": s.values}),
             }
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
