@@ -21,7 +21,7 @@ STAGES = ("fit", "validate")
 SHORT_FLAGS = ("strategy", "devices", "num_nodes", "accelerator", "precision", "max_epochs")
 """Flags that stand for `--trainer.<flag>`."""
 
-OWN = ("list", "audit", "study", "-h", "--help", "--version")
+OWN = ("list", "audit", "study", "figure", "-h", "--help", "--version")
 """Besides `run`, what `lightning` answers itself where there is no lightning-sdk."""
 
 USAGE = """\
@@ -30,11 +30,13 @@ usage: {name} run [fit|validate] RECIPE [--flag value …]
        {name} audit DATASET [--completions FILE] [--json FILE]
                      [--split S] [--limit N]
        {name} study FILE [--seeds N,N] [--only CELL,CELL] [--report]
+       {name} figure NAME [SOURCE …] [--out FILE]
 
 run          trains (fit, the default) or evaluates a checkpoint (validate)
 list         shows the recipes and what each is for
 audit        checks the gold answers of a data set and saved verdicts
 study        runs a grid of algorithms and seeds, and reports on it
+figure       draws one figure from runs or evaluations
 --version    shows the version
 
 examples:
@@ -93,6 +95,10 @@ def _run(name: str, arguments: list[str]) -> int:
             return audit_data(arguments[1:])
         if arguments[0] == "study":
             return run_study(arguments[1:])
+        if arguments[0] == "figure":
+            from sppo_lit.analysis.command import figure
+
+            return figure(arguments[1:])
         if arguments[0] == "run":
             arguments = arguments[1:]
         return train_or_validate(translate(arguments))

@@ -13,6 +13,8 @@ class InputError(Exception):
 class CommandParser(argparse.ArgumentParser):
     """Arguments of a command such as ``sppo audit``; what it refuses is an `InputError`."""
 
+    raw = argparse.RawDescriptionHelpFormatter
+
     def error(self, message: str) -> NoReturn:
         """Refuse a command line."""
         raise InputError(f"{self.prog.rpartition(' ')[2]}: {message}; see '{self.prog} --help'")

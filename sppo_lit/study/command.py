@@ -106,7 +106,14 @@ def write_plan(plan: Study) -> None:
 
 
 def report(plan: Study, console: Console) -> None:
-    """Write the report and say where it is."""
+    """Write the report and say where it is, or why there is none."""
+    from sppo_lit.analysis.report import write
+    from sppo_lit.errors import InputError
+
+    try:
+        console.print(f"report: {write(plan.out)}", markup=False, soft_wrap=True)
+    except InputError as error:
+        console.print(f"no report: {error}", style="yellow", markup=False, soft_wrap=True)
 
 
 def _integers(text: str) -> list[int]:

@@ -1,0 +1,167 @@
+"""Comparisons from run folders: curves, speed-ups, memory, labels; the page of a study and `sppo figure`."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from sppo_lit.analysis import efficiency, memory_by_phase
+from sppo_lit.analysis.report import write
+from sppo_lit.analysis.runs import ALGORITHMS, SPARE, find_runs, looks
+from sppo_lit.analysis.tables import tables
+from sppo_lit.cli import main
+from sppo_lit.errors import InputError
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def run(
+    root: Path, name: str, algorithm: str, seed: int, points: list[tuple[float, float]], memory: float = 100.0
+) -> Path:
+    """A run folder of one iteration per point (seconds, accuracy); an iteration samples 10 tokens in 2 sequences."""
+    folder = root / f"seed-{seed}" / name / "version_0"
+    folder.mkdir(parents=True)
+    config = {"run_name": name, "seed_everything": seed, "model": {"algorithm": algorithm}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    names = ["step", "clock/seconds", "clock/tokens", "clock/sequences", "rollout/accuracy", "val/accuracy"]
+    names += ["memory/rollout", "memory/update"]
+    with (folder / "metrics.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, names)
+        table.writeheader()
+        table.writerow({"step": 0, "val/accuracy": points[0][1]})
+        for i, (seconds, accuracy) in enumerate(points[1:], start=1):
+            used = {"clock/seconds": seconds, "clock/tokens": 10 * i, "clock/sequences": 2 * i}
+            peaks = {"memory/rollout": memory + i, "memory/update": 2 * memory}
+            table.writerow({"step": i, "rollout/accuracy": 0.5, **used, **peaks})
+            table.writerow({"step": i, "val/accuracy": accuracy})
+    return folder
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """SPPO gets where GRPO ends in a third of its time and a third of its sequences."""
+    root = tmp_path / "study"
+    for seed, shift in ((1, 0.02), (2, -0.02)):
+        run(root, "grpo", "grpo", seed, [(0, 0.2), (10, 0.3 + shift), (20, 0.4 + shift), (30, 0.5 + shift)], 50)
+        run(root, "sppo", "sppo", seed, [(0, 0.2), (10, 0.5 + shift), (20, 0.6 + shift)])
+    run(root, "ppo", "ppo", 1, [(0, 0.2), (10, 0.25), (20, 0.3)])
+    plan = {
+        "title": "Three & more <cells>",
+        "baseline": "grpo",
+        "budget": {"seconds": 30},
+        "seeds": [1, 2],
+        "cells": {"sppo": {}, "grpo": {"data.problems_per_epoch": 32}, "ppo": {}},
+    }
+    (root / "study.json").write_text(json.dumps(plan))
+    return root
+
+
+def test_the_table_of_a_comparison(study: Path, tmp_path: Path) -> None:
+    numbers = efficiency.draw([study], tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").is_file() and (tmp_path / "figure.svg").is_file()
+    assert numbers["baseline"] == "grpo" and numbers["target"] == pytest.approx(0.5)
+    cells = numbers["cells"]
+    assert list(cells) == ["sppo", "grpo", "ppo"], "in the study's order"
+    sppo, grpo, ppo = cells.values()
+    assert (sppo["seeds"], sppo["iterations"], sppo["tokens"], sppo["sequences"]) == (2, 2, 20, 4)
+    assert sppo["start"] == (pytest.approx(0.2), 0) and sppo["final"][0] == pytest.approx(0.6)
+    assert sppo["final"][1] == pytest.approx(0.04 / 2**0.5), "sample standard deviation"
+    assert ppo["best"] == (pytest.approx(0.3), None)
+    assert (grpo["seconds_to_target"], grpo["faster"]) == (pytest.approx(30), 1)
+    assert (sppo["seconds_to_target"], sppo["faster"]) == (pytest.approx(10), pytest.approx(3))
+    assert (sppo["sequences_to_target"], sppo["fewer_sequences"]) == (pytest.approx(2), pytest.approx(3))
+    assert ppo["seconds_to_target"] is None and ppo["faster"] is None
+
+
+def test_a_mean_is_taken_only_where_every_seed_has_data() -> None:
+    short = (np.array([0.0, 10.0]), np.array([0.0, 1.0]))
+    long = (np.array([0.0, 20.0]), np.array([0.0, 1.0]))
+    grid, mean, half = efficiency.mean_curve([short, long], points=11)
+    assert grid[-1] == 10 and mean[-1] == pytest.approx(0.75)
+    assert half[-1] == pytest.approx(12.706 * (0.5 / 2**0.5) / 2**0.5, rel=1e-3), "Student's t with one degree"
+    assert np.isnan(efficiency.mean_curve([short], points=3)[2]).all(), "one seed has no interval"
+
+
+def test_where_a_target_is_reached_lies_between_evaluations() -> None:
+    grid, mean = np.array([0.0, 10.0, 20.0]), np.array([0.2, 0.4, 0.3])
+    assert efficiency.first_reaching(grid, mean, 0.3) == pytest.approx(5)
+    assert efficiency.first_reaching(grid, mean, 0.2) == 0
+    assert efficiency.first_reaching(grid, mean, 0.5) is None
+
+
+def test_labels_and_colours(tmp_path: Path) -> None:
+    run(tmp_path, "quickstart", "sppo", 1, [(0, 0.1), (1, 0.2)])
+    run(tmp_path / "b", "quickstart", "grpo", 1, [(0, 0.1), (1, 0.2)])
+    run(tmp_path, "small_critic", "sppo", 1, [(0, 0.1), (1, 0.2)])
+    found = looks(find_runs([tmp_path]))
+    assert found == {
+        "quickstart · grpo": ("quickstart · grpo", ALGORITHMS["grpo"][1]),
+        "quickstart · sppo": ("quickstart · sppo", ALGORITHMS["sppo"][1]),
+        "small_critic": ("small_critic", SPARE[0]),
+    }
+    assert len({color for _, color in ALGORITHMS.values()} | set(SPARE)) == len(ALGORITHMS) + len(SPARE)
+
+
+def test_an_algorithm_has_a_title_and_a_colour() -> None:
+    from sppo_lit.algorithms.specs import ALGORITHMS as TABLE
+
+    assert ALGORITHMS.keys() == TABLE.keys()
+
+
+def test_peak_memory_by_phase(study: Path) -> None:
+    numbers = memory_by_phase.measure(find_runs([study]))
+    assert numbers["grpo"] == {"rollout": 53, "update": 100, "peak": 100}
+    assert numbers["sppo"] == {"rollout": 102, "update": 200, "peak": 200}
+
+
+def test_the_page_of_a_study(study: Path) -> None:
+    page = write(study).read_text(encoding="utf-8")
+    folder = study / "report"
+    assert "Three &amp; more &lt;cells&gt;" in page and "data.problems_per_epoch: 32" in page
+    for name in ("efficiency", "ablation", "memory", "group_advantage"):
+        assert (folder / f"{name}.png").is_file() and f'src="{name}.png"' in page
+    assert "http" not in page.replace("http-equiv", ""), "nothing is loaded from elsewhere"
+    numbers = json.loads((folder / "numbers.json").read_text())
+    assert numbers["efficiency"]["cells"]["sppo"]["faster"] == pytest.approx(3)
+    assert set(numbers["ablation"]["cells"]) == {"sppo", "ppo"}
+
+
+def test_what_cannot_be_drawn_is_named(tmp_path: Path) -> None:
+    run(tmp_path, "grpo", "grpo", 1, [(0, 0.2), (10, 0.3)])
+    page = write(tmp_path).read_text(encoding="utf-8")
+    assert "ablation: runs of at least two of" in page and "ablation.png" not in page
+    with pytest.raises(InputError, match="no training run"):
+        write(tmp_path / "report")
+
+
+def test_figure_on_the_command_line(study: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["figure", "efficiency", str(study), "--out", "plots/e.png"]) == 0
+    shown = capsys.readouterr().out
+    assert "seconds to target" in shown and "0.600 ± 0.028" in shown and "plots/e.png" in shown
+    assert (tmp_path / "plots" / "e.svg").is_file()
+    assert main(["figure", "group_advantage"]) == 0 and (tmp_path / "group_advantage.png").is_file()
+    capsys.readouterr()
+    for arguments, part in (
+        (["speed"], "choose one of efficiency"),
+        (["efficiency"], "no sources"),
+        (["efficiency", "nowhere"], "nowhere: no such folder"),
+        (["memory", str(tmp_path / "plots")], "no training run"),
+    ):
+        assert main(["figure", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert part in error and error.count("\n") == 1
+
+
+def test_numbers_as_tables() -> None:
+    [single, nested] = tables({"k": 64, "none": None, "curve": [1, 2], "a_b": {"x": (0.5, 0.1), "long": [0.1] * 9}})
+    assert single.rows == [["k", "64"], ["none", "–"]]
+    assert nested.columns == ["", "x"] and nested.rows == [["a b", "0.500 ± 0.100"]]
+    [turned] = tables({"cell": {"x": 12345.6, "y": 0.00012, "z": float("nan")}})
+    assert turned.columns == ["", "cell"] and [row[1] for row in turned.rows] == ["12,346", "0.00012", "–"]
