@@ -140,6 +140,25 @@ def load_critic(source: ModelSource, tokenizer: PreTrainedTokenizerBase, kind: L
     return _finish(source, model, tokenizer)
 
 
+def skeleton(source: ModelSource, dtype: torch.dtype, critic: bool = False) -> PreTrainedModel:
+    """A network without weights (on the meta device), of which nothing but the configuration is read.
+
+    Args:
+        source: where its configuration comes from.
+        dtype: of the weights it would have.
+        critic: a sequence classifier with one label instead of a causal language model.
+
+    Raises:
+        InputError: no such configuration or architecture.
+    """
+    auto, overrides = (AutoModelForSequenceClassification, {"num_labels": 1}) if critic else (AutoModelForCausalLM, {})
+    try:
+        with torch.device("meta"):
+            return _from_config(source, auto, overrides, dtype)
+    except Exception as error:  # whatever the reader of each format raises at a bad file
+        raise InputError(f"{source.path}: no model configuration ({_first_line(error)}); check its path") from error
+
+
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every id that ends a response: the tokenizer's and those of the generation config (which may list several)."""
     declared = getattr(model.generation_config, "eos_token_id", None) if model.generation_config else None
@@ -164,8 +183,7 @@ def _load(source: ModelSource, auto: Any, overrides: dict[str, Any]) -> PreTrain
     where = source.locate()
     try:
         if source.init == "random":
-            config = AutoConfig.from_pretrained(**where, **source.config, **overrides)
-            return auto.from_config(config, dtype=torch.float32)
+            return _from_config(source, auto, overrides, torch.float32)
         with _without_report():
             model, info = auto.from_pretrained(**where, **overrides, dtype=torch.float32, output_loading_info=True)
     except Exception as error:  # whatever the reader of each format raises at a bad file
@@ -184,6 +202,11 @@ def _load(source: ModelSource, auto: Any, overrides: dict[str, Any]) -> PreTrain
         model = _dequantised(model)
     model._sppo_new_head = bool(new_head)
     return model
+
+
+def _from_config(source: ModelSource, auto: Any, overrides: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(**source.locate(), **source.config, **overrides)
+    return auto.from_config(config, dtype=dtype)
 
 
 @contextmanager
