@@ -21,7 +21,8 @@ from sppo_lit.algorithms.masking import masked_sum, response_mask
 from sppo_lit.callbacks.console import visible
 from sppo_lit.datamodule import MathDataModule
 from sppo_lit.errors import InputError
-from sppo_lit.memory import Need, peak
+from sppo_lit.memory import Need, Plan, peak
+from sppo_lit.models.critics import ScalarCritic
 from sppo_lit.models.loading import eos_token_ids
 from sppo_lit.policy_module import Encoded, PolicyModule
 from sppo_lit.problems.sources import open_problems
@@ -76,17 +77,15 @@ class Sample:
         self.sampled = pad_rows([c.logprobs for c in self.completions], device, torch.float32)[0]
         self.pieces = micro_batches((self.prompt_lengths + self.lengths).cpu(), self.module.micro_batch_tokens)
 
+    def inputs(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Prompts and responses of some rows with their lengths, padded no further than the longest of them."""
+        p, r = self.prompt_lengths[rows], self.lengths[rows]
+        return self.prompts[rows, : int(p.max())], p, self.responses[rows, : int(r.max())], r
+
     def logprobs(self, rows: Tensor) -> Tensor:
-        """Log-probabilities of some rows' responses, [N, T], padded no further than the longest of them."""
-        longest, widest = int(self.lengths[rows].max()), int(self.prompt_lengths[rows].max())
+        """Log-probabilities of some rows' responses, [N, T]."""
         with self.module.trainer.precision_plugin.train_step_context():
-            terms = self.module.policy(
-                self.prompts[rows, :widest],
-                self.prompt_lengths[rows],
-                self.responses[rows, :longest],
-                self.lengths[rows],
-                self.module.sampling.temperature or 1.0,
-            )
+            terms = self.module.policy(*self.inputs(rows), self.module.sampling.temperature or 1.0)
         return terms.logprobs
 
     def all_logprobs(self, pieces: Sequence[Tensor]) -> Tensor:
@@ -118,20 +117,19 @@ def tokenizer_check(module: PolicyModule, encoded: Sequence[Encoded]) -> Check:
     start = tokenizer.bos_token_id
     wrong = []
     if start is not None and ids[:2] == [start, start]:
-        wrong.append(f"prompts begin with {tokenizer.bos_token} twice: take one out of the chat template")
+        wrong.append((f"prompts begin with {tokenizer.bos_token} twice", "take one out of the chat template"))
     if "".join(problem.prompt.split()) not in "".join(text.split()):
-        wrong.append("a prompt decodes to another text: the chat template or the vocabulary does not fit")
+        wrong.append(("a prompt decodes to another text", "use the tokenizer and the chat template of this model"))
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
-        wrong.append("a prompt has unknown tokens: take the tokenizer of this model")
+        wrong.append(("a prompt has unknown tokens", "use the tokenizer of this model"))
     if (turn := _end_of_turn(tokenizer)) and not set(turn) & set(ends):
         written = visible(tokenizer.decode(turn))
-        wrong.append(
-            f"the template ends an answer with {written!r}, which does not end a response: add its id to "
-            "eos_token_id in the model's generation_config.json"
-        )
+        advice = "add its id to eos_token_id in the model's generation_config.json"
+        wrong.append((f"the chat template ends an answer with {written}, which ends no response", advice))
     names = ", ".join(visible(tokenizer.decode([i])) for i in ends)
     found = f"ends with {names}; pads with {visible(tokenizer.pad_token)}; {len(ids)} tokens in the first prompt"
-    return Check("tokenizer", not wrong, found if not wrong else wrong[0], "; ".join(wrong[1:]))
+    told = ["; ".join(dict.fromkeys(texts)) for texts in zip(*wrong, strict=True)] if wrong else [found]
+    return Check("tokenizer", not wrong, *told)
 
 
 def _end_of_turn(tokenizer: Any) -> list[int]:
@@ -183,13 +181,15 @@ def critic_check(sample: Sample) -> Check:
     critic = sample.module.critic
     if critic is None:
         return Check("padding, critic", True, "no critic")
+    reads = 2 if isinstance(critic, ScalarCritic) else 4
     with sample.module.trainer.precision_plugin.train_step_context(), _some_head(critic.model):
-        together = critic(sample.prompts, sample.prompt_lengths).sigmoid()
-        alone = [
-            critic(sample.prompts[i : i + 1, :n], sample.prompt_lengths[i : i + 1]).sigmoid()
-            for i, n in enumerate(sample.prompt_lengths.tolist())
-        ]
-    gap = float((together - torch.cat(alone)).abs().mean())
+        gaps = []
+        for rows in sample.pieces:
+            together = critic(*sample.inputs(rows)[:reads]).sigmoid()
+            for row, values in zip(rows.tolist(), together, strict=True):
+                alone = critic(*sample.inputs(torch.tensor([row]))[:reads])[0].sigmoid()
+                gaps.append(float((values[: len(alone)] if values.ndim else values).sub(alone).abs().mean()))
+    gap = sum(gaps) / len(gaps)
     return Check(
         "padding, critic",
         gap <= sample.tolerance,
@@ -264,7 +264,9 @@ def accuracy_check(sample: Sample) -> Check:
         "accuracy",
         0 < right < n,
         f"{right} of {n} problems solved at temperature {sample.module.sampling.temperature:g}",
-        easy if right else "none is solved, so there is nothing to reinforce: take easier problems or warm the policy up",
+        easy
+        if right
+        else "none is solved, so there is nothing to reinforce: take easier problems or warm the policy up",
     )
 
 
@@ -324,29 +326,41 @@ def raw_problems(data: MathDataModule, count: int) -> list[Problem]:
 # ------------------------------------------------------------------------------------------------------------- memory
 
 
-def memory_check(estimate: Sequence[Need], processes: int, there: int, kind: str, fitting: int) -> Check:
-    """Estimated need of one process against its share of what there is.
+def memory_check(estimate: Sequence[Need], plan: Plan, processes: int, there: int, kind: str) -> Check:
+    """Estimated need of some processes against the memory they share.
 
     Args:
         estimate: what a process holds.
+        plan: what was asked for.
         processes: that share the memory.
         there: bytes.
         kind: what memory it is.
-        fitting: sequences that could be decoded at once; 0 for none.
     """
-    need = peak(list(estimate)) * processes
-    sampling = sum(n.sampling for n in estimate) * processes > there
-    updating = sum(n.updating for n in estimate) * processes > there
+    share = there // processes
+    sampling, updating = sum(n.sampling for n in estimate), sum(n.updating for n in estimate)
     advice = []
-    if sampling:
-        advice.append(f"set model.max_concurrent to {fitting} at most" if fitting else "sampling does not fit at all")
-    if updating:
-        advice.append("lower model.micro_batch_tokens or set model.gradient_checkpointing true")
-    if updating or not fitting:
-        advice.append("use --strategy fsdp on more devices, or --precision bf16-true")
+    if sampling > share:
+        most = most_concurrent(estimate, plan.concurrent, share)
+        advice.append(f"model.max_concurrent: {most} at most" if most else "lower model.sampling.max_new_tokens")
+    if updating > share:
+        longest = plan.prompt_tokens + plan.response_tokens
+        if plan.micro_batch_tokens > longest:
+            advice.append(f"lower model.micro_batch_tokens (not below {longest})")
+        if not plan.gradient_checkpointing:
+            advice.append("model.gradient_checkpointing: true")
+        if plan.weights == torch.float32:
+            advice.append("--precision bf16-true")
+        advice.append("more devices" if plan.sharded else "--strategy fsdp on several devices")
     shared = f" for {processes} processes" if processes > 1 else ""
-    found = f"needs about {need / GIB:,.1f} GiB{shared}, there are {there / GIB:,.1f} GiB of {kind}"
-    return Check("memory", need <= there, found, "; ".join(advice))
+    found = f"needs about {size(peak(list(estimate)) * processes)}{shared} at worst, there are {size(there)} of {kind}"
+    return Check("memory", max(sampling, updating) <= share, found, "; ".join(advice))
+
+
+def most_concurrent(estimate: Sequence[Need], concurrent: int, there: int) -> int:
+    """How many of the longest sequences a process can decode at once in so many bytes, if `concurrent` do not fit."""
+    moving = sum(n.sampling for n in estimate if not n.updating)
+    fixed = sum(n.sampling for n in estimate) - moving
+    return max(0, min(concurrent, (there - fixed) * concurrent // max(moving, 1)))
 
 
 def disk_check(needed: int, free: int, folder: object) -> Check:
@@ -354,15 +368,20 @@ def disk_check(needed: int, free: int, folder: object) -> Check:
     return Check(
         "disk",
         needed <= free,
-        f"checkpoints and exports need about {needed / GIB:,.1f} GiB, {free / GIB:,.1f} GiB are free in {folder}",
+        f"checkpoints and exports need about {size(needed)}, {size(free)} are free for {folder}",
         "free some space or choose another folder with --trainer.default_root_dir",
     )
 
 
+def size(count: int) -> str:
+    """Bytes for reading, e.g. ``13.7 GiB``."""
+    return f"{count / GIB:,.1f} GiB" if count >= GIB else f"{count / 2**20:,.1f} MiB"
+
+
 def memory_there(cuda: bool) -> tuple[int, str]:
-    """Bytes of the first GPU, or those of RAM that are available, and what it is."""
+    """Free bytes of the first GPU, or available ones of RAM, and what it is."""
     if cuda:
-        return torch.cuda.mem_get_info(0)[1], f"{torch.cuda.get_device_name(0)} memory"
+        return torch.cuda.mem_get_info(0)[0], f"free memory of the {torch.cuda.get_device_name(0)}"
     return psutil.virtual_memory().available, "available RAM"
 
 
@@ -371,17 +390,17 @@ def memory_there(cuda: bool) -> tuple[int, str]:
 
 def show(checks: Sequence[Check], estimate: Sequence[Need], console: Console) -> None:
     """Print the estimate and the table of checks."""
-    memory = Table("memory of one process, GiB", "sampling", "updating", title="Worst case", title_justify="left")
+    memory = Table("memory of one process", "sampling", "updating", title="Memory at worst", title_justify="left")
     for column in memory.columns[1:]:
         column.justify = "right"
     for n in estimate:
         if n.sampling or n.updating:
-            memory.add_row(n.what, *(f"{size / GIB:,.2f}" if size else "–" for size in (n.sampling, n.updating)))
+            memory.add_row(n.what, *(size(count) if count else "–" for count in (n.sampling, n.updating)))
     memory.add_section()
     totals = (sum(n.sampling for n in estimate), sum(n.updating for n in estimate))
-    memory.add_row("together", *(f"{size / GIB:,.2f}" for size in totals), style="bold")
+    memory.add_row("together", *map(size, totals), style="bold")
     console.print(memory)
-    table = Table("check", "", "found", "what to do", show_lines=True)
+    table = Table("check", "", "found", "what to do", show_lines=True, title="Checks", title_justify="left")
     for c in checks:
         verdict = Text("good", "green") if c.good else Text("bad", "bold red")
         table.add_row(Text(c.name), verdict, Text(c.found), Text("" if c.good else c.advice))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from sppo_lit.algorithms.specs import ALGORITHMS
 from sppo_lit.callbacks.checkpoint import free_bytes
 from sppo_lit.callbacks.console import console
 from sppo_lit.doctor import Check, Examination, disk_check, memory_check, memory_there, show
 from sppo_lit.lightning_cli import RecipeCLI, check_minibatch, run
-from sppo_lit.memory import Need, Plan, disk_bytes, needs
+from sppo_lit.memory import Plan, disk_bytes, needs
 from sppo_lit.models.loading import ModelSource
 from sppo_lit.module import SPPOModule
 
@@ -38,7 +38,7 @@ class DoctorCLI(RecipeCLI):
         plan = plan_of(settings, local)
         self.estimate, self.ranks = needs(plan), plan.ranks
         sharing = 1 if cuda or self.wishes.memory else local
-        check = memory_check(self.estimate, sharing, there, kind, fitting(self.estimate, plan, there // sharing))
+        check = memory_check(self.estimate, plan, sharing, there, kind)
         self.checks = [check, disk_check(disk_bytes(plan), free_bytes(self._runs()), self._runs())]
         if cuda and local > torch.cuda.device_count():
             found = f"{local} GPUs are asked for, {torch.cuda.device_count()} are here"
@@ -65,8 +65,9 @@ class DoctorCLI(RecipeCLI):
         if self.wishes.no_load:
             return
         examination = Examination(self.wishes.problems)
-        self.trainer.callbacks = [examination]  # the built-in ones draw, save and evaluate
-        self.trainer.fit(self.model, datamodule=self.datamodule)
+        trainer: Any = self.trainer
+        trainer.callbacks = [examination]  # the built-in ones draw, save and evaluate
+        trainer.fit(self.model, datamodule=self.datamodule)
         self.checks += examination.checks
 
 
@@ -95,26 +96,23 @@ def plan_of(settings: Any, processes: int) -> Plan:
     trainer, data = settings.trainer, settings.data
     model = settings.model.get("init_args", settings.model)
     ranks = processes * int(trainer.num_nodes)
-    critic = model.get("critic") or (model.policy if "critic" in model else None)
+    kl, policy = model.get("kl"), _source(model.policy)
+    spec = ALGORITHMS.get(model.get("algorithm", ""))  # supervised training has none
+    limits = (model.sampling.max_new_tokens, model.evaluation.max_new_tokens or 0)
     return Plan(
-        policy=_source(model.policy),
-        critic=_source(critic) if critic else None,
+        policy=policy,
+        critic=_source(model.get("critic")) or policy,
+        critic_kind=spec.critic if spec else "none",
+        reference=(_source(kl.reference) or policy) if kl and kl.coef else None,
         precision=str(trainer.precision or "32-true"),
         ranks=ranks,
         sharded=trainer.strategy == "fsdp",
         micro_batch_tokens=model.micro_batch_tokens,
         prompt_tokens=data.max_prompt_tokens,
-        response_tokens=model.sampling.max_new_tokens,
-        concurrent=min(model.max_concurrent, -(-data.problems_per_epoch // ranks)),
+        response_tokens=max(limits),
+        concurrent=model.max_concurrent,
         gradient_checkpointing=bool(model.get("gradient_checkpointing", False)),
     )
-
-
-def fitting(estimate: list[Need], plan: Plan, there: int) -> int:
-    """How many of the longest sequences a process can decode at once in so many bytes."""
-    moving = sum(n.sampling for n in estimate if not n.updating)
-    fixed = sum(n.sampling for n in estimate) - moving
-    return max(0, min(plan.concurrent, (there - fixed) * plan.concurrent // max(moving, 1)))
 
 
 def local_processes(devices: Any, cuda: bool) -> int:
@@ -127,5 +125,5 @@ def local_processes(devices: Any, cuda: bool) -> int:
     return len([part for part in text.split(",") if part.strip()]) if "," in text else int(text)
 
 
-def _source(entry: Any) -> ModelSource:
-    return ModelSource(**{key: value for key, value in entry.as_dict().items()})
+def _source(entry: Any) -> Any:
+    return ModelSource(**entry.as_dict()) if entry else None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from sppo_lit.models.loading import ModelSource, skeleton
 from sppo_lit.models.policy import LOGITS_PER_CHUNK
@@ -19,6 +21,10 @@ WEIGHTS = {"bf16-true": torch.bfloat16, "64": torch.float64, "64-true": torch.fl
 LOGIT_COPIES = 6
 """Float32 tensors of a chunk's size alive at once: logits, divided, normalised, two of the entropy, one gradient."""
 
+CriticKind = Literal["none", "scalar", "token"]
+
+CAUSAL = "sppo_causal"
+
 DRAW_BYTES = 24
 """Per sequence and entry of the vocabulary while one token is drawn: logits, weights and their float64 sums."""
 
@@ -29,7 +35,9 @@ class Plan:
 
     Attributes:
         policy: where the policy comes from.
-        critic: where the critic comes from; None for no critic.
+        critic: where the critic comes from.
+        critic_kind: what it reads; "none" if there is none.
+        reference: where the frozen reference policy comes from; None for none.
         precision: Lightning's name.
         ranks: processes of the run.
         sharded: weights, gradients and optimizer states are divided among the ranks.
@@ -41,7 +49,9 @@ class Plan:
     """
 
     policy: ModelSource
-    critic: ModelSource | None
+    critic: ModelSource
+    critic_kind: CriticKind
+    reference: ModelSource | None
     precision: str
     ranks: int
     sharded: bool
@@ -97,10 +107,9 @@ def needs(plan: Plan) -> list[Need]:
     Raises:
         InputError: a configuration that cannot be read.
     """
-    policy = network(plan, plan.policy)
-    critic = network(plan, plan.critic, critic=True) if plan.critic else None
-    trained = [policy, *([critic] if critic else [])]
-    share = plan.ranks if plan.sharded else 1
+    trained, share = networks(plan), plan.ranks if plan.sharded else 1
+    policy = trained[0]
+    frozen = network(plan, plan.reference).weights if plan.reference else 0
     weights, learned = sum(n.weights for n in trained), sum(n.trained for n in trained)
     cache = plan.concurrent * (plan.prompt_tokens + plan.response_tokens) * policy.per_token
     chunk = min(LOGITS_PER_CHUNK, plan.micro_batch_tokens * policy.vocabulary)
@@ -109,6 +118,7 @@ def needs(plan: Plan) -> list[Need]:
     return [
         Need("weights of policy and critic", _up(weights, share), _up(weights, share)),
         Need("two AdamW moments of each", 2 * _up(learned, share), 2 * _up(learned, share)),
+        Need("weights of the reference policy", _up(frozen, share), _up(frozen, share)),
         Need("whole copy of the policy that decodes", *([policy.weights] * 2 if plan.sharded else [0, 0])),
         Need("keys and values of the longest sequences", cache, 0),
         Need("probabilities of the next token", plan.concurrent * policy.vocabulary * DRAW_BYTES, 0),
@@ -126,12 +136,19 @@ def peak(estimate: list[Need]) -> int:
 
 def disk_bytes(plan: Plan) -> int:
     """Bytes of a run's folder: the last and the best checkpoint, one being written, and the exported models."""
-    sizes = [network(plan, plan.policy), *([network(plan, plan.critic, critic=True)] if plan.critic else [])]
-    return sum(3 * (n.weights + 2 * n.trained) + n.weights for n in sizes)
+    return sum(3 * (n.weights + 2 * n.trained) + n.weights for n in networks(plan))
 
 
-def network(plan: Plan, source: ModelSource, critic: bool = False) -> Network:
-    """Sizes of the policy's or the critic's network in this run, from a forward pass over made-up tensors.
+def networks(plan: Plan) -> list[Network]:
+    """Sizes of the policy and, if there is one, of the critic."""
+    return [
+        network(plan, plan.policy),
+        *([network(plan, plan.critic, plan.critic_kind)] if plan.critic_kind != "none" else []),
+    ]
+
+
+def network(plan: Plan, source: ModelSource, critic: CriticKind = "none") -> Network:
+    """Sizes of a policy's or a critic's network in this run, from a forward pass over made-up tensors.
 
     Raises:
         InputError: a configuration that cannot be read.
@@ -139,12 +156,14 @@ def network(plan: Plan, source: ModelSource, critic: bool = False) -> Network:
     with FakeTensorMode():
         model: Any = _pretend(skeleton(source, plan.weights, critic))
         model.config.use_cache = False
-        longest = plan.prompt_tokens + (0 if critic else plan.response_tokens)
+        if model.config._attn_implementation == "sdpa":
+            model.set_attn_implementation(CAUSAL)
+        longest = plan.prompt_tokens + (0 if critic == "scalar" else plan.response_tokens)
         rows = max(1, plan.micro_batch_tokens // longest)
         ids = torch.zeros((rows, longest), dtype=torch.int64)
         with torch.autocast("cpu", torch.bfloat16, enabled=plan.precision == "bf16-mixed", cache_enabled=False):
             kept, states = kept_bytes(model.base_model, ids)
-            per_token = 0 if critic else cache_bytes(model)
+            per_token = cache_bytes(model) if critic == "none" else 0
         layers = [m for m in model.modules() if type(m).__name__ in set(model._no_split_modules or ())]
         if plan.gradient_checkpointing and layers:  # each layer keeps what it read; one at a time is computed again
             kept = len(layers) * states + kept // len(layers)
@@ -188,8 +207,16 @@ def cache_bytes(model: Any) -> int:
     with torch.no_grad():
         ids = torch.zeros((1, columns), dtype=torch.int64)
         model(input_ids=ids, attention_mask=cache.attention_mask, past_key_values=cache, use_cache=True)
-    stores = [store for layer in cache.layers for store in layer.stores()]  # type: ignore[attr-defined]
+    stores = [store for layer in cache.layers for store in layer.stores()]  # type: ignore[union-attr]
     return sum(store.numel() * store.element_size() for store in stores) // columns
+
+
+def _causal_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> Any:
+    """What a real pass without padding does; on fake tensors transformers would make a mask that no real pass has."""
+    return sdpa_attention_forward(module, query, key, value, None, **{**options, "is_causal": True})
+
+
+AttentionInterface.register(CAUSAL, _causal_attention)
 
 
 def _pretend(model: nn.Module) -> nn.Module:

@@ -140,21 +140,21 @@ def load_critic(source: ModelSource, tokenizer: PreTrainedTokenizerBase, kind: L
     return _finish(source, model, tokenizer)
 
 
-def skeleton(source: ModelSource, dtype: torch.dtype, critic: bool = False) -> PreTrainedModel:
+def skeleton(source: ModelSource, dtype: torch.dtype, critic: Literal["none", "scalar", "token"]) -> PreTrainedModel:
     """A network without weights (on the meta device), of which nothing but the configuration is read.
 
     Args:
         source: where its configuration comes from.
         dtype: of the weights it would have.
-        critic: a sequence classifier with one label instead of a causal language model.
+        critic: the kind of critic it is; "none" is a causal language model.
 
     Raises:
         InputError: no such configuration or architecture.
     """
-    auto, overrides = (AutoModelForSequenceClassification, {"num_labels": 1}) if critic else (AutoModelForCausalLM, {})
+    overrides = {} if critic == "none" else {"num_labels": 1}
     try:
         with torch.device("meta"):
-            return _from_config(source, auto, overrides, dtype)
+            return _from_config(source, CRITICS.get(critic, AutoModelForCausalLM), overrides, dtype)
     except Exception as error:  # whatever the reader of each format raises at a bad file
         raise InputError(f"{source.path}: no model configuration ({_first_line(error)}); check its path") from error
 
