@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from sppo_lit.errors import InputError
+from sppo_lit.models.lora import merged
 
 BUCKET = 2**25
 """Gradient elements summed over ranks at a time (128 MiB in float32)."""
@@ -177,9 +178,8 @@ def is_sharded(network: nn.Module) -> bool:
 
 
 def whole_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Names and whole values of all parameters, one at a time; all ranks must take part."""
-    for name, p in model.named_parameters():
-        yield name, whole(p.detach())
+    """Names and whole values of all parameters, adapters merged, one at a time; all ranks must take part."""
+    yield from merged(model, model.named_parameters(), whole_value)
 
 
 def whole(value: Tensor) -> Tensor:
@@ -187,8 +187,13 @@ def whole(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
+def whole_value(value: Tensor) -> Tensor:
+    """`whole`, without gradient."""
+    return whole(value.detach())
+
+
 def unsharded_copy(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """A model of the same architecture and precision, whole, on this device; its weights are yet to be set."""
+    """A model of the same architecture and precision, whole, without adapters; its weights are yet to be set."""
     with torch.random.fork_rng(), torch.device(device):
         copy: Any = type(model)(model.config)
     return copy.to(model.dtype).requires_grad_(False).eval()

@@ -15,6 +15,7 @@ from sppo_lit.lightning_cli import RecipeCLI, check_minibatch, run
 from sppo_lit.memory import Plan, disk_bytes, needs
 from sppo_lit.models.loading import ModelSource
 from sppo_lit.module import SPPOModule
+from sppo_lit.settings import LoraSettings
 
 ALONE = {"strategy": "auto", "devices": 1, "num_nodes": 1, "logger": False, "num_sanity_val_steps": 0}
 """How the trainer is set for the examination."""
@@ -96,14 +97,14 @@ def plan_of(settings: Any, processes: int) -> Plan:
     trainer, data = settings.trainer, settings.data
     model = settings.model.get("init_args", settings.model)
     ranks = processes * int(trainer.num_nodes)
-    kl, policy = model.get("kl"), _source(model.policy)
+    kl, lora, policy = model.get("kl"), model.get("lora"), _source(model.policy)
     spec = ALGORITHMS.get(model.get("algorithm", ""))  # supervised training has none
     limits = (model.sampling.max_new_tokens, model.evaluation.max_new_tokens or 0)
     return Plan(
         policy=policy,
         critic=_source(model.get("critic")) or policy,
         critic_kind=spec.critic if spec else "none",
-        reference=(_source(kl.reference) or policy) if kl and kl.coef else None,
+        reference=(_source(kl.reference) or (None if lora else policy)) if kl and kl.coef else None,
         precision=str(trainer.precision or "32-true"),
         ranks=ranks,
         sharded=trainer.strategy == "fsdp",
@@ -112,6 +113,7 @@ def plan_of(settings: Any, processes: int) -> Plan:
         response_tokens=max(limits),
         concurrent=model.max_concurrent,
         gradient_checkpointing=bool(model.get("gradient_checkpointing", False)),
+        lora=LoraSettings(**lora.as_dict()) if lora else None,
     )
 
 

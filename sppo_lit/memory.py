@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -12,8 +12,10 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from sppo_lit.models.loading import ModelSource, skeleton
+from sppo_lit.models.lora import add_adapters
 from sppo_lit.models.policy import LOGITS_PER_CHUNK
 from sppo_lit.rollout.slot_cache import SlotCache
+from sppo_lit.settings import LoraSettings
 
 WEIGHTS = {"bf16-true": torch.bfloat16, "64": torch.float64, "64-true": torch.float64}
 """Data type of the weights by Lightning precision; float32 for all others."""
@@ -46,6 +48,7 @@ class Plan:
         response_tokens: longest response.
         concurrent: sequences decoded at once.
         gradient_checkpointing: each layer's activations are computed again in the backward pass.
+        lora: adapters trained instead of the policy's weights.
     """
 
     policy: ModelSource
@@ -60,6 +63,7 @@ class Plan:
     response_tokens: int
     concurrent: int
     gradient_checkpointing: bool = False
+    lora: LoraSettings | None = None
 
     @property
     def weights(self) -> torch.dtype:
@@ -109,7 +113,7 @@ def needs(plan: Plan) -> list[Need]:
     """
     trained, share = networks(plan), plan.ranks if plan.sharded else 1
     policy = trained[0]
-    frozen = network(plan, plan.reference).weights if plan.reference else 0
+    frozen = network(replace(plan, lora=None), plan.reference).weights if plan.reference else 0
     weights, learned = sum(n.weights for n in trained), sum(n.trained for n in trained)
     cache = plan.concurrent * (plan.prompt_tokens + plan.response_tokens) * policy.per_token
     chunk = min(LOGITS_PER_CHUNK, plan.micro_batch_tokens * policy.vocabulary)
@@ -143,7 +147,7 @@ def networks(plan: Plan) -> list[Network]:
     """Sizes of the policy and, if there is one, of the critic."""
     return [
         network(plan, plan.policy),
-        *([network(plan, plan.critic, plan.critic_kind)] if plan.critic_kind != "none" else []),
+        *([network(replace(plan, lora=None), plan.critic, plan.critic_kind)] if plan.critic_kind != "none" else []),
     ]
 
 
@@ -153,8 +157,12 @@ def network(plan: Plan, source: ModelSource, critic: CriticKind = "none") -> Net
     Raises:
         InputError: a configuration that cannot be read.
     """
+    model: Any = skeleton(source, plan.weights, critic)
+    if plan.lora is not None:
+        with torch.device("meta"):
+            add_adapters(model, plan.lora.rank, plan.lora.alpha, plan.lora.targets)
     with FakeTensorMode():
-        model: Any = _pretend(skeleton(source, plan.weights, critic))
+        _pretend(model)
         model.config.use_cache = False
         if model.config._attn_implementation == "sdpa":
             model.set_attn_implementation(CAUSAL)
@@ -219,7 +227,7 @@ def _causal_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tens
 AttentionInterface.register(CAUSAL, _causal_attention)
 
 
-def _pretend(model: nn.Module) -> nn.Module:
+def _pretend(model: nn.Module) -> None:
     """Fake tensors, which have a device, in place of those on the meta device; shared ones stay shared."""
     made: dict[int, Any] = {}
     for module in model.modules():
@@ -231,7 +239,6 @@ def _pretend(model: nn.Module) -> nn.Module:
         for name, b in list(module._buffers.items()):
             if b is not None:
                 module._buffers[name] = torch.empty(b.shape, dtype=b.dtype)
-    return model
 
 
 def _bytes(module: nn.Module) -> int:

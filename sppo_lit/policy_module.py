@@ -30,11 +30,12 @@ from sppo_lit.errors import InputError
 from sppo_lit.memory_use import peak_mib, reset_peak
 from sppo_lit.models.critics import ScalarCritic
 from sppo_lit.models.loading import ModelSource, eos_token_ids, load_causal_lm, load_tokenizer
+from sppo_lit.models.lora import add_adapters
 from sppo_lit.models.policy import Policy
 from sppo_lit.rewards.verifier import VerifierPool
 from sppo_lit.rollout.randomness import sequence_key
 from sppo_lit.rollout.torch_engine import TorchEngine
-from sppo_lit.settings import EvalSettings, OptimizerSettings, VerifierSettings
+from sppo_lit.settings import EvalSettings, LoraSettings, OptimizerSettings, VerifierSettings
 from sppo_lit.types import Completion, Problem, Sampling, Scored, Verdict
 from sppo_lit.validation import Validation
 
@@ -57,6 +58,7 @@ class PolicyModule(pl.LightningModule):
         micro_batch_tokens: most tokens, padding included, of one forward pass with gradient.
         max_concurrent: most sequences decoded at once.
         gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
+        lora: train adapters of the policy instead of its weights.
     """
 
     automatic_optimization = False
@@ -74,6 +76,7 @@ class PolicyModule(pl.LightningModule):
         micro_batch_tokens: int,
         max_concurrent: int,
         gradient_checkpointing: bool = False,
+        lora: LoraSettings | None = None,
     ) -> None:
         super().__init__()
         self.policy_source = policy
@@ -83,6 +86,7 @@ class PolicyModule(pl.LightningModule):
         self.micro_batch_tokens = micro_batch_tokens
         self.max_concurrent = max_concurrent
         self.gradient_checkpointing = gradient_checkpointing
+        self.lora = lora
         self.tokenizer = load_tokenizer(policy)
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         self.critic: Any = None
@@ -116,7 +120,10 @@ class PolicyModule(pl.LightningModule):
     def configure_model(self) -> None:
         """Load the policy (once; Lightning calls this before every fit, validate and test)."""
         if not hasattr(self, "policy"):
-            self.policy = Policy(load_causal_lm(self.policy_source, self.tokenizer))
+            model = load_causal_lm(self.policy_source, self.tokenizer)
+            if self.lora is not None:
+                add_adapters(model, self.lora.rank, self.lora.alpha, self.lora.targets)
+            self.policy = Policy(model)
             self.policy.model.generation_config.eos_token_id = eos_token_ids(self.policy.model, self.tokenizer)
             self.checkpoint_gradients(self.policy.model)
             self.shard(self.policy)
@@ -231,9 +238,10 @@ class PolicyModule(pl.LightningModule):
     # ----------------------------------------------------------------------------------------------- optimizer steps
 
     def adamw(self, network: torch.nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
-        """AdamW over a network's parameters; weight decay spares vectors (norms and biases)."""
-        matrices = [p for p in network.parameters() if p.ndim >= 2]
-        vectors = [p for p in network.parameters() if p.ndim < 2]
+        """AdamW over what a network trains; weight decay spares vectors (norms and biases)."""
+        trained = [p for p in network.parameters() if p.requires_grad]
+        matrices = [p for p in trained if p.ndim >= 2]
+        vectors = [p for p in trained if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
 

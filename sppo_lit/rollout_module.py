@@ -65,7 +65,8 @@ class RolloutModule(PolicyModule):
             self.critic = wrap(load_critic(self.critic_source, self.tokenizer, self.spec.critic))
             self.checkpoint_gradients(self.critic.model)
             self.shard(self.critic)
-        if self.kl.coef and not hasattr(self, "_reference") and not self.policy_only:
+        wanted = self.kl.coef and not self.starts_as_reference and not self.policy_only
+        if wanted and not hasattr(self, "_reference"):
             source = self.kl.reference or self.policy_source
             reference = Policy(load_causal_lm(source, self.tokenizer)).requires_grad_(False)
             self.shard(reference)
@@ -231,14 +232,21 @@ class RolloutModule(PolicyModule):
         reference = torch.zeros_like(batch.logprobs)
         if not self.kl.coef:
             return reference
-        policy = self._reference[0].to(self.policy.model.device, self.policy.model.dtype)
+        policy = self.policy
+        if not self.starts_as_reference:
+            policy = self._reference[0].to(self.policy.model.device, self.policy.model.dtype)
         pieces = micro_batches((batch.prompt_lengths + batch.response_lengths).cpu(), self.micro_batch_tokens)
         self.join_passes(policy, len(pieces))
-        with self.trainer.precision_plugin.forward_context():
+        with self.trainer.precision_plugin.forward_context(), policy.without_adapters():
             for rows in pieces:
                 logprobs = self.terms_of(batch.select(rows), policy).logprobs
                 reference[rows, : logprobs.shape[1]] = logprobs.to(reference.dtype)
         return reference
+
+    @property
+    def starts_as_reference(self) -> bool:
+        """Whether the policy without its adapters is the reference policy."""
+        return self.lora is not None and self.kl.reference is None
 
     def terms_of(self, piece: RolloutBatch, policy: Any = None) -> Any:
         """`TokenTerms` of a piece's responses at the sampling temperature, of the policy or of another one."""

@@ -65,7 +65,7 @@ BARRED = {
 }
 """Packages that a room does without."""
 
-OPTIONAL = {"vllm", "gymnasium", "stable_baselines3", "mujoco", "matplotlib", "wandb", "gguf"}
+OPTIONAL = {"vllm", "gymnasium", "stable_baselines3", "mujoco", "matplotlib", "wandb", "gguf", "peft"}
 
 
 def module_name(path: Path) -> str:

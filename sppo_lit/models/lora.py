@@ -35,8 +35,8 @@ def add_adapters(model: Any, rank: int, alpha: float, targets: str | Sequence[st
         from peft.tuners.lora import Linear
     except ModuleNotFoundError:
         raise InputError("model.lora needs the extra: pip install 'sppo-lit[lora]'") from None
-    wanted = targets if isinstance(targets, str) else list(targets)
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=wanted, task_type="CAUSAL_LM")
+    settings: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": 0.0, "task_type": "CAUSAL_LM"}
+    config = LoraConfig(target_modules=targets if isinstance(targets, str) else list(targets), **settings)
     try:
         inject_adapter_in_model(config, model, NAME)
     except ValueError as error:
@@ -74,39 +74,38 @@ def merged(
     Args:
         model: with or without adapters.
         named: its own names and tensors of any shapes, W [O, I] among them.
-        whole: makes a tensor whole where it lies in pieces on several ranks; then collective.
+        whole: gives a tensor's value without gradient, in one piece where ranks share it (then collective).
     """
     layers = adapters(model)
     for name, tensor in named:
         if ".lora_" in name:
             continue
         layer = layers.get(name.partition(BASE)[0]) if name.endswith(f"{BASE}weight") else None
-        value = whole(tensor.detach())
+        value = whole(tensor)
         if layer is not None:
-            a, b = (whole(part[NAME].weight.detach()) for part in (layer.lora_A, layer.lora_B))
+            a, b = (whole(part[NAME].weight) for part in (layer.lora_A, layer.lora_B))
             change = (b @ a) * layer.scaling[NAME]
             value = value + (change.T if layer.fan_in_fan_out else change).to(value.device, value.dtype)
         yield name.replace(BASE, "."), value
 
 
-def save_adapters(folder: Path, model: nn.Module, base: str, whole: Callable[[Tensor], Tensor], write: bool) -> None:
+def save_adapters(folder: Path | None, model: nn.Module, base: str, whole: Callable[[Tensor], Tensor]) -> None:
     """Write a folder that `peft.PeftModel.from_pretrained` loads.
 
     Args:
-        folder: where to.
+        folder: where to; None on ranks that only take part.
         model: with adapters, A [rank, I] and B [O, rank].
         base: path of the model they belong to.
-        whole: makes a tensor whole where it lies in pieces on several ranks; then collective.
-        write: whether this rank writes.
+        whole: as for `merged`.
     """
     from safetensors.torch import save_file
 
     state = {
-        f"base_model.model.{name.replace(f'.{NAME}.', '.')}": whole(p.detach()).cpu().contiguous()
+        f"base_model.model.{name.replace(f'.{NAME}.', '.')}": whole(p).cpu().contiguous()
         for name, p in model.named_parameters()
         if ".lora_" in name
     }
-    if not write:
+    if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     config: Any = model.peft_config[NAME]  # type: ignore[index, union-attr]
