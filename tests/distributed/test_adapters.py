@@ -26,7 +26,7 @@ def test_two_ranks_equal_one_process(one: Run, tmp_path: Path, strategy: str) ->
     moved = {name for name in first if "lora_B" in name and bool(first[name].any())}
     assert moved and difference(one.ranks[0], first) <= 1e-5
     for name, value in one.metrics.items():
-        if not name.startswith(("time/", "cost/", "memory/")) and "per_second" not in name:
+        if not name.startswith(("time/", "memory/")) and "second" not in name:
             assert two.metrics[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
     assert {p.name for p in (two.folder / "hf").iterdir()} == {"policy", "critic", "adapter"}
     again = launch(
