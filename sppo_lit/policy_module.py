@@ -137,6 +137,11 @@ class PolicyModule(pl.LightningModule):
         """Trade compute for memory, if the recipe says so."""
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
+            for (
+                module
+            ) in model.modules():  # which do so only in training mode, and pretrained models are loaded without
+                if getattr(module, "gradient_checkpointing", False):
+                    module.training = True
 
     def teardown(self, stage: str) -> None:
         """End the verifier's workers and forget the sampler."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cli_helpers import BASE, ROOT, SMALL
+from cli_helpers import BASE, ROOT, SMALL, recipe
 from transformers import Qwen2Config
 
 from sppo_lit.callbacks.console import console
@@ -18,8 +18,10 @@ from sppo_lit.memory import Plan, disk_bytes, kept_bytes, needs, network, networ
 from sppo_lit.models.critics import ScalarCritic
 from sppo_lit.models.loading import ModelSource, load_causal_lm, load_critic, load_tokenizer
 from sppo_lit.models.policy import Policy
+from sppo_lit.module import SPPOModule
 
 pytestmark = pytest.mark.filterwarnings("ignore")
+WARM = ROOT / "data" / "arithmetic" / "warmstart"
 SOURCE = ModelSource(str(BASE), init="random", config=dict(SMALL, num_hidden_layers=3))
 PLAN = Plan(
     policy=SOURCE,
@@ -81,6 +83,25 @@ def test_activations_and_cache_are_about_those_of_a_real_pass(precision: str) ->
     entries = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     assert found.per_token == entries * (2 if precision == "bf16-mixed" else 4)
     assert find(needs(replace(PLAN, precision=precision)), "keys").sampling == 5 * 60 * found.per_token
+
+
+def test_gradient_checkpointing_keeps_only_what_layers_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in the update of a pretrained model, which is loaded in evaluation mode, after sampling and validation."""
+    seen: dict[bool, int] = {}
+    old = SPPOModule._policy_gradient
+
+    def measured(self: SPPOModule, *inputs: Any) -> Any:
+        seen[self.gradient_checkpointing], states = kept_bytes(self.policy.model.base_model, torch.ones((4, 60)).long())
+        limit = (self.policy.model.config.num_hidden_layers + 3) * states
+        assert not self.gradient_checkpointing or seen[True] < limit
+        return old(self, *inputs)
+
+    monkeypatch.setattr(SPPOModule, "_policy_gradient", measured)
+    changes = {"model.policy": {"path": str(WARM)}, "data.val": [{"path": "arithmetic", "limit": 2}]}
+    for checkpointing in (False, True):
+        file = recipe(tmp_path, {**changes, "model.gradient_checkpointing": checkpointing}, f"{checkpointing}.yaml")
+        assert main(["run", str(file), "--trainer.check_val_every_n_epoch", "1"]) == 0
+    assert 5 * seen[True] < seen[False]
 
 
 def test_what_a_setting_costs() -> None:
