@@ -76,6 +76,7 @@ class SPPOModule(RolloutModule):
         max_concurrent: most sequences decoded at once.
         gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
         lora: train adapters of the policy instead of its weights.
+        cpu_offload: under `--strategy fsdp`, keep weights, gradients and optimizer states in the CPU's memory.
 
     Raises:
         InputError: unknown algorithm or impossible limits.
@@ -112,6 +113,7 @@ class SPPOModule(RolloutModule):
         max_concurrent: int = 256,
         gradient_checkpointing: bool = False,
         lora: LoraSettings | None = None,
+        cpu_offload: bool = False,
     ) -> None:
         check_limits(
             "model", minibatch_size=minibatch_size, ppo_epochs=ppo_epochs, micro_batch_tokens=micro_batch_tokens
@@ -139,6 +141,7 @@ class SPPOModule(RolloutModule):
             max_concurrent,
             gradient_checkpointing,
             lora,
+            cpu_offload,
         )
         self.spec = spec
         self.samples = samples

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -20,7 +20,7 @@ from sppo_lit.distributed import (
     missing_passes,
     ranks,
     reduced,
-    shard,
+    sharded,
     sum_gradients,
     unsharded_copy,
     whole,
@@ -59,6 +59,7 @@ class PolicyModule(pl.LightningModule):
         max_concurrent: most sequences decoded at once.
         gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
         lora: train adapters of the policy instead of its weights.
+        cpu_offload: under `--strategy fsdp`, keep weights, gradients and optimizer states in the CPU's memory.
     """
 
     automatic_optimization = False
@@ -77,6 +78,7 @@ class PolicyModule(pl.LightningModule):
         max_concurrent: int,
         gradient_checkpointing: bool = False,
         lora: LoraSettings | None = None,
+        cpu_offload: bool = False,
     ) -> None:
         super().__init__()
         self.policy_source = policy
@@ -87,6 +89,7 @@ class PolicyModule(pl.LightningModule):
         self.max_concurrent = max_concurrent
         self.gradient_checkpointing = gradient_checkpointing
         self.lora = lora
+        self.cpu_offload = cpu_offload
         self.tokenizer = load_tokenizer(policy)
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         self.critic: Any = None
@@ -120,26 +123,33 @@ class PolicyModule(pl.LightningModule):
     def configure_model(self) -> None:
         """Load the policy (once; Lightning calls this before every fit, validate and test)."""
         if not hasattr(self, "policy"):
-            model = load_causal_lm(self.policy_source, self.tokenizer)
-            if self.lora is not None:
-                add_adapters(model, self.lora.rank, self.lora.alpha, self.lora.targets)
-            self.policy = Policy(model)
-            self.policy.model.generation_config.eos_token_id = eos_token_ids(self.policy.model, self.tokenizer)
-            self.checkpoint_gradients(self.policy.model)
-            self.shard(self.policy)
+            self.policy: Any = self.place(self._new_policy)
 
-    def shard(self, network: Any) -> None:
-        """Divide a policy's or critic's weights among the ranks, if the strategy has a device mesh."""
-        if self.device_mesh is not None:
-            shard(network, network.model, self.device_mesh["data_parallel"])
+    def _new_policy(self, empty: bool) -> Policy:
+        model = load_causal_lm(self.policy_source, self.tokenizer, empty)
+        if self.lora is not None:
+            with torch.device("meta") if empty else nullcontext():
+                add_adapters(model, self.lora.rank, self.lora.alpha, self.lora.targets)
+        self.checkpoint_gradients(model)
+        if not empty:
+            model.generation_config.eos_token_id = eos_token_ids(model, self.tokenizer)  # type: ignore[union-attr]
+        return Policy(model)
+
+    def place(self, make: Callable[[bool], Any]) -> Any:
+        """A network; under sharding, this rank's pieces of the one that rank zero loads.
+
+        Args:
+            make: makes it; called with True, without weights (on the meta device).
+        """
+        if self.device_mesh is None:
+            return make(False)
+        return sharded(make, self.device_mesh["data_parallel"], self.cpu_offload)
 
     def checkpoint_gradients(self, model: Any) -> None:
         """Trade compute for memory, if the recipe says so."""
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-            for (
-                module
-            ) in model.modules():  # which do so only in training mode, and pretrained models are loaded without
+            for module in model.modules():  # heeded in training mode only, which pretrained models are not in
                 if getattr(module, "gradient_checkpointing", False):
                     module.training = True
 

@@ -87,14 +87,14 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_causal_lm(source: ModelSource, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The policy's network, float32, dropout off.
+def load_causal_lm(source: ModelSource, tokenizer: PreTrainedTokenizerBase, empty: bool = False) -> PreTrainedModel:
+    """The policy's network, float32, dropout off; if `empty`, without its weights (on the meta device).
 
     Raises:
         InputError: not found, no causal language model, weights missing, or fewer embeddings than the tokenizer has
             tokens.
     """
-    model = _load(source, AutoModelForCausalLM, {})
+    model = skeleton(source, torch.float32, "none") if empty else _load(source, AutoModelForCausalLM, {})
     return _finish(source, model, tokenizer)
 
 
@@ -102,7 +102,9 @@ CRITICS: dict[str, Any] = {"scalar": AutoModelForSequenceClassification, "token"
 """Kind of critic → the Auto class that loads and saves it, with one label."""
 
 
-def load_critic(source: ModelSource, tokenizer: PreTrainedTokenizerBase, kind: Literal["scalar", "token"]) -> Any:
+def load_critic(
+    source: ModelSource, tokenizer: PreTrainedTokenizerBase, kind: Literal["scalar", "token"], empty: bool = False
+) -> Any:
     """The critic's network: a classifier of sequences or of tokens with one label, float32, dropout off.
 
     A source that is a causal language model gives its backbone; the head starts at zero, so that every prompt, or every
@@ -112,10 +114,13 @@ def load_critic(source: ModelSource, tokenizer: PreTrainedTokenizerBase, kind: L
         source: where from.
         tokenizer: the policy's; the critic reads the same prompt ids.
         kind: "scalar" reads a prompt, "token" the response as well.
+        empty: without its weights (on the meta device), and hence without what can be told from them.
 
     Raises:
         InputError: not found, no such architecture, weights missing, or another vocabulary.
     """
+    if empty:
+        return _finish(source, skeleton(source, torch.float32, kind), tokenizer)
     if source.init == "pretrained" and not source.path.endswith(".gguf"):
         where = source.locate()
         try:

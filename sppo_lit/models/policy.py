@@ -57,7 +57,8 @@ class Policy(nn.Module):
     """A causal language model seen as a policy over responses.
 
     Args:
-        model: any transformers causal LM whose logits are `lm_head(base_model(ids))`; checked at construction.
+        model: any transformers causal LM whose logits are `lm_head(base_model(ids))`; checked at construction if it
+            has weights.
 
     Attributes:
         entropy_gradient: whether the entropy of `TokenTerms` carries a gradient, for an entropy bonus.
@@ -70,7 +71,8 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.entropy_gradient = False
-        self._check_head()
+        if model.device.type != "meta":
+            self._check_head()
 
     def forward(
         self,
