@@ -21,12 +21,14 @@ STAGES = ("fit", "validate")
 SHORT_FLAGS = ("strategy", "devices", "num_nodes", "accelerator", "precision", "max_epochs")
 """Flags that stand for `--trainer.<flag>`."""
 
-OWN = ("list", "audit", "study", "figure", "-h", "--help", "--version")
+OWN = ("list", "doctor", "audit", "study", "figure", "-h", "--help", "--version")
 """Besides `run`, what `lightning` answers itself where there is no lightning-sdk."""
 
 USAGE = """\
 usage: {name} run [fit|validate] RECIPE [--flag value …]
        {name} list
+       {name} doctor RECIPE [--no-load] [--memory GIB] [--problems N]
+                     [--flag value …]
        {name} audit DATASET [--completions FILE] [--json FILE]
                      [--split S] [--limit N]
        {name} study FILE [--seeds N,N] [--only CELL,CELL] [--report]
@@ -34,6 +36,7 @@ usage: {name} run [fit|validate] RECIPE [--flag value …]
 
 run          trains (fit, the default) or evaluates a checkpoint (validate)
 list         shows the recipes and what each is for
+doctor       checks a recipe's models, data, memory and disk before a long run
 audit        checks the gold answers of a data set and saved verdicts
 study        runs a grid of algorithms and seeds, and reports on it
 figure       draws one figure from runs or evaluations
@@ -46,6 +49,8 @@ examples:
   {name} run validate RECIPE --ckpt_path CKPT    evaluate a file, last or best
   {name} run fit RECIPE --help                   every setting
   {name} run fit RECIPE --print_config           the recipe with all defaults
+  {name} doctor RECIPE --devices 4 --strategy fsdp --no-load --memory 80
+                                                 memory only, nothing loaded
 
 short for --trainer.FLAG: --strategy --devices --num_nodes --accelerator
                           --precision --max_epochs
@@ -99,6 +104,8 @@ def _run(name: str, arguments: list[str]) -> int:
             from sppo_lit.analysis.command import figure
 
             return figure(arguments[1:])
+        if arguments[0] == "doctor":
+            return examine(arguments[1:])
         if arguments[0] == "run":
             arguments = arguments[1:]
         return train_or_validate(translate(arguments))
@@ -189,6 +196,20 @@ def run_study(arguments: Sequence[str]) -> int:
     from sppo_lit.study.command import study
 
     return study(arguments)
+
+
+def examine(arguments: Sequence[str]) -> int:
+    """Check a recipe before a long run; 0 if all is good, else 1.
+
+    Raises:
+        InputError: anything the user can mend.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from sppo_lit.doctor import options
+    from sppo_lit.doctor_cli import doctor
+
+    wishes, rest = options(arguments)
+    return doctor(wishes, translate(rest))
 
 
 def train_or_validate(arguments: list[str]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,12 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from sppo_lit.errors import InputError
+from sppo_lit.models.lora import merged
 
 BUCKET = 2**25
 """Gradient elements summed over ranks at a time (128 MiB in float32)."""
@@ -151,24 +152,77 @@ def missing_passes(network: nn.Module, passes: int, device: torch.device) -> int
 # ------------------------------------------------------------------------------------------------------ sharded models
 
 
-def shard(network: nn.Module, model: PreTrainedModel, mesh: Any) -> None:
-    """Shard each decoder layer, then what is left of the network, over the ranks of a mesh, in place.
+def sharded(make: Callable[[bool], Any], mesh: Any, offload: bool = False) -> Any:
+    """A network of which each rank of a mesh holds its pieces. Collective.
+
+    Rank zero loads it; the others never hold more of it than their pieces and one layer.
 
     Args:
-        network: the wrapper whose `forward` is called.
-        model: the model in it.
-        mesh: one-dimensional device mesh.
+        make: makes the network, a module with its model as `model`; called with True, without weights (on the meta
+            device).
+        mesh: one-dimensional device mesh of all ranks.
+        offload: the pieces stay in the CPU's memory while they are not at work.
+
+    Raises:
+        InputError: on every rank, what `make` raised on rank zero.
     """
-    for p in network.parameters():  # the same start everywhere
-        start = p.data.to(mesh.device_type)
-        dist.broadcast(start, src=0)
-        p.data.copy_(start)
-    layers = set(model._no_split_modules or ())
-    for module in list(model.modules()):
+    loaded, failure = None, None
+    if dist.get_rank() == 0:
+        try:
+            loaded = make(False)
+        except Exception as error:  # told to the others, who would wait for ever
+            failure = error
+    told = [str(failure) if failure else None, getattr(loaded and loaded.model, "generation_config", None)]
+    dist.broadcast_object_list(told, src=0)
+    if failure is not None or told[0] is not None:
+        raise failure or InputError(told[0])
+    with torch.random.fork_rng(devices=[]):
+        network = make(True)
+    if told[1] is not None:
+        network.model.generation_config = told[1]
+    values = None if loaded is None else {**dict(loaded.named_parameters()), **dict(loaded.named_buffers())}
+    deliver = _Delivery(network, values, torch.device(mesh.device_type))
+    pieces: dict[str, Any] = {"mesh": mesh}
+    if offload:
+        pieces["offload_policy"] = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu")
+    layers = set(network.model._no_split_modules or ())
+    for module in list(network.model.modules()):
         if type(module).__name__ in layers:
-            fully_shard(module, mesh=mesh)
+            deliver(module)
+            fully_shard(module, **pieces)
+    deliver(network)
     # The root is given up after the forward pass too: otherwise one without a backward pass would leave it whole.
-    fully_shard(network, mesh=mesh, reshard_after_forward=True)
+    fully_shard(network, **pieces, reshard_after_forward=True)
+    return network
+
+
+class _Delivery:
+    """Gives a part of an empty network rank zero's values; what parts share stays shared. Collective."""
+
+    def __init__(self, network: nn.Module, values: dict[str, Tensor] | None, device: torch.device) -> None:
+        named = [*network.named_parameters(), *network.named_buffers()]
+        self.names = {id(tensor): (name, tensor) for name, tensor in named}  # the tensor is held: its id stays its own
+        self.values, self.device = values, device
+        self.made: dict[int, Tensor] = {}
+
+    def __call__(self, part: nn.Module) -> None:
+        for module in part.modules():
+            for table in (module._parameters, module._buffers):
+                for key, tensor in table.items():
+                    if tensor is not None and tensor.is_meta:
+                        table[key] = self._made(tensor)
+
+    def _made(self, empty: Tensor) -> Any:
+        if id(empty) not in self.made:
+            name = self.names[id(empty)][0]
+            if self.values is None:
+                value = torch.empty(empty.shape, dtype=empty.dtype, device=self.device)
+            else:
+                value = self.values[name].detach().to(self.device, empty.dtype).contiguous()
+            dist.broadcast(value, src=0)
+            trained = isinstance(empty, nn.Parameter)
+            self.made[id(empty)] = nn.Parameter(value, empty.requires_grad) if trained else value
+        return self.made[id(empty)]
 
 
 def is_sharded(network: nn.Module) -> bool:
@@ -177,9 +231,8 @@ def is_sharded(network: nn.Module) -> bool:
 
 
 def whole_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Names and whole values of all parameters, one at a time; all ranks must take part."""
-    for name, p in model.named_parameters():
-        yield name, whole(p.detach())
+    """Names and whole values of all parameters, adapters merged, one at a time; all ranks must take part."""
+    yield from merged(model, model.named_parameters(), whole_value)
 
 
 def whole(value: Tensor) -> Tensor:
@@ -187,8 +240,13 @@ def whole(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
+def whole_value(value: Tensor) -> Tensor:
+    """`whole`, without gradient."""
+    return whole(value.detach())
+
+
 def unsharded_copy(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """A model of the same architecture and precision, whole, on this device; its weights are yet to be set."""
+    """A model of the same architecture and precision, whole, without adapters; its weights are yet to be set."""
     with torch.random.fork_rng(), torch.device(device):
         copy: Any = type(model)(model.config)
     return copy.to(model.dtype).requires_grad_(False).eval()

@@ -210,8 +210,8 @@ class RecipeCLI(LightningCLI):
                 parent.rmdir()
 
 
-def run(arguments: list[str]) -> None:
-    """Run LightningCLI on translated arguments.
+def run(arguments: list[str], kind: type[RecipeCLI] = RecipeCLI) -> RecipeCLI:
+    """Run LightningCLI, of this kind, on translated arguments, and return it.
 
     Raises:
         InputError: anything the user can mend, in one line; a run folder that holds nothing yet is removed.
@@ -221,7 +221,7 @@ def run(arguments: list[str]) -> None:
     recipe = Path(arguments[2]) if arguments[1:2] == ["--config"] else None
     made: list[RecipeCLI] = []
     try:
-        RecipeCLI(arguments, recipe, made)
+        return kind(arguments, recipe, made)
     except BaseException as error:
         for cli in made:
             cli.discard_unused_folder()

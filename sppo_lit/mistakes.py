@@ -28,6 +28,10 @@ def explain(error: BaseException, recipe: Path | None, arguments: Sequence[str],
     text = one_line(error)
     if isinstance(error, jsonargparse.ArgumentError):
         return parse_error(str(error), recipe, arguments, known)
+    if isinstance(error, ValueError) and (
+        match := re.search(r"Union subtypes.*?Errors:\s+- ([^\n]+)", str(error), re.S)
+    ):
+        return match[1]  # what an optional group of settings said of its values
     if isinstance(error, MisconfigurationException):
         return f"trainer: {text}"
     if isinstance(error, torch.OutOfMemoryError):

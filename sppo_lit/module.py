@@ -23,7 +23,14 @@ from sppo_lit.errors import InputError
 from sppo_lit.models.loading import ModelSource
 from sppo_lit.policy_module import check_limits
 from sppo_lit.rollout_module import RolloutModule
-from sppo_lit.settings import EvalSettings, KLSettings, OptimizerSettings, RewardSettings, VerifierSettings
+from sppo_lit.settings import (
+    EvalSettings,
+    KLSettings,
+    LoraSettings,
+    OptimizerSettings,
+    RewardSettings,
+    VerifierSettings,
+)
 from sppo_lit.types import RolloutBatch, Sampling
 
 
@@ -68,6 +75,8 @@ class SPPOModule(RolloutModule):
         reward: what the policy is paid beside the verdict; the critic's labels stay the verdicts.
         max_concurrent: most sequences decoded at once.
         gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
+        lora: train adapters of the policy instead of its weights.
+        cpu_offload: under `--strategy fsdp`, keep weights, gradients and optimizer states in the CPU's memory.
 
     Raises:
         InputError: unknown algorithm or impossible limits.
@@ -103,6 +112,8 @@ class SPPOModule(RolloutModule):
         reward: RewardSettings = RewardSettings(),  # noqa: B008
         max_concurrent: int = 256,
         gradient_checkpointing: bool = False,
+        lora: LoraSettings | None = None,
+        cpu_offload: bool = False,
     ) -> None:
         check_limits(
             "model", minibatch_size=minibatch_size, ppo_epochs=ppo_epochs, micro_batch_tokens=micro_batch_tokens
@@ -129,6 +140,8 @@ class SPPOModule(RolloutModule):
             micro_batch_tokens,
             max_concurrent,
             gradient_checkpointing,
+            lora,
+            cpu_offload,
         )
         self.spec = spec
         self.samples = samples

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -20,7 +20,7 @@ from sppo_lit.distributed import (
     missing_passes,
     ranks,
     reduced,
-    shard,
+    sharded,
     sum_gradients,
     unsharded_copy,
     whole,
@@ -30,11 +30,12 @@ from sppo_lit.errors import InputError
 from sppo_lit.memory_use import peak_mib, reset_peak
 from sppo_lit.models.critics import ScalarCritic
 from sppo_lit.models.loading import ModelSource, eos_token_ids, load_causal_lm, load_tokenizer
+from sppo_lit.models.lora import add_adapters
 from sppo_lit.models.policy import Policy
 from sppo_lit.rewards.verifier import VerifierPool
 from sppo_lit.rollout.randomness import sequence_key
 from sppo_lit.rollout.torch_engine import TorchEngine
-from sppo_lit.settings import EvalSettings, OptimizerSettings, VerifierSettings
+from sppo_lit.settings import EvalSettings, LoraSettings, OptimizerSettings, VerifierSettings
 from sppo_lit.types import Completion, Problem, Sampling, Scored, Verdict
 from sppo_lit.validation import Validation
 
@@ -57,6 +58,8 @@ class PolicyModule(pl.LightningModule):
         micro_batch_tokens: most tokens, padding included, of one forward pass with gradient.
         max_concurrent: most sequences decoded at once.
         gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
+        lora: train adapters of the policy instead of its weights.
+        cpu_offload: under `--strategy fsdp`, keep weights, gradients and optimizer states in the CPU's memory.
     """
 
     automatic_optimization = False
@@ -74,6 +77,8 @@ class PolicyModule(pl.LightningModule):
         micro_batch_tokens: int,
         max_concurrent: int,
         gradient_checkpointing: bool = False,
+        lora: LoraSettings | None = None,
+        cpu_offload: bool = False,
     ) -> None:
         super().__init__()
         self.policy_source = policy
@@ -83,6 +88,8 @@ class PolicyModule(pl.LightningModule):
         self.micro_batch_tokens = micro_batch_tokens
         self.max_concurrent = max_concurrent
         self.gradient_checkpointing = gradient_checkpointing
+        self.lora = lora
+        self.cpu_offload = cpu_offload
         self.tokenizer = load_tokenizer(policy)
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         self.critic: Any = None
@@ -116,20 +123,35 @@ class PolicyModule(pl.LightningModule):
     def configure_model(self) -> None:
         """Load the policy (once; Lightning calls this before every fit, validate and test)."""
         if not hasattr(self, "policy"):
-            self.policy = Policy(load_causal_lm(self.policy_source, self.tokenizer))
-            self.policy.model.generation_config.eos_token_id = eos_token_ids(self.policy.model, self.tokenizer)
-            self.checkpoint_gradients(self.policy.model)
-            self.shard(self.policy)
+            self.policy: Any = self.place(self._new_policy)
 
-    def shard(self, network: Any) -> None:
-        """Divide a policy's or critic's weights among the ranks, if the strategy has a device mesh."""
-        if self.device_mesh is not None:
-            shard(network, network.model, self.device_mesh["data_parallel"])
+    def _new_policy(self, empty: bool) -> Policy:
+        model = load_causal_lm(self.policy_source, self.tokenizer, empty)
+        if self.lora is not None:
+            with torch.device("meta") if empty else nullcontext():
+                add_adapters(model, self.lora.rank, self.lora.alpha, self.lora.targets)
+        self.checkpoint_gradients(model)
+        if not empty:
+            model.generation_config.eos_token_id = eos_token_ids(model, self.tokenizer)  # type: ignore[union-attr]
+        return Policy(model)
+
+    def place(self, make: Callable[[bool], Any]) -> Any:
+        """A network; under sharding, this rank's pieces of the one that rank zero loads.
+
+        Args:
+            make: makes it; called with True, without weights (on the meta device).
+        """
+        if self.device_mesh is None:
+            return make(False)
+        return sharded(make, self.device_mesh["data_parallel"], self.cpu_offload)
 
     def checkpoint_gradients(self, model: Any) -> None:
         """Trade compute for memory, if the recipe says so."""
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
+            for module in model.modules():  # heeded in training mode only, which pretrained models are not in
+                if getattr(module, "gradient_checkpointing", False):
+                    module.training = True
 
     def teardown(self, stage: str) -> None:
         """End the verifier's workers and forget the sampler."""
@@ -231,9 +253,10 @@ class PolicyModule(pl.LightningModule):
     # ----------------------------------------------------------------------------------------------- optimizer steps
 
     def adamw(self, network: torch.nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
-        """AdamW over a network's parameters; weight decay spares vectors (norms and biases)."""
-        matrices = [p for p in network.parameters() if p.ndim >= 2]
-        vectors = [p for p in network.parameters() if p.ndim < 2]
+        """AdamW over what a network trains; weight decay spares vectors (norms and biases)."""
+        trained = [p for p in network.parameters() if p.requires_grad]
+        matrices = [p for p in trained if p.ndim >= 2]
+        vectors = [p for p in trained if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
 

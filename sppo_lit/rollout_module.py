@@ -7,7 +7,7 @@ of `algorithms.specs.ALGORITHMS`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -60,16 +60,23 @@ class RolloutModule(PolicyModule):
     def configure_model(self) -> None:
         """Load the policy and, but for `policy_only`, critic and reference policy."""
         super().configure_model()
-        if self.spec.critic != "none" and self.critic is None and not self.policy_only:
-            wrap = {"scalar": ScalarCritic, "token": TokenCritic}[self.spec.critic]
-            self.critic = wrap(load_critic(self.critic_source, self.tokenizer, self.spec.critic))
-            self.checkpoint_gradients(self.critic.model)
-            self.shard(self.critic)
-        if self.kl.coef and not hasattr(self, "_reference") and not self.policy_only:
-            source = self.kl.reference or self.policy_source
-            reference = Policy(load_causal_lm(source, self.tokenizer)).requires_grad_(False)
-            self.shard(reference)
-            self._reference = [reference]  # in a list, so that checkpoints leave it out
+        if self.policy_only:
+            return
+        if self.spec.critic != "none" and self.critic is None:
+            self.critic = self.place(self._new_critic)
+        if self.kl.coef and not self.starts_as_reference and not hasattr(self, "_reference"):
+            self._reference = [self.place(self._new_reference)]  # in a list, so that checkpoints leave it out
+
+    def _new_critic(self, empty: bool) -> ScalarCritic | TokenCritic:
+        wrap: Any = {"scalar": ScalarCritic, "token": TokenCritic}[self.spec.critic]
+        kind = cast(Literal["scalar", "token"], self.spec.critic)
+        model = load_critic(self.critic_source, self.tokenizer, kind, empty)
+        self.checkpoint_gradients(model)
+        return wrap(model)
+
+    def _new_reference(self, empty: bool) -> Policy:
+        source = self.kl.reference or self.policy_source
+        return Policy(load_causal_lm(source, self.tokenizer, empty)).requires_grad_(False)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """AdamW for the policy, and another for the critic if there is one."""
@@ -231,14 +238,21 @@ class RolloutModule(PolicyModule):
         reference = torch.zeros_like(batch.logprobs)
         if not self.kl.coef:
             return reference
-        policy = self._reference[0].to(self.policy.model.device, self.policy.model.dtype)
+        policy = self.policy
+        if not self.starts_as_reference:
+            policy = self._reference[0].to(self.policy.model.device, self.policy.model.dtype)
         pieces = micro_batches((batch.prompt_lengths + batch.response_lengths).cpu(), self.micro_batch_tokens)
         self.join_passes(policy, len(pieces))
-        with self.trainer.precision_plugin.forward_context():
+        with self.trainer.precision_plugin.forward_context(), policy.without_adapters():
             for rows in pieces:
                 logprobs = self.terms_of(batch.select(rows), policy).logprobs
                 reference[rows, : logprobs.shape[1]] = logprobs.to(reference.dtype)
         return reference
+
+    @property
+    def starts_as_reference(self) -> bool:
+        """Whether the policy without its adapters is the reference policy."""
+        return self.lora is not None and self.kl.reference is None
 
     def terms_of(self, piece: RolloutBatch, policy: Any = None) -> Any:
         """`TokenTerms` of a piece's responses at the sampling temperature, of the policy or of another one."""

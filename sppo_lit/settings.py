@@ -173,6 +173,29 @@ class KLSettings:
             )
 
 
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters, trained in place of the policy's weights.
+
+    Attributes:
+        rank: of every adapter.
+        alpha: the adapter's output is scaled by alpha / rank.
+        targets: "all-linear" (every linear layer but the output layer), or a list of ends of layer names.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: str | list[str] = "all-linear"
+
+    def __post_init__(self) -> None:
+        _refuse(
+            "model.lora",
+            rank=(self.rank, self.rank >= 1, "at least 1"),
+            alpha=(self.alpha, self.alpha > 0, "above 0"),
+            targets=(self.targets, bool(self.targets), "all-linear or a list of ends of layer names"),
+        )
+
+
 def _refuse(where: str, **checks: tuple[object, bool, str]) -> None:
     """InputError for the first setting whose check (value, whether it is good, what it must be) failed."""
     for key, (value, good, demand) in checks.items():

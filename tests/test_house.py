@@ -40,7 +40,10 @@ LEVELS = {
     "callbacks": 4,
     "analysis": 5,
     "audit": 5,
+    "memory": 4,
+    "doctor": 5,
     "resume": 6,
+    "doctor_cli": 6,
     "mistakes": 6,
     "lightning_cli": 6,
     "study": 6,
@@ -62,7 +65,7 @@ BARRED = {
 }
 """Packages that a room does without."""
 
-OPTIONAL = {"vllm", "gymnasium", "stable_baselines3", "mujoco", "matplotlib", "wandb", "gguf"}
+OPTIONAL = {"vllm", "gymnasium", "stable_baselines3", "mujoco", "matplotlib", "wandb", "gguf", "peft"}
 
 
 def module_name(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from sppo_lit.callbacks.console import run_folder, written_whole
 from sppo_lit.callbacks.evaluation import Evaluation
+from sppo_lit.distributed import whole_value
+from sppo_lit.models.lora import merged, save_adapters
 
 CITATION = """@misc{sppo2026,
   title         = {SPPO: Sequence-Level PPO for Long-Horizon Reasoning Tasks},
@@ -25,6 +28,8 @@ CITATION = """@misc{sppo2026,
 
 class HuggingFaceExport(Callback):
     """At the end of training writes ``<run>/hf/policy`` and ``<run>/hf/critic``: safetensors, tokenizer, model card.
+
+    A policy trained by adapters is written merged, and the adapters alone as ``<run>/hf/adapter`` for PEFT.
 
     They load with ``AutoModelForCausalLM.from_pretrained`` and ``AutoModelForSequenceClassification.from_pretrained``.
     A folder appears when it is complete.
@@ -52,19 +57,23 @@ class HuggingFaceExport(Callback):
                 kind, done = type(model).__name__.removeprefix("FSDP"), int(pl_module.iteration)  # type: ignore[arg-type]
                 card = model_card(name, kind, run, done, results(trainer))
                 save(run / self.folder / name, model, weights, tokenizer, card)
+        if getattr(pl_module, "lora", None) is not None:
+            base = str(pl_module.policy_source.path)  # type: ignore[union-attr]
+            with written_whole(run / self.folder / "adapter") if trainer.is_global_zero else nullcontext() as folder:
+                save_adapters(folder, models["policy"], base, whole_value)
         trainer.strategy.barrier("HuggingFaceExport")
 
 
 def full_state(model: nn.Module) -> dict[str, Tensor]:
-    """All weights on the CPU, whole where they are sharded; tied weights stay one tensor. Collective under sharding."""
+    """All weights on the CPU, whole and with adapters merged; tied weights stay one tensor. Collective if sharded."""
     seen: dict[int, Tensor] = {}
-    state = {}
-    for name, value in model.state_dict(keep_vars=True).items():
+
+    def once(value: Tensor) -> Tensor:
         if id(value) not in seen:
-            tensor = value.detach()
-            seen[id(value)] = (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).cpu()
-        state[name] = seen[id(value)]
-    return state
+            seen[id(value)] = whole_value(value).cpu()
+        return seen[id(value)]
+
+    return dict(merged(model, iter(model.state_dict(keep_vars=True).items()), once))
 
 
 def save(

@@ -87,14 +87,14 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_causal_lm(source: ModelSource, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The policy's network, float32, dropout off.
+def load_causal_lm(source: ModelSource, tokenizer: PreTrainedTokenizerBase, empty: bool = False) -> PreTrainedModel:
+    """The policy's network, float32, dropout off; if `empty`, without its weights (on the meta device).
 
     Raises:
         InputError: not found, no causal language model, weights missing, or fewer embeddings than the tokenizer has
             tokens.
     """
-    model = _load(source, AutoModelForCausalLM, {})
+    model = skeleton(source, torch.float32, "none") if empty else _load(source, AutoModelForCausalLM, {})
     return _finish(source, model, tokenizer)
 
 
@@ -102,7 +102,9 @@ CRITICS: dict[str, Any] = {"scalar": AutoModelForSequenceClassification, "token"
 """Kind of critic → the Auto class that loads and saves it, with one label."""
 
 
-def load_critic(source: ModelSource, tokenizer: PreTrainedTokenizerBase, kind: Literal["scalar", "token"]) -> Any:
+def load_critic(
+    source: ModelSource, tokenizer: PreTrainedTokenizerBase, kind: Literal["scalar", "token"], empty: bool = False
+) -> Any:
     """The critic's network: a classifier of sequences or of tokens with one label, float32, dropout off.
 
     A source that is a causal language model gives its backbone; the head starts at zero, so that every prompt, or every
@@ -112,10 +114,13 @@ def load_critic(source: ModelSource, tokenizer: PreTrainedTokenizerBase, kind: L
         source: where from.
         tokenizer: the policy's; the critic reads the same prompt ids.
         kind: "scalar" reads a prompt, "token" the response as well.
+        empty: without its weights (on the meta device), and hence without what can be told from them.
 
     Raises:
         InputError: not found, no such architecture, weights missing, or another vocabulary.
     """
+    if empty:
+        return _finish(source, skeleton(source, torch.float32, kind), tokenizer)
     if source.init == "pretrained" and not source.path.endswith(".gguf"):
         where = source.locate()
         try:
@@ -138,6 +143,25 @@ def load_critic(source: ModelSource, tokenizer: PreTrainedTokenizerBase, kind: L
         for parameter in head.parameters():
             nn.init.zeros_(parameter)
     return _finish(source, model, tokenizer)
+
+
+def skeleton(source: ModelSource, dtype: torch.dtype, critic: Literal["none", "scalar", "token"]) -> PreTrainedModel:
+    """A network without weights (on the meta device), of which nothing but the configuration is read.
+
+    Args:
+        source: where its configuration comes from.
+        dtype: of the weights it would have.
+        critic: the kind of critic it is; "none" is a causal language model.
+
+    Raises:
+        InputError: no such configuration or architecture.
+    """
+    overrides = {} if critic == "none" else {"num_labels": 1}
+    try:
+        with torch.device("meta"):
+            return _from_config(source, CRITICS.get(critic, AutoModelForCausalLM), overrides, dtype)
+    except Exception as error:  # whatever the reader of each format raises at a bad file
+        raise InputError(f"{source.path}: no model configuration ({_first_line(error)}); check its path") from error
 
 
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -164,8 +188,7 @@ def _load(source: ModelSource, auto: Any, overrides: dict[str, Any]) -> PreTrain
     where = source.locate()
     try:
         if source.init == "random":
-            config = AutoConfig.from_pretrained(**where, **source.config, **overrides)
-            return auto.from_config(config, dtype=torch.float32)
+            return _from_config(source, auto, overrides, torch.float32)
         with _without_report():
             model, info = auto.from_pretrained(**where, **overrides, dtype=torch.float32, output_loading_info=True)
     except Exception as error:  # whatever the reader of each format raises at a bad file
@@ -184,6 +207,11 @@ def _load(source: ModelSource, auto: Any, overrides: dict[str, Any]) -> PreTrain
         model = _dequantised(model)
     model._sppo_new_head = bool(new_head)
     return model
+
+
+def _from_config(source: ModelSource, auto: Any, overrides: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(**source.locate(), **source.config, **overrides)
+    return auto.from_config(config, dtype=dtype)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from sppo_lit.errors import InputError
+from sppo_lit.models.lora import without_adapters
 
 LOGITS_PER_CHUNK = 2**24
 """Logits held at once (64 MiB in float32): 110 tokens of a 152,000-token vocabulary, 600,000 of a 28-token one."""
@@ -55,7 +57,8 @@ class Policy(nn.Module):
     """A causal language model seen as a policy over responses.
 
     Args:
-        model: any transformers causal LM whose logits are `lm_head(base_model(ids))`; checked at construction.
+        model: any transformers causal LM whose logits are `lm_head(base_model(ids))`; checked at construction if it
+            has weights.
 
     Attributes:
         entropy_gradient: whether the entropy of `TokenTerms` carries a gradient, for an entropy bonus.
@@ -68,7 +71,8 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.entropy_gradient = False
-        self._check_head()
+        if model.device.type != "meta":
+            self._check_head()
 
     def forward(
         self,
@@ -95,6 +99,10 @@ class Policy(nn.Module):
         logprobs, entropy = self._in_chunks(read, response_ids[row, step], temperature)
         empty = torch.zeros(mask.shape, dtype=logprobs.dtype, device=rows.device)
         return TokenTerms(empty.index_put((row, step), logprobs), empty.index_put((row, step), entropy))
+
+    def without_adapters(self) -> AbstractContextManager[None]:
+        """The policy as it was before its adapters were trained, where it has any; no gradients in there."""
+        return without_adapters(self.model)
 
     def _in_chunks(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """[N, D] states and [N] ids to [N] log-probabilities and entropies; logits are recomputed in the backward."""

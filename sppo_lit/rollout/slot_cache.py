@@ -104,10 +104,10 @@ class SlotCache(Cache):
         keys, values = layer.stores()
         targets, columns = self._targets, self._columns
         if self._source is None:
-            keys[targets, :, self._positions] = key_states[:, :, 0]
+            keys[targets, :, self._positions] = key_states[:, :, 0].to(keys.dtype)
             values[targets, :, self._positions] = value_states[:, :, 0]
             return keys[: len(targets), :, :columns], values[: len(targets), :, :columns]
-        keys[targets, :, :columns] = key_states[self._source]
+        keys[targets, :, :columns] = key_states[self._source].to(keys.dtype)
         values[targets, :, :columns] = value_states[self._source]
         layer.clear(targets, columns)
         return key_states, value_states
@@ -137,8 +137,11 @@ class SlotLayer(CacheLayerMixin):
     is_sliding = False
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Take over number of heads, head size, dtype and device, which only the model knows."""
-        self.keys = key_states.new_empty((0, key_states.shape[1], 0, key_states.shape[3]))
+        """Take over number of heads, head size, dtype and device, which only the model knows.
+
+        Under autocast rotated keys are float32; attention would round them to the values' dtype at every step.
+        """
+        self.keys = value_states.new_empty((0, key_states.shape[1], 0, key_states.shape[3]))
         self.values = value_states.new_empty((0, value_states.shape[1], 0, value_states.shape[3]))
         self.is_initialized = True
 

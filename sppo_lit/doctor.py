@@ -1,0 +1,431 @@
+"""Checks before a long run, on the recipe's own models and problems: each is green or red, and red says what to do."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import lightning.pytorch as pl
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from sppo_lit.algorithms.batching import micro_batches, pad_rows
+from sppo_lit.algorithms.masking import masked_sum, response_mask
+from sppo_lit.callbacks.console import visible
+from sppo_lit.datamodule import MathDataModule
+from sppo_lit.errors import InputError
+from sppo_lit.memory import Need, Plan, peak
+from sppo_lit.models.critics import ScalarCritic
+from sppo_lit.models.loading import eos_token_ids
+from sppo_lit.policy_module import Encoded, PolicyModule
+from sppo_lit.problems.sources import open_problems
+from sppo_lit.types import Completion, Problem
+
+GOLDS = 300
+"""Rows whose gold answer is judged."""
+
+GAP = {torch.float32: 1e-3, torch.bfloat16: 0.05}
+"""Largest mean difference of log-probabilities (or of V) that rounding explains, by precision of the passes."""
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report.
+
+    Attributes:
+        name: what was looked at.
+        good: green or red.
+        found: the numbers.
+        advice: what to do if it is red.
+    """
+
+    name: str
+    good: bool
+    found: str
+    advice: str = ""
+
+
+@dataclass
+class Sample:
+    """A few problems answered by the policy as it is, n of them, and the tensors of an update over them.
+
+    Attributes:
+        module: the recipe's.
+        encoded: problems with their prompt ids.
+        completions: one response each.
+        correct: whether each was judged right.
+    """
+
+    module: PolicyModule
+    encoded: list[Encoded]
+    completions: list[Completion]
+    correct: list[bool]
+
+    def __post_init__(self) -> None:
+        device = self.module.device
+        self.prompts, self.prompt_lengths = pad_rows([ids for _, ids in self.encoded], device)
+        self.responses, self.lengths = pad_rows([c.response_ids for c in self.completions], device)
+        self.sampled = pad_rows([c.logprobs for c in self.completions], device, torch.float32)[0]
+        self.pieces = micro_batches((self.prompt_lengths + self.lengths).cpu(), self.module.micro_batch_tokens)
+
+    def inputs(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Prompts and responses of some rows with their lengths, padded no further than the longest of them."""
+        p, r = self.prompt_lengths[rows], self.lengths[rows]
+        return self.prompts[rows, : int(p.max())], p, self.responses[rows, : int(r.max())], r
+
+    def logprobs(self, rows: Tensor) -> Tensor:
+        """Log-probabilities of some rows' responses, [N, T]."""
+        with self.module.trainer.precision_plugin.train_step_context():
+            terms = self.module.policy(*self.inputs(rows), self.module.sampling.temperature or 1.0)
+        return terms.logprobs
+
+    def all_logprobs(self, pieces: Sequence[Tensor]) -> Tensor:
+        """The same of all rows, computed in pieces, [n, T], without gradient."""
+        result = torch.zeros_like(self.sampled)
+        for rows in pieces:
+            found = self.logprobs(rows).detach()
+            result[rows, : found.shape[1]] = found.to(result.dtype)
+        return result
+
+    def gap(self, a: Tensor, b: Tensor) -> float:
+        """Mean difference over response tokens."""
+        mask = response_mask(self.lengths, self.responses.shape[1])
+        return float(masked_sum((a - b).abs(), mask) / self.lengths.sum())
+
+    @property
+    def tolerance(self) -> float:
+        """Of differences that rounding explains."""
+        precision = str(self.module.trainer.precision)
+        return GAP[torch.bfloat16 if "bf16" in precision else torch.float32]
+
+
+def tokenizer_check(module: PolicyModule, encoded: Sequence[Encoded]) -> Check:
+    """End-of-sequence and pad tokens, one beginning, and a chat template that keeps the text and ends its turns."""
+    tokenizer: Any = module.tokenizer
+    ends = eos_token_ids(module.policy.model, tokenizer)
+    problem, ids = encoded[0]
+    text = tokenizer.decode(ids, skip_special_tokens=False)
+    start = tokenizer.bos_token_id
+    wrong = []
+    if start is not None and ids[:2] == [start, start]:
+        wrong.append((f"prompts begin with {tokenizer.bos_token} twice", "take one out of the chat template"))
+    if "".join(problem.prompt.split()) not in "".join(text.split()):
+        wrong.append(("a prompt decodes to another text", "use the tokenizer and the chat template of this model"))
+    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
+        wrong.append(("a prompt has unknown tokens", "use the tokenizer of this model"))
+    if (turn := _end_of_turn(tokenizer)) and not set(turn) & set(ends):
+        written = visible(tokenizer.decode(turn))
+        advice = "add its id to eos_token_id in the model's generation_config.json"
+        wrong.append((f"the chat template ends an answer with {written}, which ends no response", advice))
+    names = ", ".join(visible(tokenizer.decode([i])) for i in ends)
+    found = f"ends with {names}; pads with {visible(tokenizer.pad_token)}; {len(ids)} tokens in the first prompt"
+    told = ["; ".join(dict.fromkeys(texts)) for texts in zip(*wrong, strict=True)] if wrong else [found]
+    return Check("tokenizer", not wrong, *told)
+
+
+def _end_of_turn(tokenizer: Any) -> list[int]:
+    """What the chat template writes after an assistant's answer; empty without a template that tells."""
+    if not getattr(tokenizer, "chat_template", None):
+        return []
+    answer = "The answer is 12345."
+    turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": answer}]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+    except Exception:  # a template may refuse anything
+        return []
+    after = text.rpartition(answer)[2].strip()
+    return list(tokenizer(after, add_special_tokens=False)["input_ids"]) if after else []
+
+
+def ratio_check(sample: Sample) -> Check:
+    """π / π_old of the first minibatch: the same micro-batches twice, once as old and once with gradient."""
+    with torch.no_grad():
+        old = sample.all_logprobs(sample.pieces)
+    with torch.enable_grad():
+        new = sample.all_logprobs(sample.pieces)
+    away = float(((new - old).exp() - 1).abs().max())
+    return Check(
+        "first ratio",
+        away <= 1e-6,
+        f"largest |ratio − 1| is {away:.1e}",
+        "something in the policy is random or depends on gradients (dropout?): the ratio of the loss is noise",
+    )
+
+
+@torch.no_grad()
+def padding_check(sample: Sample) -> Check:
+    """Log-probabilities of each response alone against those in a ragged batch."""
+    together = sample.all_logprobs(sample.pieces)
+    alone = sample.all_logprobs([torch.tensor([row]) for row in range(len(sample.encoded))])
+    gap = sample.gap(together, alone)
+    return Check(
+        "padding, policy",
+        gap <= sample.tolerance,
+        f"log-probabilities alone and in a batch differ by {gap:.1e} on average",
+        "the model reads padding: choose one with causal attention in model.policy.path",
+    )
+
+
+@torch.no_grad()
+def critic_check(sample: Sample) -> Check:
+    """V of each prompt alone against V in a ragged batch, with a made-up head where the critic's is still zero."""
+    critic = sample.module.critic
+    if critic is None:
+        return Check("padding, critic", True, "no critic")
+    reads = 2 if isinstance(critic, ScalarCritic) else 4
+    with sample.module.trainer.precision_plugin.train_step_context(), _some_head(critic.model):
+        gaps = []
+        for rows in sample.pieces:
+            together = critic(*sample.inputs(rows)[:reads]).sigmoid()
+            for row, values in zip(rows.tolist(), together, strict=True):
+                alone = critic(*sample.inputs(torch.tensor([row]))[:reads])[0].sigmoid()
+                gaps.append(float((values[: len(alone)] if values.ndim else values).sub(alone).abs().mean()))
+    gap = sum(gaps) / len(gaps)
+    return Check(
+        "padding, critic",
+        gap <= sample.tolerance,
+        f"V alone and in a batch differ by {gap:.1e} on average",
+        "the critic reads padding: choose one with causal attention in model.critic.path",
+    )
+
+
+@contextmanager
+def _some_head(model: Any) -> Iterator[None]:
+    """A critic that has not learned answers 0.5 to anything: give it a head for as long as it is looked at."""
+    weight = model.get_parameter("score.weight")
+    kept = weight.detach().clone()
+    if not kept.any():
+        generator = torch.Generator().manual_seed(0)
+        weight.copy_(torch.randn(weight.shape, generator=generator) * weight.shape[1] ** -0.5)
+    try:
+        yield
+    finally:
+        weight.copy_(kept)
+
+
+@torch.no_grad()
+def sampler_check(sample: Sample) -> Check:
+    """Log-probabilities taken while sampling against those of the update."""
+    gap = sample.gap(sample.sampled, sample.all_logprobs(sample.pieces))
+    return Check(
+        "sampler",
+        gap <= sample.tolerance,
+        f"log-probabilities of sampler and update differ by {gap:.1e} on average (rollout/logprob_gap)",
+        "sampling and training are not the same policy: try --precision 32-true, and report this model",
+    )
+
+
+def gold_check(module: PolicyModule, problems: Sequence[Problem]) -> Check:
+    """The real judges must give every gold answer 1 and an empty response 0."""
+    golds = [p.answer for p in problems]
+    verdicts = module.verifier.score([f"\\boxed{{{gold}}}" for gold in golds], golds)
+    [nothing] = module.verifier.score([""], golds[:1])
+    failed = [(p, v) for p, v in zip(problems, verdicts, strict=True) if v.reward != 1]
+    found = f"{len(golds) - len(failed)} of {len(golds)} gold answers are judged right"
+    if failed:
+        problem, verdict = failed[0]
+        found += f"; not {problem.key}: {visible(problem.answer)[:60]!r} ({verdict.reason})"
+    if nothing.reward:
+        found += "; an empty response too"
+    return Check(
+        "gold answers",
+        len(failed) <= 0.01 * len(golds) and not nothing.reward,
+        found,
+        "see 'sppo audit' for all of them; give answers as numbers or LaTeX, without \\boxed",
+    )
+
+
+def truncation_check(sample: Sample) -> Check:
+    """How many responses were cut off."""
+    cut = sum(not c.finished for c in sample.completions)
+    n, mean = len(sample.completions), float(sample.lengths.float().mean())
+    return Check(
+        "truncation",
+        cut <= 0.5 * n,
+        f"{cut} of {n} responses reach {sample.module.sampling.max_new_tokens} tokens (mean length {mean:.0f})",
+        "most are cut off before their answer: raise model.sampling.max_new_tokens, or warm the policy up",
+    )
+
+
+def accuracy_check(sample: Sample) -> Check:
+    """How many problems are solved before training."""
+    right, n = sum(sample.correct), len(sample.correct)
+    easy = "all are solved already: take harder problems"
+    return Check(
+        "accuracy",
+        0 < right < n,
+        f"{right} of {n} problems solved at temperature {sample.module.sampling.temperature:g}",
+        easy
+        if right
+        else "none is solved, so there is nothing to reinforce: take easier problems or warm the policy up",
+    )
+
+
+CHECKS: tuple[Callable[[Sample], Check], ...] = (
+    ratio_check,
+    padding_check,
+    critic_check,
+    sampler_check,
+    truncation_check,
+    accuracy_check,
+)
+"""Looks at sampled responses, in this order."""
+
+
+class Examination(pl.Callback):
+    """Runs the checks where training would begin, everything being set up as for a run, and ends the run there.
+
+    Args:
+        problems: how many are sampled.
+    """
+
+    def __init__(self, problems: int) -> None:
+        self.problems = problems
+        self.checks: list[Check] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look at everything; nothing is trained or written."""
+        module, data = pl_module, trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(module, PolicyModule) and isinstance(data, MathDataModule)
+        assert data.stream is not None
+        trainer.should_stop = True
+        encoded = data.stream.take(0, self.problems)
+        self.checks.append(tokenizer_check(module, encoded))
+        self.checks.append(gold_check(module, raw_problems(data, GOLDS)))
+        try:
+            completions = module.sample(encoded, module.sampling, "doctor", [0] * len(encoded), "sampling")
+            _, verdicts = module.judge(encoded, completions)
+            sample = Sample(module, encoded, completions, [v.reward == 1 for v in verdicts])
+            self.checks += [check(sample) for check in CHECKS]
+        except FloatingPointError as error:
+            self.checks.append(Check("sampling", False, str(error), "the weights are broken or overflow: reload them"))
+        except torch.OutOfMemoryError:
+            advice = "lower model.max_concurrent or model.micro_batch_tokens, or set model.gradient_checkpointing"
+            self.checks.append(Check("sampling", False, "out of GPU memory with one process", advice))
+
+
+def raw_problems(data: MathDataModule, count: int) -> list[Problem]:
+    """The first training problems as they are in their source, before any is dropped for its gold answer."""
+    if data.train.path == "arithmetic":
+        return [data.arithmetic.problem(i, data.train.split or "train") for i in range(count)]
+    train = data.train
+    limit = min(count, train.limit or count)
+    source = open_problems(train.path, train.split, limit=limit, skip_bad_rows=train.skip_bad_rows, name=train.name)
+    return list(source.problems())
+
+
+# ------------------------------------------------------------------------------------------------------------- memory
+
+
+def memory_check(estimate: Sequence[Need], plan: Plan, processes: int, there: int, kind: str) -> Check:
+    """Estimated need of some processes against the memory they share.
+
+    Args:
+        estimate: what a process holds.
+        plan: what was asked for.
+        processes: that share the memory.
+        there: bytes.
+        kind: what memory it is.
+    """
+    share = there // processes
+    sampling, updating = sum(n.sampling for n in estimate), sum(n.updating for n in estimate)
+    advice = []
+    if sampling > share:
+        most = most_concurrent(estimate, plan.concurrent, share)
+        advice.append(f"model.max_concurrent: {most} at most" if most else "lower model.sampling.max_new_tokens")
+    if updating > share:
+        longest = plan.prompt_tokens + plan.response_tokens
+        if plan.micro_batch_tokens > longest:
+            advice.append(f"lower model.micro_batch_tokens (not below {longest})")
+        if not plan.gradient_checkpointing:
+            advice.append("model.gradient_checkpointing: true")
+        if plan.weights == torch.float32:
+            advice.append("--precision bf16-true")
+        advice.append("more devices" if plan.sharded else "--strategy fsdp on several devices")
+    shared = f" for {processes} processes" if processes > 1 else ""
+    found = f"needs about {size(peak(list(estimate)) * processes)}{shared} at worst, there are {size(there)} of {kind}"
+    return Check("memory", max(sampling, updating) <= share, found, "; ".join(advice))
+
+
+def most_concurrent(estimate: Sequence[Need], concurrent: int, there: int) -> int:
+    """How many of the longest sequences a process can decode at once in so many bytes, if `concurrent` do not fit."""
+    moving = sum(n.sampling for n in estimate if not n.updating)
+    fixed = sum(n.sampling for n in estimate) - moving
+    return max(0, min(concurrent, (there - fixed) * concurrent // max(moving, 1)))
+
+
+def disk_check(needed: int, free: int, folder: object) -> Check:
+    """Room for three checkpoints and the exported models."""
+    return Check(
+        "disk",
+        needed <= free,
+        f"checkpoints and exports need about {size(needed)}, {size(free)} are free for {folder}",
+        "free some space or choose another folder with --trainer.default_root_dir",
+    )
+
+
+def size(count: int) -> str:
+    """Bytes for reading, e.g. ``13.7 GiB``."""
+    return f"{count / GIB:,.1f} GiB" if count >= GIB else f"{count / 2**20:,.1f} MiB"
+
+
+def memory_there(cuda: bool) -> tuple[int, str]:
+    """Free bytes of the first GPU, or available ones of RAM, and what it is."""
+    if cuda:
+        return torch.cuda.mem_get_info(0)[0], f"free memory of the {torch.cuda.get_device_name(0)}"
+    return psutil.virtual_memory().available, "available RAM"
+
+
+# ------------------------------------------------------------------------------------------------- screen and options
+
+
+def show(checks: Sequence[Check], estimate: Sequence[Need], console: Console) -> None:
+    """Print the estimate and the table of checks."""
+    memory = Table("memory of one process", "sampling", "updating", title="Memory at worst", title_justify="left")
+    for column in memory.columns[1:]:
+        column.justify = "right"
+    for n in estimate:
+        if n.sampling or n.updating:
+            memory.add_row(n.what, *(size(count) if count else "–" for count in (n.sampling, n.updating)))
+    memory.add_section()
+    totals = (sum(n.sampling for n in estimate), sum(n.updating for n in estimate))
+    memory.add_row("together", *map(size, totals), style="bold")
+    console.print(memory)
+    table = Table("check", "", "found", "what to do", show_lines=True, title="Checks", title_justify="left")
+    for c in checks:
+        verdict = Text("good", "green") if c.good else Text("bad", "bold red")
+        table.add_row(Text(c.name), verdict, Text(c.found), Text("" if c.good else c.advice))
+    console.print(table)
+    bad = sum(not c.good for c in checks)
+    end = f"[bold red]{bad} of {len(checks)} checks are bad" if bad else f"[green]all {len(checks)} checks are good"
+    console.print(end)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"doctor: {message}; see 'sppo --help'")
+
+
+def options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The flags of `sppo doctor` itself, and all others, which are those of a run.
+
+    Raises:
+        InputError: a value of another type.
+    """
+    parser = _Parser(prog="sppo doctor", allow_abbrev=False, add_help=False)
+    parser.add_argument("--no-load", action="store_true")
+    parser.add_argument("--problems", type=int, default=16)
+    parser.add_argument("--memory", type=float)
+    args, rest = parser.parse_known_args(list(arguments))
+    if args.problems < 2:
+        raise InputError(f"doctor: --problems {args.problems}: at least 2 are needed")
+    return args, rest

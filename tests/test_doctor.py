@@ -1,0 +1,176 @@
+"""`sppo doctor` through the command line: a sound recipe is all green, and each mistake makes its red."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cli_helpers import ROOT, recipe, refused
+
+from sppo_lit import doctor_cli
+from sppo_lit.callbacks.console import console
+from sppo_lit.cli import main
+from sppo_lit.models import critics
+from sppo_lit.models.critics import ScalarCritic
+from sppo_lit.models.policy import Policy, TokenTerms
+from sppo_lit.rollout import torch_engine
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+WARM = ROOT / "data" / "arithmetic" / "warmstart"
+SOUND: dict[str, Any] = {"model.policy": {"path": str(WARM)}, "model.sampling.max_new_tokens": 64}
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(console, "_width", 200)
+
+
+class Report(dict[str, tuple[bool, str]]):
+    """Check → (whether it is good, the rest of its line)."""
+
+    @property
+    def bad(self) -> set[str]:
+        return {name for name, (good, _) in self.items() if not good}
+
+
+def doctor(capsys: pytest.CaptureFixture[str], file: Path, *flags: str) -> Report:
+    """Run it, and check that exit code and table agree."""
+    capsys.readouterr()
+    code = main(["doctor", str(file), *flags])
+    shown = capsys.readouterr().out
+    cells = [line.strip("│\n").split("│") for line in shown.splitlines() if line.count("│") == 5]
+    report = Report({c[0].strip(): (c[1].strip() == "good", "|".join(c[2:])) for c in cells if c[0].strip()})
+    assert code == int(bool(report.bad)), shown
+    return report
+
+
+def test_a_sound_recipe_is_all_green_and_leaves_nothing_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = recipe(tmp_path, {**SOUND, "data.val": [{"path": "arithmetic", "limit": 2}]})
+    before = set(tmp_path.rglob("*"))
+    report = doctor(capsys, file, "--devices", "2", "--strategy", "fsdp")
+    assert not report.bad and len(report) == 10, report
+    assert set(tmp_path.rglob("*")) == before
+    assert "0.0e+00" in report["first ratio"][1] and "300 of 300" in report["gold answers"][1]
+
+
+def test_token_critics_and_supervised_training_are_looked_at_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = doctor(capsys, recipe(tmp_path, {**SOUND, "model.algorithm": "ppo"}))
+    assert not report.bad and "V alone" in report["padding, critic"][1]
+    flags = ["--model.init_args.policy.init=pretrained", f"--model.init_args.policy.path={WARM}"]
+    report = doctor(capsys, ROOT / "recipes" / "arithmetic" / "warmup.yaml", *flags, "--data.val=[]")
+    assert not report.bad - {"accuracy"} and "no critic" in report["padding, critic"][1]
+
+
+def with_template(tmp_path: Path, template: str) -> dict[str, Any]:
+    """The warm-started model with a chat template and a beginning-of-sequence token."""
+    folder = tmp_path / "templated"
+    shutil.copytree(WARM, folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"bos_token": "m", "chat_template": template}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return {**SOUND, "model.policy": {"path": str(folder)}}
+
+
+TURN = "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}END{% endif %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("mm" + TURN.replace("END", "<eos>"), "begin with m twice"),
+        ("m" + TURN.replace("END", "d"), "ends an answer with d, which ends no response"),
+        ("m1+1", "decodes to another text"),
+    ],
+    ids=["second BOS", "another end of turn", "text lost"],
+)
+def test_a_tokenizer_that_does_not_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], template: str, told: str
+) -> None:
+    report = doctor(capsys, recipe(tmp_path, with_template(tmp_path, template)))
+    assert "tokenizer" in report.bad and told in report["tokenizer"][1]
+
+
+def test_a_good_template_is_green(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = with_template(tmp_path, "m" + TURN.replace("END", "<eos>"))
+    assert "tokenizer" not in doctor(capsys, recipe(tmp_path, changes)).bad
+
+
+def test_everything_is_cut_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = doctor(capsys, recipe(tmp_path, {**SOUND, "model.sampling.max_new_tokens": 1}))
+    assert {"truncation", "accuracy"} == report.bad and "16 of 16" in report["truncation"][1]
+
+
+def test_golds_that_nothing_equals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Though the run itself would leave them out."""
+    rows = [{"problem": f"1+{i}", "answer": str(1 + i)} for i in range(9)] + [{"problem": "2+2", "answer": "\\frac{"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = doctor(capsys, recipe(tmp_path, {**SOUND, "data.train.path": str(tmp_path / "rows.jsonl")}))
+    assert "gold answers" in report.bad and "9 of 10" in report["gold answers"][1]
+
+
+def test_a_policy_that_is_another_with_gradients(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = Policy.forward
+
+    def random(self: Policy, *inputs: Any) -> TokenTerms:
+        terms = forward(self, *inputs)
+        return terms._replace(logprobs=terms.logprobs + 0.01 * torch.is_grad_enabled())
+
+    monkeypatch.setattr(Policy, "forward", random)
+    assert doctor(capsys, recipe(tmp_path, SOUND)).bad == {"first ratio"}
+
+
+def test_padding_that_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = Policy.forward
+
+    def batched(self: Policy, ids: torch.Tensor, *inputs: Any) -> TokenTerms:
+        terms = forward(self, ids, *inputs)
+        return terms._replace(logprobs=terms.logprobs * (1 + 0.1 * (len(ids) > 1)))
+
+    def last_column(self: ScalarCritic, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, -1]
+        return self.model.get_submodule("score")(hidden).squeeze(-1)
+
+    monkeypatch.setattr(Policy, "forward", batched)
+    monkeypatch.setattr(critics.ScalarCritic, "forward", last_column)
+    report = doctor(capsys, recipe(tmp_path, SOUND))
+    assert report.bad == {"padding, policy", "padding, critic", "sampler"}
+
+
+def test_a_sampler_that_forgets_the_temperature(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = torch_engine.draw
+    monkeypatch.setattr(torch_engine, "draw", lambda logits, u, sampling: draw(logits * 0.9, u, sampling))
+    assert "sampler" in doctor(capsys, recipe(tmp_path, SOUND)).bad
+
+
+def test_too_little_memory_and_disk(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor_cli, "free_bytes", lambda folder: 10**6)
+    report = doctor(capsys, recipe(tmp_path, SOUND), "--no-load", "--memory", "0.01")
+    assert report.bad == {"memory", "disk"} and "model.max_concurrent" in report["memory"][1]
+
+
+def test_bad_input_is_refused_as_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(capsys, tmp_path, ["doctor", tmp_path / "none.yaml"], "no such file")
+    refused(capsys, tmp_path, ["doctor", recipe(tmp_path), "--problems", "1"], "at least 2")
+    refused(capsys, tmp_path, ["doctor", recipe(tmp_path), "--memory", "much"], "doctor: ", "--memory")
+    refused(capsys, tmp_path, ["doctor", recipe(tmp_path), "--model.nothing", "1"], "nothing")
+    missing = recipe(tmp_path, {"data.train.path": str(tmp_path / "none.jsonl")})
+    refused(capsys, tmp_path, ["doctor", missing], "none.jsonl")
+    refused(capsys, tmp_path, ["doctor", recipe(tmp_path), "--devices", "3"], "3 processes")
