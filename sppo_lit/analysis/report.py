@@ -38,7 +38,7 @@ def write(out: Path) -> Path:
         try:
             drawn[name] = figure.draw(sources(out, figure), folder / f"{name}.png")
         except InputError as error:
-            missing[name] = str(error)
+            missing[name] = f"{name}: {str(error).removeprefix(f'{name}: ')}"
     study = study_of([out])
     listed = {
         f"{run.label}, seed {run.seed}": {
