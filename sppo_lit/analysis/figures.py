@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from sppo_lit.analysis import efficiency, group_advantage, memory_by_phase
+from sppo_lit.analysis import calibration, efficiency, group_advantage, memory_by_phase, tail
 
 
 class Figure(NamedTuple):
@@ -15,13 +15,15 @@ class Figure(NamedTuple):
     Attributes:
         draw: (sources, PNG to write) -> its numbers; an SVG is written beside the PNG.
         about: one line.
-        reads: what its sources are: training runs (or folders that hold them), evaluations (run folders or JSONL files
-            with the critic's values), or nothing.
+        reads: what its sources are: training runs (or folders that hold them), evaluations (run folders or JSONL
+            files), or nothing.
+        field: of the responses of an evaluation, without which it cannot be drawn.
     """
 
     draw: Callable[[Sequence[Path], Path], dict[str, Any]]
     about: str
     reads: Literal["runs", "evaluations", "nothing"] = "runs"
+    field: str = ""
 
 
 FIGURES = {
@@ -29,4 +31,6 @@ FIGURES = {
     "ablation": Figure(efficiency.draw_ablation, "the same of SPPO, PPO and PPO+BCE"),
     "memory": Figure(memory_by_phase.draw, "peak memory of each phase of an iteration"),
     "group_advantage": Figure(group_advantage.draw, "GRPO's advantage of a response against A = R − V", "nothing"),
+    "calibration": Figure(calibration.draw, "V(prompt) against Avg@k", "evaluations", "value"),
+    "tail": Figure(tail.draw, "where along a response a token-level critic knows its outcome", "evaluations", "values"),
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sppo_lit.analysis.figures import FIGURES, Figure
+from sppo_lit.analysis.responses import files
 from sppo_lit.analysis.runs import find_runs, study_of
 from sppo_lit.analysis.tables import TextTable, tables, text
 from sppo_lit.errors import InputError
@@ -38,7 +39,7 @@ def write(out: Path) -> Path:
         try:
             drawn[name] = figure.draw(sources(out, figure), folder / f"{name}.png")
         except InputError as error:
-            missing[name] = str(error)
+            missing[name] = f"{name}: {str(error).removeprefix(f'{name}: ')}"
     study = study_of([out])
     listed = {
         f"{run.label}, seed {run.seed}": {
@@ -73,12 +74,28 @@ def write(out: Path) -> Path:
 
 
 def sources(out: Path, figure: Figure) -> list[Path]:
-    """What a figure reads of a study: everything, or the evaluations that were run after its first seed's trainings."""
+    """What a figure reads of a study: everything, or of each cell one evaluation that was run after its first seed.
+
+    Raises:
+        InputError: no evaluation has what the figure needs.
+    """
     if figure.reads != "evaluations":
         return [out]
     seeds = study_of([out]).get("seeds", [])
-    found = sorted(out.glob(f"after/*/seed-{seeds[0] if seeds else '*'}/*/version_*/evaluations"))
-    return [evaluation.parent for evaluation in found]
+    folders = sorted(out.glob(f"after/*/seed-{seeds[0] if seeds else '*'}/*/version_*"))
+    cells = {folder.parent.name: folder for folder in reversed(folders) if has_field(folder, figure.field)}
+    if not cells:
+        raise InputError(f"no evaluation has the critic's {figure.field}; add one to the study's 'after'")
+    return [cells[name] for name in sorted(cells)]
+
+
+def has_field(run: Path, field: str) -> bool:
+    """Whether the responses of a run's latest evaluation have a field that is not null."""
+    try:
+        with files(run)[0].open(encoding="utf-8") as opened:
+            return json.loads(opened.readline()).get(field) is not None
+    except (InputError, ValueError):
+        return False
 
 
 def flags_of(flags: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -94,7 +95,7 @@ def write_plan(plan: Study) -> None:
     plan.out.mkdir(parents=True, exist_ok=True)
     content = {
         "title": plan.title,
-        "recipe": plan.recipe,
+        "recipe": os.path.relpath(plan.recipe) if Path(plan.recipe).is_relative_to(Path.cwd()) else plan.recipe,
         "budget": dict(plan.budget),
         "baseline": plan.baseline,
         "seeds": list(plan.seeds),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from evaluations import evaluation
 
 from sppo_lit.analysis import efficiency, memory_by_phase
 from sppo_lit.analysis.report import write
@@ -132,9 +133,29 @@ def test_the_page_of_a_study(study: Path) -> None:
     assert set(numbers["ablation"]["cells"]) == {"sppo", "ppo"}
 
 
+def test_the_page_has_the_figures_of_further_evaluations(study: Path) -> None:
+    for seed in (1, 2):
+        for cell, values in (("sppo", False), ("ppo", True), ("grpo", None)):
+            folder = study / "after" / "samples" / f"seed-{seed}" / f"{cell}-validate" / "version_0" / "evaluations"
+            lines = [
+                json.loads(x)
+                for x in evaluation(folder / "arithmetic-iteration-2.jsonl", 24, 4).read_text().splitlines()
+            ]
+            for line in lines:
+                line["value"] = None if values is None else line["value"]
+                line["values"] = line["values"] if values else None
+            (folder / "arithmetic-iteration-2.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = write(study).read_text(encoding="utf-8")
+    numbers = json.loads((study / "report" / "numbers.json").read_text())
+    assert list(numbers["calibration"]) == ["ppo-validate/version_0", "sppo-validate/version_0"]
+    assert list(numbers["tail"]) == ["ppo-validate/version_0"]
+    assert 'src="calibration.png"' in page and 'src="tail.png"' in page and "Not drawn" not in page
+
+
 def test_what_cannot_be_drawn_is_named(tmp_path: Path) -> None:
     run(tmp_path, "grpo", "grpo", 1, [(0, 0.2), (10, 0.3)])
     page = write(tmp_path).read_text(encoding="utf-8")
+    assert "tail: no evaluation has the critic&#39;s values" in page
     assert "ablation: runs of at least two of" in page and "ablation.png" not in page
     with pytest.raises(InputError, match="no training run"):
         write(tmp_path / "report")
