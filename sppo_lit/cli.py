@@ -205,7 +205,7 @@ def examine(arguments: Sequence[str]) -> int:
         InputError: anything the user can mend.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from sppo_lit.doctor import options
+    from sppo_lit.doctor.report import options
     from sppo_lit.doctor_cli import doctor
 
     wishes, rest = options(arguments)

@@ -22,15 +22,33 @@ BUCKET = 2**25
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """FSDP2 over all processes; a checkpoint is one file, which loads under any strategy and number of processes."""
+    """FSDP2 over all processes; a checkpoint is one file, which loads under any strategy and number of processes.
 
-    def __init__(self) -> None:
-        super().__init__(data_parallel_size=1, tensor_parallel_size=1, save_distributed_checkpoint=False)
+    Args:
+        offload: pieces of networks stay in the CPU's memory while they are not at work.
+    """
+
+    def __init__(self, offload: bool = False) -> None:
+        sizes: dict[str, Any] = {"data_parallel_size": 1, "tensor_parallel_size": 1}
+        # Norms and checkpoints of pieces that are in the CPU's memory are added up there.
+        backend = "cpu:gloo,cuda:nccl" if offload and torch.cuda.is_available() else None
+        super().__init__(**sizes, save_distributed_checkpoint=False, process_group_backend=backend)
+        self.offload = offload
 
     def setup_environment(self) -> None:
         """Every process is a rank of its own; Lightning's "auto" would give all of them the same batch."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+    def model_to_device(self) -> None:
+        """Everything but pieces that stay in the CPU's memory."""
+        super().model_to_device()
+        assert self.lightning_module is not None
+        for network in self.lightning_module.children() if self.offload else ():
+            network.to("cpu")
+            for module in network.modules():
+                for name, buffer in module._buffers.items():
+                    module._buffers[name] = None if buffer is None else buffer.to(self.root_device)
 
     @property
     def lightning_restore_optimizer(self) -> bool:

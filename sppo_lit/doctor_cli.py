@@ -10,7 +10,9 @@ import torch
 from sppo_lit.algorithms.specs import ALGORITHMS
 from sppo_lit.callbacks.checkpoint import free_bytes
 from sppo_lit.callbacks.console import console
-from sppo_lit.doctor import Check, Examination, disk_check, memory_check, memory_there, show
+from sppo_lit.doctor.checks import Examination
+from sppo_lit.doctor.report import Check, show
+from sppo_lit.doctor.resources import disk_check, memory_check, memory_there
 from sppo_lit.lightning_cli import RecipeCLI, check_minibatch, run
 from sppo_lit.memory import Plan, disk_bytes, needs
 from sppo_lit.models.loading import ModelSource
@@ -76,7 +78,7 @@ def doctor(wishes: argparse.Namespace, arguments: list[str]) -> int:
     """Examine a recipe and print the report; 0 if all is good, else 1.
 
     Args:
-        wishes: see `sppo_lit.doctor.options`.
+        wishes: see `sppo_lit.doctor.report.options`.
         arguments: as for a run.
 
     Raises:
@@ -113,6 +115,7 @@ def plan_of(settings: Any, processes: int) -> Plan:
         response_tokens=max(limits),
         concurrent=model.max_concurrent,
         gradient_checkpointing=bool(model.get("gradient_checkpointing", False)),
+        cpu_offload=bool(model.get("cpu_offload", False)),
         lora=LoraSettings(**lora.as_dict()) if lora else None,
     )
 

@@ -137,6 +137,9 @@ class RecipeCLI(LightningCLI):
         """Check checkpoint and trainer settings before anything is built or written."""
         settings = self.config[self.subcommand]
         check_trainer(settings.trainer)
+        model = settings.model.get("init_args", settings.model)
+        if model.get("cpu_offload") and settings.trainer.strategy != "fsdp":
+            raise InputError("model.cpu_offload needs --strategy fsdp; add it, or leave model.cpu_offload out")
         settings.run_name = self._runs().name  # so that the run's config.yaml finds the same folder
         if settings.get("ckpt_path"):
             resume = self.subcommand == "fit"
@@ -162,7 +165,9 @@ class RecipeCLI(LightningCLI):
         if self._get(self.config_init, "trainer").get("logger") in (None, True):
             kwargs["logger"] = self._loggers()
         if self._get(self.config_init, "trainer").get("strategy") == "fsdp":
-            kwargs["strategy"] = ShardedStrategy()  # Lightning's own needs a GPU and cannot hold two models
+            model = self._get(self.config, "model")
+            offload = bool(model.get("init_args", model).get("cpu_offload"))
+            kwargs["strategy"] = ShardedStrategy(offload)  # Lightning's own needs a GPU and cannot hold two models
         if self.continued:
             kwargs["num_sanity_val_steps"] = 0  # the interrupted run has evaluated these weights
         try:

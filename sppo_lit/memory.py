@@ -49,6 +49,7 @@ class Plan:
         concurrent: sequences decoded at once.
         gradient_checkpointing: each layer's activations are computed again in the backward pass.
         lora: adapters trained instead of the policy's weights.
+        cpu_offload: weights, gradients and optimizer states are elsewhere, in the CPU's memory.
     """
 
     policy: ModelSource
@@ -64,6 +65,7 @@ class Plan:
     concurrent: int
     gradient_checkpointing: bool = False
     lora: LoraSettings | None = None
+    cpu_offload: bool = False
 
     @property
     def weights(self) -> torch.dtype:
@@ -117,16 +119,20 @@ def needs(plan: Plan) -> list[Need]:
     weights, learned = sum(n.weights for n in trained), sum(n.trained for n in trained)
     cache = plan.concurrent * (plan.prompt_tokens + plan.response_tokens) * policy.per_token
     chunk = min(LOGITS_PER_CHUNK, plan.micro_batch_tokens * policy.vocabulary)
+
+    def piece(size: int) -> int:
+        return 0 if plan.cpu_offload else -(-size // share)
+
     # A sharded network has its embeddings, its head and up to two layers whole while they are at work.
     gathered = max(n.around + 2 * n.largest_layer for n in trained) if plan.sharded else 0
     return [
-        Need("weights of policy and critic", _up(weights, share), _up(weights, share)),
-        Need("two AdamW moments of each", 2 * _up(learned, share), 2 * _up(learned, share)),
-        Need("weights of the reference policy", _up(frozen, share), _up(frozen, share)),
+        Need("weights of policy and critic", piece(weights), piece(weights)),
+        Need("two AdamW moments of each", 2 * piece(learned), 2 * piece(learned)),
+        Need("weights of the reference policy", piece(frozen), piece(frozen)),
         Need("whole copy of the policy that decodes", *([policy.weights] * 2 if plan.sharded else [0, 0])),
         Need("keys and values of the longest sequences", cache, 0),
         Need("probabilities of the next token", plan.concurrent * policy.vocabulary * DRAW_BYTES, 0),
-        Need("gradients of one network at a time", 0, max(_up(n.trained, share) for n in trained)),
+        Need("gradients of one network at a time", 0, max(piece(n.trained) for n in trained)),
         Need("activations of one micro-batch", 0, max(n.activations for n in trained)),
         Need("logits of one chunk of tokens", 0, LOGIT_COPIES * 4 * chunk),
         Need("layers gathered from the other ranks", 0, 2 * gathered),  # with their gradients
@@ -243,7 +249,3 @@ def _pretend(model: nn.Module) -> None:
 
 def _bytes(module: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in module.parameters())
-
-
-def _up(size: int, share: int) -> int:
-    return -(-size // share)

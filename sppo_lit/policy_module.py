@@ -29,7 +29,7 @@ from sppo_lit.distributed import (
 from sppo_lit.errors import InputError
 from sppo_lit.memory_use import peak_mib, reset_peak
 from sppo_lit.models.critics import ScalarCritic
-from sppo_lit.models.loading import ModelSource, eos_token_ids, load_causal_lm, load_tokenizer
+from sppo_lit.models.loading import ModelSource, checkpoint_layers, eos_token_ids, load_causal_lm, load_tokenizer
 from sppo_lit.models.lora import add_adapters
 from sppo_lit.models.policy import Policy
 from sppo_lit.rewards.verifier import VerifierPool
@@ -130,10 +130,12 @@ class PolicyModule(pl.LightningModule):
         if self.lora is not None:
             with torch.device("meta") if empty else nullcontext():
                 add_adapters(model, self.lora.rank, self.lora.alpha, self.lora.targets)
-        self.checkpoint_gradients(model)
         if not empty:
             model.generation_config.eos_token_id = eos_token_ids(model, self.tokenizer)  # type: ignore[union-attr]
-        return Policy(model)
+        policy = Policy(model)
+        if self.gradient_checkpointing:
+            checkpoint_layers(model)
+        return policy
 
     def place(self, make: Callable[[bool], Any]) -> Any:
         """A network; under sharding, this rank's pieces of the one that rank zero loads.
@@ -144,14 +146,6 @@ class PolicyModule(pl.LightningModule):
         if self.device_mesh is None:
             return make(False)
         return sharded(make, self.device_mesh["data_parallel"], self.cpu_offload)
-
-    def checkpoint_gradients(self, model: Any) -> None:
-        """Trade compute for memory, if the recipe says so."""
-        if self.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-            for module in model.modules():  # heeded in training mode only, which pretrained models are not in
-                if getattr(module, "gradient_checkpointing", False):
-                    module.training = True
 
     def teardown(self, stage: str) -> None:
         """End the verifier's workers and forget the sampler."""

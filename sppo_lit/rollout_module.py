@@ -19,7 +19,7 @@ from sppo_lit.algorithms.masking import response_mask
 from sppo_lit.algorithms.specs import AlgorithmSpec
 from sppo_lit.distributed import reduced
 from sppo_lit.models.critics import ScalarCritic, TokenCritic
-from sppo_lit.models.loading import ModelSource, load_causal_lm, load_critic
+from sppo_lit.models.loading import ModelSource, checkpoint_layers, load_causal_lm, load_critic
 from sppo_lit.models.policy import Policy
 from sppo_lit.policy_module import Encoded, PolicyModule
 from sppo_lit.settings import KLSettings, OptimizerSettings, RewardSettings
@@ -71,7 +71,8 @@ class RolloutModule(PolicyModule):
         wrap: Any = {"scalar": ScalarCritic, "token": TokenCritic}[self.spec.critic]
         kind = cast(Literal["scalar", "token"], self.spec.critic)
         model = load_critic(self.critic_source, self.tokenizer, kind, empty)
-        self.checkpoint_gradients(model)
+        if self.gradient_checkpointing:
+            checkpoint_layers(model)
         return wrap(model)
 
     def _new_reference(self, empty: bool) -> Policy:
@@ -240,7 +241,8 @@ class RolloutModule(PolicyModule):
             return reference
         policy = self.policy
         if not self.starts_as_reference:
-            policy = self._reference[0].to(self.policy.model.device, self.policy.model.dtype)
+            policy = self._reference[0].to(self.policy.model.dtype)
+            policy = policy if self.device_mesh is not None else policy.to(self.device)  # pieces are where they belong
         pieces = micro_batches((batch.prompt_lengths + batch.response_lengths).cpu(), self.micro_batch_tokens)
         self.join_passes(policy, len(pieces))
         with self.trainer.precision_plugin.forward_context(), policy.without_adapters():

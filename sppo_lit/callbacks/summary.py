@@ -23,6 +23,7 @@ PLACES = {
     "last": "checkpoints/last.ckpt",
     "policy": "hf/policy",
     "critic": "hf/critic",
+    "adapter": "hf/adapter",
     "completions": "evaluations",
 }
 

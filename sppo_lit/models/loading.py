@@ -252,6 +252,17 @@ def _finish(source: ModelSource, model: PreTrainedModel, tokenizer: PreTrainedTo
     return model
 
 
+def checkpoint_layers(model: PreTrainedModel) -> None:
+    """Compute each layer's activations again in the backward pass instead of keeping them.
+
+    Layers heed this in training mode only, which pretrained models are not in.
+    """
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True
+
+
 def parameter_count(model: nn.Module) -> int:
     """Number of parameters, shared ones counted once."""
     return sum(math.prod(p.shape) for p in model.parameters())

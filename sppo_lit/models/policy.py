@@ -127,7 +127,8 @@ class Policy(nn.Module):
     @torch.no_grad()
     def _check_head(self) -> None:
         """Made-up logits in place of the output layer's must leave the model as they are, later tokens unread."""
-        training, layer = self.model.training, self.model.get_output_embeddings()
+        training = [module for module in self.model.modules() if module.training]
+        layer = self.model.get_output_embeddings()
         self.model.eval()
         ids = torch.arange(1, 4, device=self.model.device)[None, :]
         states: list[Tensor] = []
@@ -140,7 +141,8 @@ class Policy(nn.Module):
             whole = self.model(input_ids=ids, use_cache=False).logits
         ids[0, -1] = 0
         ours = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        self.model.train(training)
+        for module in training:
+            module.training = True
         gap, scale = (states[0] - ours)[:, :-1].abs().max(), ours.abs().max()
         if not torch.equal(whole, made_up(layer, (ours,), whole)) or gap > 1e-4 * scale:
             raise InputError(

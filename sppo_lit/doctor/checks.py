@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import lightning.pytorch as pl
-import psutil
 import torch
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
 from sppo_lit.algorithms.batching import micro_batches, pad_rows
 from sppo_lit.algorithms.masking import masked_sum, response_mask
 from sppo_lit.callbacks.console import visible
 from sppo_lit.datamodule import MathDataModule
-from sppo_lit.errors import InputError
-from sppo_lit.memory import Need, Plan, peak
+from sppo_lit.doctor.report import Check
 from sppo_lit.models.critics import ScalarCritic
 from sppo_lit.models.loading import eos_token_ids
 from sppo_lit.policy_module import Encoded, PolicyModule
@@ -33,25 +27,6 @@ GOLDS = 300
 
 GAP = {torch.float32: 1e-3, torch.bfloat16: 0.05}
 """Largest mean difference of log-probabilities (or of V) that rounding explains, by precision of the passes."""
-
-GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of the report.
-
-    Attributes:
-        name: what was looked at.
-        good: green or red.
-        found: the numbers.
-        advice: what to do if it is red.
-    """
-
-    name: str
-    good: bool
-    found: str
-    advice: str = ""
 
 
 @dataclass
@@ -321,111 +296,3 @@ def raw_problems(data: MathDataModule, count: int) -> list[Problem]:
     limit = min(count, train.limit or count)
     source = open_problems(train.path, train.split, limit=limit, skip_bad_rows=train.skip_bad_rows, name=train.name)
     return list(source.problems())
-
-
-# ------------------------------------------------------------------------------------------------------------- memory
-
-
-def memory_check(estimate: Sequence[Need], plan: Plan, processes: int, there: int, kind: str) -> Check:
-    """Estimated need of some processes against the memory they share.
-
-    Args:
-        estimate: what a process holds.
-        plan: what was asked for.
-        processes: that share the memory.
-        there: bytes.
-        kind: what memory it is.
-    """
-    share = there // processes
-    sampling, updating = sum(n.sampling for n in estimate), sum(n.updating for n in estimate)
-    advice = []
-    if sampling > share:
-        most = most_concurrent(estimate, plan.concurrent, share)
-        advice.append(f"model.max_concurrent: {most} at most" if most else "lower model.sampling.max_new_tokens")
-    if updating > share:
-        longest = plan.prompt_tokens + plan.response_tokens
-        if plan.micro_batch_tokens > longest:
-            advice.append(f"lower model.micro_batch_tokens (not below {longest})")
-        if not plan.gradient_checkpointing:
-            advice.append("model.gradient_checkpointing: true")
-        if plan.weights == torch.float32:
-            advice.append("--precision bf16-true")
-        advice.append("more devices" if plan.sharded else "--strategy fsdp on several devices")
-    shared = f" for {processes} processes" if processes > 1 else ""
-    found = f"needs about {size(peak(list(estimate)) * processes)}{shared} at worst, there are {size(there)} of {kind}"
-    return Check("memory", max(sampling, updating) <= share, found, "; ".join(advice))
-
-
-def most_concurrent(estimate: Sequence[Need], concurrent: int, there: int) -> int:
-    """How many of the longest sequences a process can decode at once in so many bytes, if `concurrent` do not fit."""
-    moving = sum(n.sampling for n in estimate if not n.updating)
-    fixed = sum(n.sampling for n in estimate) - moving
-    return max(0, min(concurrent, (there - fixed) * concurrent // max(moving, 1)))
-
-
-def disk_check(needed: int, free: int, folder: object) -> Check:
-    """Room for three checkpoints and the exported models."""
-    return Check(
-        "disk",
-        needed <= free,
-        f"checkpoints and exports need about {size(needed)}, {size(free)} are free for {folder}",
-        "free some space or choose another folder with --trainer.default_root_dir",
-    )
-
-
-def size(count: int) -> str:
-    """Bytes for reading, e.g. ``13.7 GiB``."""
-    return f"{count / GIB:,.1f} GiB" if count >= GIB else f"{count / 2**20:,.1f} MiB"
-
-
-def memory_there(cuda: bool) -> tuple[int, str]:
-    """Free bytes of the first GPU, or available ones of RAM, and what it is."""
-    if cuda:
-        return torch.cuda.mem_get_info(0)[0], f"free memory of the {torch.cuda.get_device_name(0)}"
-    return psutil.virtual_memory().available, "available RAM"
-
-
-# ------------------------------------------------------------------------------------------------- screen and options
-
-
-def show(checks: Sequence[Check], estimate: Sequence[Need], console: Console) -> None:
-    """Print the estimate and the table of checks."""
-    memory = Table("memory of one process", "sampling", "updating", title="Memory at worst", title_justify="left")
-    for column in memory.columns[1:]:
-        column.justify = "right"
-    for n in estimate:
-        if n.sampling or n.updating:
-            memory.add_row(n.what, *(size(count) if count else "–" for count in (n.sampling, n.updating)))
-    memory.add_section()
-    totals = (sum(n.sampling for n in estimate), sum(n.updating for n in estimate))
-    memory.add_row("together", *map(size, totals), style="bold")
-    console.print(memory)
-    table = Table("check", "", "found", "what to do", show_lines=True, title="Checks", title_justify="left")
-    for c in checks:
-        verdict = Text("good", "green") if c.good else Text("bad", "bold red")
-        table.add_row(Text(c.name), verdict, Text(c.found), Text("" if c.good else c.advice))
-    console.print(table)
-    bad = sum(not c.good for c in checks)
-    end = f"[bold red]{bad} of {len(checks)} checks are bad" if bad else f"[green]all {len(checks)} checks are good"
-    console.print(end)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"doctor: {message}; see 'sppo --help'")
-
-
-def options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The flags of `sppo doctor` itself, and all others, which are those of a run.
-
-    Raises:
-        InputError: a value of another type.
-    """
-    parser = _Parser(prog="sppo doctor", allow_abbrev=False, add_help=False)
-    parser.add_argument("--no-load", action="store_true")
-    parser.add_argument("--problems", type=int, default=16)
-    parser.add_argument("--memory", type=float)
-    args, rest = parser.parse_known_args(list(arguments))
-    if args.problems < 2:
-        raise InputError(f"doctor: --problems {args.problems}: at least 2 are needed")
-    return args, rest
