@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from sppo_lit.analysis import efficiency, group_advantage, memory_by_phase
+from sppo_lit.analysis import calibration, efficiency, group_advantage, memory_by_phase, tail
 
 
 class Figure(NamedTuple):
@@ -29,4 +29,6 @@ FIGURES = {
     "ablation": Figure(efficiency.draw_ablation, "the same of SPPO, PPO and PPO+BCE"),
     "memory": Figure(memory_by_phase.draw, "peak memory of each phase of an iteration"),
     "group_advantage": Figure(group_advantage.draw, "GRPO's advantage of a response against A = R − V", "nothing"),
+    "calibration": Figure(calibration.draw, "a critic's V(prompt) against Avg@k", "evaluations"),
+    "tail": Figure(tail.draw, "V along correct and incorrect responses of a token-level critic", "evaluations"),
 }
