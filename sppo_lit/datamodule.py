@@ -61,7 +61,7 @@ class MathDataModule(pl.LightningDataModule):
     Rank r of w takes every w-th of them.
 
     Args:
-        train: what to train on.
+        train: what to train on; needed only to train.
         val: held-out sets.
         arithmetic: the procedural task, where `train` or `val` names it.
         problems_per_epoch: n, problems of one iteration over all ranks.
@@ -71,7 +71,7 @@ class MathDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        train: ProblemSet,
+        train: ProblemSet = ProblemSet(""),
         val: list[ProblemSet] | None = None,
         arithmetic: ArithmeticTask = ArithmeticTask(),  # noqa: B008 - frozen
         problems_per_epoch: int = 256,
@@ -117,8 +117,16 @@ class MathDataModule(pl.LightningDataModule):
         return _loader(_IterationRollouts(self))
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
-        """Per set one batch, this rank's share of the problems."""
-        return [_loader([_share(self.trainer, encoded)]) for encoded in self.val_sets.values()]
+        """Per set this rank's share of the problems: in one batch, but in `validate` in chunks.
+
+        (Chunks cost some speed, since the last responses of each are sampled by themselves; in `fit` a run goes on from
+        its checkpoint.)
+        """
+        size = None
+        if self.trainer is not None and self.trainer.state.fn == "validate":
+            evaluation = self.module.evaluation
+            size = max(1, evaluation.chunk // evaluation.responses)
+        return [_loader(_chunks(self.trainer, encoded, size)) for encoded in self.val_sets.values()]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Batches are made on their device by `collect`; problems have no tensors."""
@@ -309,6 +317,14 @@ def _as_it_is(batch: Any) -> Any:
 def _share(trainer: pl.Trainer | None, entries: list[Encoded]) -> list[Encoded]:
     """Every world-size-th entry, beginning at this rank."""
     return entries if trainer is None else entries[trainer.global_rank :: trainer.world_size]
+
+
+def _chunks(trainer: pl.Trainer | None, entries: list[Encoded], size: int | None) -> list[list[Encoded]]:
+    """This rank's entries in chunks of `size`, equally many on all ranks; the last may be empty. None: in one."""
+    share = _share(trainer, entries)
+    most = len(entries) if trainer is None else -(-len(entries) // trainer.world_size)
+    size = size or most
+    return [share[start : start + size] for start in range(0, most, size)]
 
 
 def _name_of(problem_set: ProblemSet, encoded: list[Encoded]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import StrategyRegistry
@@ -22,6 +23,7 @@ from sppo_lit.callbacks.completions import CompletionsTable
 from sppo_lit.callbacks.curves import Curves
 from sppo_lit.callbacks.evaluation import Evaluation
 from sppo_lit.callbacks.export import HuggingFaceExport
+from sppo_lit.callbacks.journal import has_unfinished
 from sppo_lit.callbacks.progress import RunProgress
 from sppo_lit.callbacks.summary import RunSummary
 from sppo_lit.datamodule import MathDataModule
@@ -30,7 +32,14 @@ from sppo_lit.errors import InputError
 from sppo_lit.mistakes import explain, one_line
 from sppo_lit.module import SPPOModule
 from sppo_lit.policy_module import PolicyModule
-from sppo_lit.resume import RunCSVLogger, check_checkpoint, checkpoint_file, run_of
+from sppo_lit.resume import (
+    RunCSVLogger,
+    check_checkpoint,
+    checkpoint_file,
+    response_settings,
+    run_of,
+    unfinished_run,
+)
 from sppo_lit.rollout_module import RolloutModule
 
 CALLBACKS = {
@@ -96,6 +105,7 @@ class RecipeCLI(LightningCLI):
         self.started = 0  # iterations of the checkpoint that the run starts from
         self.new_folders: list[Path] = []
         self.continued: Path | None = None
+        self.asked: dict[str, Any] | None = None  # what the responses of an evaluation depend on
         named = recipe is not None and names_a_class(recipe)
         strict = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
@@ -140,6 +150,11 @@ class RecipeCLI(LightningCLI):
         model = settings.model.get("init_args", settings.model)
         if model.get("cpu_offload") and settings.trainer.strategy != "fsdp":
             raise InputError("model.cpu_offload needs --strategy fsdp; add it, or leave model.cpu_offload out")
+        if self.subcommand == "fit" and not settings.data.train.path:
+            raise InputError(
+                f"{self.recipe or 'command line'}: data.train.path is missing; give it in the recipe or as "
+                "--data.train.path VALUE ('validate' does without)"
+            )
         settings.run_name = self._runs().name  # so that the run's config.yaml finds the same folder
         if settings.get("ckpt_path"):
             resume = self.subcommand == "fit"
@@ -151,11 +166,19 @@ class RecipeCLI(LightningCLI):
                     f"--ckpt_path {file}: it is from iteration {self.started} and the run ends at --max_epochs "
                     f"{settings.trainer.max_epochs}; raise --max_epochs to train on"
                 )
+        if self.subcommand == "validate":
+            self.asked = response_settings(settings)
+            if settings.evaluation.resume:
+                self.continued = unfinished_run(self._folder_of_runs(), self.asked)
 
     def after_instantiate_classes(self) -> None:
         """Last checks before anything is sampled."""
         if self.subcommand == "validate" and isinstance(self.model, RolloutModule):
             self.model.policy_only = not (self._get(self.config, "ckpt_path") or self.model.evaluation.values)
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks:
+            if isinstance(callback, Evaluation):
+                callback.settings = self.asked
         self.config[self.subcommand].ckpt_path = None  # the config.yaml of a resumed run starts no resume by itself
         if self.subcommand == "fit" and isinstance(self.model, SPPOModule):
             check_minibatch(self.datamodule.problems_per_epoch, self.model, self.trainer.world_size)
@@ -186,15 +209,19 @@ class RecipeCLI(LightningCLI):
             name = self.recipe.stem if parent in ("recipes", "") else f"{parent}-{self.recipe.stem}"
         return root / (name or "run")
 
-    def _loggers(self) -> list[Logger]:
+    def _folder_of_runs(self) -> Path:
+        """Where this run's folder lies: evaluations lie beside the runs of training."""
         runs = self._runs()
-        name = runs.name if self.subcommand == "fit" else f"{runs.name}-{self.subcommand}"
+        return runs if self.subcommand == "fit" else runs.with_name(f"{runs.name}-{self.subcommand}")
+
+    def _loggers(self) -> list[Logger]:
+        runs = self._folder_of_runs()
         version = self.continued.name if self.continued else None
-        csv = RunCSVLogger(runs.parent, name, version, self.started)
+        csv = RunCSVLogger(runs.parent, runs.name, version, self.started)
         folder = Path(csv.log_dir)
         self.new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
         purge: dict[str, Any] = {"purge_step": self.started + 1} if self.continued else {}
-        loggers: list[Logger] = [csv, TensorBoardLogger(runs.parent, name=name, version=csv.version, **purge)]
+        loggers: list[Logger] = [csv, TensorBoardLogger(runs.parent, name=runs.name, version=csv.version, **purge)]
         if project := self._get(self.config, "wandb"):
             try:
                 from lightning.pytorch.loggers import WandbLogger
@@ -204,10 +231,16 @@ class RecipeCLI(LightningCLI):
                 raise InputError("--wandb needs the extra: pip install 'sppo-lit[wandb]'") from None
         return loggers
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether an evaluation has left responses that the same command goes on from."""
+        folder = self.continued or (self.new_folders[0] if self.new_folders else None)
+        return self.subcommand == "validate" and folder is not None and has_unfinished(folder / "evaluations")
+
     def discard_unused_folder(self) -> None:
-        """Remove the folders that this run made, if it ended without a finished iteration."""
+        """Remove the folders that this run made, if it ended without a finished iteration or response."""
         done = getattr(getattr(self, "model", None), "iteration", 0)
-        if rank() or not self.new_folders or (self.subcommand == "fit" and done > self.started):
+        if rank() or not self.new_folders or (self.subcommand == "fit" and done > self.started) or self.goes_on:
             return
         shutil.rmtree(self.new_folders[0], ignore_errors=True)
         for parent in self.new_folders[1:]:
@@ -233,7 +266,8 @@ def run(arguments: list[str], kind: type[RecipeCLI] = RecipeCLI) -> RecipeCLI:
         if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
             signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning has switched it off
             told = made[0].subcommand == "fit"  # by RunSummary
-            raise KeyboardInterrupt(*([] if told else ["interrupted"])) from error
+            more = "; the same command goes on from the responses on disk" if made[0].goes_on else ""
+            raise KeyboardInterrupt(*([] if told else [f"interrupted{more}"])) from error
         if line := explain(error, recipe, arguments, made[0].keys if made else []):
             raise InputError(line) from error
         raise

@@ -1,8 +1,9 @@
-"""Checkpoints that a run starts from, and the log of a run that goes on where it was interrupted."""
+"""Checkpoints that a run starts from, and how an interrupted run or evaluation goes on."""
 
 from __future__ import annotations
 
 import csv
+import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 
 from sppo_lit.callbacks.console import written_whole
+from sppo_lit.callbacks.journal import unfinished_settings
 from sppo_lit.errors import InputError
+from sppo_lit.paths import find
 
 
 def checkpoint_file(path: str, runs: Path) -> Path:
@@ -71,6 +74,43 @@ def run_of(checkpoint: Path, runs: Path) -> Path | None:
     folder = checkpoint.resolve().parent.parent
     last = checkpoint.name == "last.ckpt" and checkpoint.parent.name == "checkpoints"
     return runs / folder.name if last and folder.parent == runs.resolve() else None
+
+
+THROUGHPUT = ("max_concurrent", "micro_batch_tokens", "gradient_checkpointing")
+"""Settings of a model that change how fast it answers, not what."""
+
+
+def response_settings(settings: Any) -> dict[str, Any]:
+    """What the responses of an evaluation depend on: two with equal settings may share responses.
+
+    Args:
+        settings: of the whole recipe.
+    """
+    content = settings.as_dict()
+    model = content["model"].get("init_args", content["model"])
+    kept = {key: value for key, value in model.items() if key not in THROUGHPUT}
+    kept["evaluation"] = {key: value for key, value in model["evaluation"].items() if key != "chunk"}
+    sources = [content["ckpt_path"], *(source["path"] for source in (model["policy"], model.get("critic")) if source)]
+    found = {
+        "model": {**content["model"], "init_args": kept} if "init_args" in content["model"] else kept,
+        "data": content["data"],
+        "seed_everything": content["seed_everything"],
+        "precision": content["trainer"]["precision"],
+        "weights": [stamp(Path(find(source))) for source in sources if source],
+    }
+    return json.loads(json.dumps(found, default=str))  # type: ignore[no-any-return]
+
+
+def stamp(path: Path) -> list[Any]:
+    """What changes when weights on disk do: place, size and time of each file; only the name of what is not there."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] if path.is_file() else []
+    return [str(path), *([str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in files)]
+
+
+def unfinished_run(runs: Path, settings: dict[str, Any]) -> Path | None:
+    """The newest folder under `runs` with an unfinished evaluation of these settings; None if there is none."""
+    found = [p for p in runs.glob("version_*") if unfinished_settings(p / "evaluations") == settings]
+    return max(found, key=lambda p: p.stat().st_mtime, default=None)
 
 
 class RunCSVLogger(CSVLogger):

@@ -68,6 +68,8 @@ class EvalSettings:
         max_new_tokens: longest response in tokens; None takes the training limit.
         values: also have the critic predict each response's success: V(prompt), and V before every token of the
             response where the critic is token-level.
+        chunk: responses that a process samples between two writes to disk in `validate`: at most so many are lost where
+            it is interrupted.
     """
 
     greedy: bool = True
@@ -75,6 +77,7 @@ class EvalSettings:
     temperature: float = 0.6
     max_new_tokens: int | None = None
     values: bool = False
+    chunk: int = 512
 
     @property
     def responses(self) -> int:
@@ -86,6 +89,7 @@ class EvalSettings:
         _refuse(
             "model.evaluation",
             samples=(self.samples, self.samples >= 0, "at least 0"),
+            chunk=(self.chunk, self.chunk >= 1, "at least 1"),
             max_new_tokens=(limit, limit is None or limit >= 1, "at least 1, or null for the training limit"),
         )
         if self.samples and self.temperature <= 0:

@@ -26,7 +26,7 @@ def read(source: Path) -> list[Record]:
     """
     records: list[Record] = []
     for file in files(source):
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(file.read_bytes().rstrip(b"\n").split(b"\n"), start=1):
             try:
                 record = json.loads(line)
                 records.append({**record, "problem": f"{file.stem} {record['problem']}", "reward": record["reward"]})

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import math
 import re
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,31 +12,39 @@ import torch.distributed
 from lightning.pytorch.callbacks import Callback
 from rich.table import Table
 
-from sppo_lit.callbacks.console import console, run_folder, written_whole
-from sppo_lit.metrics import GREEDY, AccuracyAtK
+from sppo_lit.callbacks.console import console, run_folder
+from sppo_lit.callbacks.journal import Journal, write_completions
+from sppo_lit.metrics import AccuracyAtK
 from sppo_lit.types import Scored
 
 Result = dict[str, float]
+MEAN = "mean"
 
 
 class Evaluation(Callback):
     """Accuracy on each validation set, in `validate`, during `fit`, and before training (as the sanity check).
 
     Logs, at step = iteration: ``val/<set>/`` greedy, greedy_ci, avg_at_k, avg_at_k_ci, pass_at_k, maj_at_k, k,
-    problems, length (tokens), truncation_rate; and ``val/accuracy``, the mean over sets of the greedy accuracy, or of
-    avg@k where no greedy response was asked for. ``_ci`` is the half width of the 95 % interval.
+    problems, length (tokens), truncation_rate; of several sets ``val/mean/`` the same, each set counted once; and
+    ``val/accuracy``, the mean over sets of the greedy accuracy, or of avg@k where no greedy response was asked for.
+    ``_ci`` is the half width of the 95 % interval.
 
     Args:
-        jsonl: write every completion to ``<run>/evaluations/<set>-iteration-<n>.jsonl``.
+        jsonl: write every completion to ``<run>/evaluations/<set>-iteration-<n>.jsonl``; in `validate` also as soon as
+            it is finished, so that the same command goes on where it was interrupted.
+        resume: go on from the responses that an interrupted `validate` has left; false samples all of them anew.
 
     Attributes:
+        settings: what the responses depend on, set by the command line in `validate`; None: nothing is kept for later.
         first: numbers of the first evaluation of this run, by set, then name; kept in checkpoints.
         last: numbers of the latest one.
         history: (iteration, ``val/accuracy``) of every evaluation.
     """
 
-    def __init__(self, jsonl: bool = True) -> None:
-        self.jsonl = jsonl
+    def __init__(self, jsonl: bool = True, resume: bool = True) -> None:
+        self.jsonl, self.resume = jsonl, resume
+        self.settings: Mapping[str, Any] | None = None
+        self._journal: Journal | None = None
         self.first: dict[str, Result] = {}
         self.last: dict[str, Result] = {}
         self.history: list[tuple[int, float]] = []
@@ -52,6 +59,19 @@ class Evaluation(Callback):
         ]
         self._metrics = {name: AccuracyAtK().to(pl_module.device) for name in names}
         self._responses = {name: [] for name in names}
+        if self.jsonl and self.settings is not None:
+            folder, iteration = run_folder(trainer) / "evaluations", int(pl_module.iteration)  # type: ignore[arg-type]
+            files = [f"{file_name(name)}-iteration-{iteration}" for name in names]
+            self._journal = Journal(folder, files, trainer.global_rank)
+            if trainer.is_global_zero:
+                self._journal.begin(self.settings, fresh=not self.resume)
+            trainer.strategy.barrier()
+            if found := self._journal.read():
+                pl_module.validation.known = self._journal.find  # type: ignore[union-attr]
+                if trainer.is_global_zero:
+                    console.print(
+                        f"goes on in {folder.parent}: {found:,} responses are there", markup=False, soft_wrap=True
+                    )
 
     def on_validation_batch_end(
         self,
@@ -67,6 +87,8 @@ class Evaluation(Callback):
         self._metrics[name].update(outputs)
         if self.jsonl:
             self._responses[name].extend(outputs)
+        if self._journal is not None:
+            self._journal.append(dataloader_idx, outputs)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compute, log, write and show."""
@@ -78,7 +100,9 @@ class Evaluation(Callback):
                 everyone = _gather(responses)
                 if trainer.is_global_zero:
                     write_completions(folder / f"{file_name(name)}-iteration-{iteration}.jsonl", everyone)
-        self._metrics, self._responses = {}, {}
+        if self._journal is not None and trainer.is_global_zero:
+            self._journal.end()
+        self._metrics, self._responses, self._journal = {}, {}, None
         if not results:
             return
         logged = flatten(results)
@@ -94,7 +118,7 @@ class Evaluation(Callback):
         self.first = self.first or results
         if trainer.is_global_zero:
             earlier = self.first if trainer.state.fn == "fit" and self.first is not results else {}
-            console.print(table(results, earlier, iteration))
+            console.print(table(results, earlier, iteration, trainer.state.fn == "fit"))
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to show the change from the first evaluation."""
@@ -111,36 +135,63 @@ def accuracy(result: Result) -> float:
     return result.get("greedy", result.get("avg_at_k", float("nan")))
 
 
+def mean(results: dict[str, Result]) -> Result:
+    """The mean over sets of every number that all of them have, each set counted once; ``problems`` is the sum.
+
+    ``_ci`` is that of the mean: sets are independent.
+    """
+    common = [key for key in next(iter(results.values())) if all(key in r for r in results.values())]
+    found = {key: [r[key] for r in results.values()] for key in common}
+    means = {
+        key: math.hypot(*values) / len(values) if key.endswith("_ci") else sum(values) / len(values)
+        for key, values in found.items()
+    }
+    return means | {"problems": sum(found["problems"])}
+
+
+def with_mean(results: dict[str, Result]) -> dict[str, Result]:
+    """Numbers by set, and of several sets their `mean` at the end."""
+    return {**results, MEAN: mean(results)} if len(results) > 1 else results
+
+
 def flatten(results: dict[str, Result]) -> Result:
-    """Numbers by set → ``val/<set>/<name>`` and ``val/accuracy``."""
-    flat = {f"val/{file_name(name)}/{key}": value for name, result in results.items() for key, value in result.items()}
+    """Numbers by set → ``val/<set>/<name>``, ``val/mean/<name>`` of several sets, and ``val/accuracy``."""
+    flat = {
+        f"val/{file_name(name)}/{key}": value
+        for name, result in with_mean(results).items()
+        for key, value in result.items()
+    }
     return flat | {"val/accuracy": sum(map(accuracy, results.values())) / len(results)}
 
 
-def table(results: dict[str, Result], earlier: dict[str, Result], iteration: int) -> Table:
-    """The numbers of each set, in percent, for a terminal.
+def table(results: dict[str, Result], earlier: dict[str, Result], iteration: int, training: bool = True) -> Table:
+    """The numbers of each set, in percent, for a terminal; of several sets the last row is their mean.
 
     Args:
         results: numbers by set.
         earlier: numbers to compare with, by set; empty for none.
         iteration: iterations completed.
+        training: whether this is an evaluation in the course of training.
     """
     sampled = any("avg_at_k" in r for r in results.values())
-    shown = Table(title=f"Evaluation after iteration {iteration}" if iteration else "Evaluation before training")
-    shown.title_justify, shown.title_style = "left", "bold"
+    when = f" after iteration {iteration}" if iteration else " before training" if training else ""
+    shown = Table(title=f"Evaluation{when}", title_justify="left", title_style="bold")
     shown.add_column("set")
     columns = ["problems", *(["k"] if sampled else []), "greedy"]
     columns += ["avg@k", "pass@k", "maj@k"] if sampled else []
     for name in [*columns, "tokens", "truncated", *(["change"] if earlier else [])]:
         shown.add_column(name, justify="right", no_wrap=True)
-    for name, r in results.items():
+    before = with_mean(earlier) if earlier.keys() == results.keys() else earlier
+    for name, r in with_mean(results).items():
+        if name == MEAN:
+            shown.add_section()
         row = [name, f"{r['problems']:.0f}"]
-        row += [f"{r['k']:.0f}"] if sampled else []
+        row += [f"{r['k']:g}"] if sampled else []
         row += [_percent(r, "greedy")]
         row += [_percent(r, key) for key in ("avg_at_k", "pass_at_k", "maj_at_k")] if sampled else []
         row += [f"{r['length']:.0f}", f"{100 * r['truncation_rate']:.1f} %"]
         if earlier:
-            row.append(_change(accuracy(r) - accuracy(earlier[name])) if name in earlier else "")
+            row.append(_change(accuracy(r) - accuracy(before[name])) if name in before else "")
         shown.add_row(*row)
     return shown
 
@@ -160,31 +211,6 @@ def _change(gain: float) -> str:
 def file_name(name: str) -> str:
     """The name of a data set as part of a metric's or a file's name."""
     return re.sub(r"[^\w.-]+", "_", name)
-
-
-def write_completions(path: Path, responses: Iterable[Scored]) -> None:
-    """One JSON object per line and response, ordered by problem and sample, each response once."""
-    unique = {(s.problem.key, s.sample): s for s in responses}
-    with written_whole(path) as temporary, temporary.open("w", encoding="utf-8", errors="replace") as file:
-        for s in (unique[key] for key in sorted(unique)):
-            line = {
-                "problem": s.problem.key,
-                "source": s.problem.source,
-                "level": s.problem.level,
-                "prompt": s.problem.prompt,
-                "gold": s.problem.answer,
-                "text": s.text,
-                "answer": s.verdict.answer,
-                "reward": s.verdict.reward,
-                "reason": s.verdict.reason,
-                "tokens": s.tokens,
-                "sample": s.sample,
-                "greedy": s.sample == GREEDY,
-                "finished": s.finished,
-                "value": s.value,
-                **({} if s.values is None else {"values": s.values}),
-            }
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def _gather(responses: list[Scored]) -> list[Scored]:

@@ -206,7 +206,7 @@ def open_problems(
 def _name_of(path: Path) -> str:
     """Name of a local data set; the table's if file or folder bear it, so that keys equal those of the Hub's rows."""
     name = path.name if path.is_dir() else path.parent.name if split_of(path) else path.stem
-    table_name = name.lower().replace("-", "_")
+    table_name = re.sub(r"_x\d+$", "", name.lower().replace("-", "_"))  # aime24_x8: each problem eight times
     return table_name if table_name in SOURCES else name
 
 
