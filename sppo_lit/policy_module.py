@@ -221,7 +221,7 @@ class PolicyModule(pl.LightningModule):
 
     def judge(self, encoded: Sequence[Encoded], completions: Sequence[Completion]) -> tuple[list[str], list[Verdict]]:
         """Decoded responses and their verdicts."""
-        texts = [self.tokenizer.decode(c.response_ids, skip_special_tokens=True) for c in completions]
+        texts = [str(self.tokenizer.decode(c.response_ids, skip_special_tokens=True)) for c in completions]
         self.report_phase("verifying", 0, len(texts))
         verdicts = self.verifier.score(
             texts, [p.answer for p, _ in encoded], finished=[c.finished for c in completions]

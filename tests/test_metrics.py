@@ -122,13 +122,19 @@ def test_two_ranks_give_the_numbers_of_one():
 def _on_rank(rank: int, file: str) -> None:
     torch.distributed.init_process_group("gloo", f"file://{file}", world_size=2, rank=rank)
     metric = AccuracyAtK()
-    metric.update(RESPONSES if rank == 0 else [])
-    result = metric.compute()
+    results = []
+    for shares in ((RESPONSES, []), (RESPONSES[::2], RESPONSES[1::2]), (RESPONSES[:7], RESPONSES[5:])):
+        metric = AccuracyAtK()
+        metric.update(shares[rank])
+        results.append(metric.compute())
     torch.distributed.destroy_process_group()
-    assert result["problems"] == 4 and result["maj_at_k"] == EXPECTED["maj_at_k"]
+    for result in results:
+        for name, value in EXPECTED.items():
+            assert result[name] == pytest.approx(value), name
 
 
-def test_a_rank_without_problems_gets_the_same_numbers(tmp_path):
+def test_samples_spread_over_two_processes_give_the_numbers_by_hand(tmp_path):
+    """One rank without problems, samples of a problem on both, some responses on both."""
     torch.multiprocessing.spawn(_on_rank, (str(tmp_path / "meet"),), nprocs=2)
 
 

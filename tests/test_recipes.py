@@ -77,7 +77,7 @@ def test_there_are_the_recipes_that_the_readme_names() -> None:
 def test_recipe(path: Path) -> None:
     title = path.read_text(encoding="utf-8").partition("\n")[0]
     assert title.startswith("# ") and title.endswith(".") and 30 < len(title) <= 125
-    settings = parse(path)
+    settings = parse(path, stage="validate" if path.stem == "benchmarks" else "fit")
     assert settings.seed_everything is not None
     check_trainer(settings.trainer)
     model = settings.model.get("init_args", settings.model)
@@ -85,7 +85,8 @@ def test_recipe(path: Path) -> None:
     samples = model.get("samples_per_prompt") or spec.samples_per_prompt
     assert settings.data.problems_per_epoch * samples % model.minibatch_size == 0
     assert settings.data.val, "no held-out problems"
-    for problem_set in (settings.data.train, *settings.data.val):
+    trains = [settings.data.train] if path.stem != "benchmarks" else []
+    for problem_set in (*trains, *settings.data.val):
         assert problem_set.path == "arithmetic" or problem_set.path in SOURCES
     for source in (model.policy, model.get("critic")):
         if source is not None and source.path.startswith("data/"):
@@ -136,6 +137,20 @@ def test_nothing_but_the_algorithm_changes_between_the_recipes_of_a_folder(folde
         sequences = other.data.problems_per_epoch * spec.samples_per_prompt
         assert abs(sequences / first.data.problems_per_epoch - 1) < 0.1, "as much sampling per iteration"
         assert (other.model.critic_warmup > 0) == (spec.critic == "token"), "as the paper warms its critic up"
+
+
+def test_benchmarks_of_a_model_never_trained_here() -> None:
+    flags = ("--model.policy.path", "owner/model", "--model.evaluation.samples", "16")
+    settings = parse("recipes/benchmarks.yaml", *flags, stage="validate")
+    sets = [(s.path, s.split) for s in settings.data.val]
+    assert sets == [(x, None) for x in ("aime24", "aime25", "amc23", "math500", "minerva")] + [("gsm8k", "test")]
+    assert settings.model.policy.path == "owner/model"
+    evaluation = settings.model.evaluation
+    assert (evaluation.samples, evaluation.temperature, evaluation.greedy) == (16, 0.6, False)
+    some = parse("recipes/benchmarks.yaml", "--data.val", "[{path: aime24}, {path: math500}]", stage="validate")
+    assert [s.path for s in some.data.val] == ["aime24", "math500"]
+    with pytest.raises(InputError, match=r"benchmarks\.yaml: data\.train\.path is missing"):
+        parse("recipes/benchmarks.yaml")
 
 
 def test_gsm8k_without_the_hub() -> None:

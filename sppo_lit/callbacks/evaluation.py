@@ -177,7 +177,8 @@ def table(results: dict[str, Result], earlier: dict[str, Result], iteration: int
     when = f" after iteration {iteration}" if iteration else " before training" if training else ""
     shown = Table(title=f"Evaluation{when}", title_justify="left", title_style="bold")
     shown.add_column("set")
-    columns = ["problems", *(["k"] if sampled else []), "greedy"]
+    greedy = any("greedy" in r for r in results.values())
+    columns = ["problems", *(["k"] if sampled else []), *(["greedy"] if greedy else [])]
     columns += ["avg@k", "pass@k", "maj@k"] if sampled else []
     for name in [*columns, "tokens", "truncated", *(["change"] if earlier else [])]:
         shown.add_column(name, justify="right", no_wrap=True)
@@ -187,7 +188,7 @@ def table(results: dict[str, Result], earlier: dict[str, Result], iteration: int
             shown.add_section()
         row = [name, f"{r['problems']:.0f}"]
         row += [f"{r['k']:g}"] if sampled else []
-        row += [_percent(r, "greedy")]
+        row += [_percent(r, "greedy")] if greedy else []
         row += [_percent(r, key) for key in ("avg_at_k", "pass_at_k", "maj_at_k")] if sampled else []
         row += [f"{r['length']:.0f}", f"{100 * r['truncation_rate']:.1f} %"]
         if earlier:

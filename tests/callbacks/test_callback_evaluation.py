@@ -16,7 +16,9 @@ from sppo_lit.callbacks import (
     RunSummary,
 )
 from sppo_lit.callbacks.completions import pick, table
-from sppo_lit.callbacks.console import shorten, visible
+from sppo_lit.callbacks.console import console, shorten, visible
+from sppo_lit.callbacks.evaluation import flatten
+from sppo_lit.callbacks.evaluation import table as results_table
 
 
 def rows(folder):
@@ -71,6 +73,26 @@ def test_samples_only(fake):
     assert trainer.callback_metrics["val/accuracy"] == pytest.approx((0.5 + 0.75) / 2), "avg@k where nothing is greedy"
 
 
+def test_several_sets_have_a_mean(fake, screen):
+    """Each set counts once, whatever its size; the last row of the table, and in the log."""
+    sets = {
+        "aime24": {"problems": 30.0, "k": 8.0, "avg_at_k": 0.2, "avg_at_k_ci": 0.06, "pass_at_k": 0.5, "maj_at_k": 0.3},
+        "math500": {"problems": 500.0, "k": 8.0, "avg_at_k": 0.8, "avg_at_k_ci": 0.08, "pass_at_k": 0.9, "greedy": 0.7},
+    }
+    for result in sets.values():
+        result |= {"length": 100.0, "truncation_rate": 0.5}
+    flat = flatten(sets)
+    assert flat["val/mean/avg_at_k"] == pytest.approx(0.5) and flat["val/mean/pass_at_k"] == pytest.approx(0.7)
+    assert flat["val/mean/avg_at_k_ci"] == pytest.approx(0.05) and flat["val/mean/problems"] == 530
+    assert "val/mean/greedy" not in flat and "val/mean/maj_at_k" not in flat, "not all sets have them"
+    assert flat["val/accuracy"] == pytest.approx((0.2 + 0.7) / 2)
+    console.print(results_table(sets, {}, 0, training=False))
+    lines = screen().splitlines()
+    assert lines[0].strip() == "Evaluation"
+    assert "mean" in lines[-2] and "50.0 ± 5.0" in lines[-2] and "530" in lines[-2]
+    assert "val/mean/avg_at_k" not in flatten({"only": sets["aime24"]})
+
+
 def test_resumed_run_keeps_the_first_evaluation(fake):
     _, _, folder = fake([Evaluation(), IterationCheckpoint()], epochs=2)
     again = Evaluation()
@@ -87,8 +109,6 @@ def test_completions_table(fake, screen):
 
 
 def test_text_of_a_model_can_do_nothing_to_the_terminal(screen, fake):
-    from sppo_lit.callbacks.console import console
-
     text = "[red]x[/red] [/nonsense] \x1b[2J\x07\u202e\u200b\ud800 a\tb\r\nc \\boxed{\\frac{1}{2}} bye"
     console.print(table([fake.scored("[bold]k", True, text=text)], 1))
     shown = screen()
@@ -99,8 +119,6 @@ def test_text_of_a_model_can_do_nothing_to_the_terminal(screen, fake):
 
 
 def test_the_end_of_a_long_response_is_shown(screen, fake):
-    from sppo_lit.callbacks.console import console
-
     console.print(table([fake.scored("k", True, text="start " + "x" * 5000 + r" \boxed{7}")], 1))
     shown = screen()
     assert r"\boxed{7}" in shown and "start" not in shown and len(shown.splitlines()) < 20

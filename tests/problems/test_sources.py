@@ -110,7 +110,7 @@ def test_local_copy_has_the_keys_of_the_table(datasets_dir):
         ("dapo-math-17k/train.parquet", "dapo_math_17k/"),
     ):
         assert next(iter(open_problems(str(datasets_dir / file)))).key.startswith(key)
-    named = open_problems(str(datasets_dir / "benchmarks" / "aime24_x8.parquet"), name="aime24").problems()
+    named = open_problems(str(datasets_dir / "benchmarks" / "aime24_x8.parquet")).problems()
     assert {p.source for p in named} == {"aime24"} and named[1].key == "aime24/train/8"
 
 
