@@ -129,7 +129,7 @@ def test_nothing_but_the_algorithm_changes_between_the_recipes_of_a_folder(folde
     for algorithm, spec in ALGORITHMS.items():
         other = parse(ROOT / "recipes" / folder / f"{algorithm}.yaml")
         assert other.model.algorithm == algorithm
-        shared = [key for key in first.model if key.partition(".")[0] not in OWN]
+        shared = [key for key in first.model.keys() if key.partition(".")[0] not in OWN]  # noqa: SIM118 - a namespace
         assert {key: other.model[key] for key in shared} == {key: first.model[key] for key in shared}
         assert other.model.policy_optimizer.clip_norm == first.model.policy_optimizer.clip_norm
         assert (other.data.train, other.data.val) == (first.data.train, first.data.val)
