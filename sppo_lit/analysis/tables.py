@@ -50,8 +50,8 @@ def _grid(title: str, rows: Mapping[str, Mapping[str, Any]]) -> TextTable:
     names = list(dict.fromkeys(key for row in rows.values() for key, value in row.items() if shown(value)))
     if len(names) > len(rows):  # the longer side goes down the page
         body = [[_words(name), *(text(row.get(name)) for row in rows.values())] for name in names]
-        return TextTable(title, ["", *map(_words, rows)], body)
-    body = [[_words(key), *(text(row.get(name)) for name in names)] for key, row in rows.items()]
+        return TextTable(title, ["", *rows], body)
+    body = [[key, *(text(row.get(name)) for name in names)] for key, row in rows.items()]
     return TextTable(title, ["", *map(_words, names)], body)
 
 

@@ -21,6 +21,7 @@ DEVICE = r"cpu|cuda:\d+"
 UNITS: dict[str, Callable[[Any], Any]] = {"seconds": float, "tokens": int}
 """Of a budget: `clock.max_<unit>`, and its type."""
 
+CELLS = "cells"
 TRAIN = "train"
 RESERVED = {
     "seed_everything": "seeds",
@@ -53,7 +54,8 @@ class Study:
         threads: `OMP_NUM_THREADS` of each run.
         devices: ``cpu`` or ``cuda:0`` …, given out in turn; none leaves the choice to the recipe.
         baseline: the cell that speed-ups refer to.
-        after: name → flags of `sppo run validate`, run on the last checkpoint of every cell and seed.
+        after: name → flags of `sppo run validate`, run on the last checkpoint of every cell and seed, or only of the
+            cells listed under the key "cells" among them.
     """
 
     title: str
@@ -134,7 +136,12 @@ def jobs(study: Study, seeds: Sequence[int] | None = None, only: Sequence[str] |
     for seed in study.seeds:
         if seeds is None or seed in seeds:
             found += [training(study, cell, seed) for cell in cells]
-            found += [further(study, name, cell, seed) for name in study.after for cell in cells]
+            found += [
+                further(study, name, cell, seed)
+                for name, flags in study.after.items()
+                for cell in cells
+                if cell in flags.get(CELLS, study.cells)
+            ]
     return found
 
 
@@ -152,7 +159,8 @@ def further(study: Study, name: str, cell: str, seed: int) -> Job:
     """A further command on the last checkpoint of a cell."""
     run = training(study, cell, seed).runs / "version_0"
     root = study.out / "after" / name / f"seed-{seed}"
-    flags = {**study.after[name], "trainer.default_root_dir": str(root), "run_name": cell}
+    flags = {key: value for key, value in study.after[name].items() if key != CELLS}
+    flags |= {"trainer.default_root_dir": str(root), "run_name": cell}
     checkpoint = f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"
     arguments = ("run", "validate", str(run / "config.yaml"), checkpoint, *as_arguments(flags))
     record = study.out / "logs" / f"seed-{seed}-{cell}-{name}"
@@ -199,6 +207,9 @@ def read(path: str, out: Path | None = None) -> Study:
         for name, flags in values[where].items():
             _check_flags(f"{path}: {where}.{name}", flags)
     _check_flags(f"{path}: common", values["common"])
+    for name, flags in values["after"].items():
+        if unknown := set(flags.get(CELLS, ())) - values["cells"].keys():
+            raise InputError(f"{path}: after.{name}: {sorted(unknown)[0]} is no cell")
     if values["baseline"] is not None and values["baseline"] not in values["cells"]:
         raise InputError(
             f"{path}: baseline {values['baseline']} is no cell; choose one of {', '.join(values['cells'])}"
@@ -259,7 +270,13 @@ KEYS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
         "a list such as [cuda:0, cuda:1] or [cpu]",
     ),
     "baseline": (None, lambda v: v is None or isinstance(v, str), "the name of a cell"),
-    "after": ({}, _named, "a mapping from names to flags of 'sppo run validate'"),
+    "after": (
+        {},
+        lambda v: (
+            _named(v) and all(_list((flags or {}).get(CELLS, []), lambda c: isinstance(c, str)) for flags in v.values())
+        ),
+        "a mapping from names to flags of 'sppo run validate' (and cells: [NAME, …] for some cells only)",
+    ),
     "out": (None, lambda v: v is None or isinstance(v, str), "a folder"),
 }
 """Key → default, check, what it must be."""

@@ -118,11 +118,12 @@ class Runner:
     def _start(self, job: Job, slot: int) -> None:
         job.record.parent.mkdir(parents=True, exist_ok=True)
         write_note(job, done=False)
+        arguments = [*job.arguments, *resume(job)]
         with job.log.open("ab") as log:
-            log.write(f"$ sppo {' '.join(job.arguments)}\n".encode())
+            log.write(f"$ sppo {' '.join(arguments)}\n".encode())
             log.flush()
             popen = subprocess.Popen(
-                [sys.executable, "-m", "sppo_lit.cli", *job.arguments, *resume(job)],
+                [sys.executable, "-m", "sppo_lit.cli", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -183,6 +183,6 @@ def test_figure_on_the_command_line(study: Path, tmp_path: Path, capsys: Any, mo
 def test_numbers_as_tables() -> None:
     [single, nested] = tables({"k": 64, "none": None, "curve": [1, 2], "a_b": {"x": (0.5, 0.1), "long": [0.1] * 9}})
     assert single.rows == [["k", "64"], ["none", "–"]]
-    assert nested.columns == ["", "x"] and nested.rows == [["a b", "0.500 ± 0.100"]]
+    assert nested.columns == ["", "x"] and nested.rows == [["a_b", "0.500 ± 0.100"]]
     [turned] = tables({"cell": {"x": 12345.6, "y": 0.00012, "z": float("nan")}})
     assert turned.columns == ["", "cell"] and [row[1] for row in turned.rows] == ["12,346", "0.00012", "–"]

@@ -44,6 +44,9 @@ def test_cells_take_turns_within_a_seed(tmp_path: Path) -> None:
     order = [(j.seed, j.cell, j.stage) for j in jobs(plan)]
     one = [(1, "sppo", TRAIN), (1, "grpo", TRAIN), (1, "sppo", "samples"), (1, "grpo", "samples")]
     assert order == one + [(2, cell, stage) for _, cell, stage in one]
+    some = read(str(study(tmp_path, after={"samples": {"cells": ["sppo"], "model.evaluation.samples": 4}})))
+    assert [(j.cell, j.stage) for j in jobs(some, seeds=[1])] == [("sppo", TRAIN), ("grpo", TRAIN), ("sppo", "samples")]
+    assert not any("cells" in argument for job in jobs(some) for argument in job.arguments)
     assert [(j.seed, j.cell) for j in jobs(plan, seeds=[2], only=["grpo"])] == [(2, "grpo"), (2, "grpo")]
     train, validate = jobs(plan, seeds=[2], only=["grpo"])
     assert train.arguments[:2] == ("run", "fit") and validate.arguments[:2] == ("run", "validate")
@@ -66,6 +69,7 @@ def test_cells_take_turns_within_a_seed(tmp_path: Path) -> None:
         ({"budget": {"seconds": 0}}, ["budget is"]),
         ({"seeds": [1, 1]}, ["seeds is [1, 1]"]),
         ({"baseline": "rloo"}, ["baseline rloo is no cell", "sppo, grpo"]),
+        ({"after": {"x": {"cells": ["rloo"]}}}, ["after.x: rloo is no cell"]),
         ({"devices": ["gpu"]}, ["devices is ['gpu']", "cuda:0"]),
         ({"cells": {"a": {"model.algoritm": "grpo"}}}, ["cell a", "--model.algoritm", "model.algorithm"]),
         ({"common": {"model.clip_low": "much"}}, ["cell sppo", "--model.clip_low", "much"]),
