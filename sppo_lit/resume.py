@@ -76,7 +76,7 @@ def run_of(checkpoint: Path, runs: Path) -> Path | None:
     return runs / folder.name if last and folder.parent == runs.resolve() else None
 
 
-THROUGHPUT = ("max_concurrent", "micro_batch_tokens", "gradient_checkpointing")
+THROUGHPUT = ("max_concurrent", "micro_batch_tokens", "gradient_checkpointing", "cpu_offload")
 """Settings of a model that change how fast it answers, not what."""
 
 
