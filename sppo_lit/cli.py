@@ -13,8 +13,8 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from sppo_lit import __version__
-from sppo_lit.errors import InputError
+from sppo_lit import __version__, launching
+from sppo_lit.errors import InputError, Stopped
 from sppo_lit.paths import find, shipped_root
 
 STAGES = ("fit", "validate")
@@ -115,6 +115,9 @@ def _run(name: str, arguments: list[str]) -> int:
         else:
             print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except Stopped as stop:  # the run's summary has said where and how to go on
+        # A rank that Lightning launched leaves with 0: else Lightning would take it for a failure and kill the others.
+        return 0 if launching.launched() else 128 + stop.signum
     except KeyboardInterrupt as interrupt:
         if debug:
             traceback.print_exc()

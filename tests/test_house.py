@@ -30,6 +30,7 @@ LEVELS = {
     "metrics": 3,
     "control": 3,
     "distributed": 4,
+    "faults": 4,
     "policy_module": 4,
     "rollout_module": 4,
     "diagnostics": 4,
@@ -57,6 +58,7 @@ NEIGHBOURS = {4, 6}
 BARRED = {
     "types": {"torch", "lightning", "transformers", "datasets"},
     "errors": {"torch", "lightning", "transformers", "datasets"},
+    "launching": {"torch", "lightning", "transformers", "datasets"},
     "algorithms": {"lightning", "transformers", "datasets", "rich"},
     "rewards": {"torch", "lightning", "transformers", "datasets"},
     "models": {"lightning"},
