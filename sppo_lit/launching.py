@@ -7,7 +7,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 _LAUNCHER = "SPPO_LIT_LAUNCHER"
@@ -17,17 +18,23 @@ GRACE = 3.0
 Ranks = Sequence["subprocess.Popen[bytes]"]
 
 
-def begin() -> None:
-    """At the start of a run: a process that it launches will know it by this, and dies with it."""
+@contextmanager
+def together() -> Iterator[None]:
+    """Around a run: a process that it launches will know it by this, and dies with it."""
     if launched():
         threading.Thread(target=_watch_parent, args=(int(os.environ[_LAUNCHER]),), daemon=True).start()
-    else:
-        os.environ[_LAUNCHER] = str(os.getpid())
+        yield
+        return
+    os.environ[_LAUNCHER] = str(os.getpid())
+    try:
+        yield
+    finally:
+        os.environ.pop(_LAUNCHER, None)
 
 
 def launched() -> bool:
-    """Whether this process is a rank that another process of the run has launched."""
-    return _LAUNCHER in os.environ and os.environ[_LAUNCHER] != str(os.getpid())
+    """Whether this process is a rank that another process of the run has launched (not torchrun or SLURM)."""
+    return _LAUNCHER in os.environ and int(os.environ.get("LOCAL_RANK", 0)) > 0
 
 
 def launched_ranks(trainer: Any) -> Ranks:

@@ -266,11 +266,11 @@ def run(arguments: list[str], kind: type[RecipeCLI] = RecipeCLI) -> RecipeCLI:
         Stopped: SIGINT or SIGTERM.
     """
     be_quiet()
-    launching.begin()
     recipe = Path(arguments[2]) if arguments[1:2] == ["--config"] else None
     made: list[RecipeCLI] = []
     try:
-        return kind(arguments, recipe, made)
+        with launching.together():
+            return kind(arguments, recipe, made)
     except BaseException as error:
         others = [process for cli in made for process in cli.launched_ranks()]
         if is_lost_connection(error):
