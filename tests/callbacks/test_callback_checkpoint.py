@@ -74,7 +74,10 @@ def test_interrupted_run_keeps_its_last_whole_iteration(fake):
         fake([IterationCheckpoint()], epochs=9, module=fake.module(fail_at=4))
     trainer = fake.trainer([])
     folder = os.path.join(os.path.dirname(trainer.log_dir), "version_0", "checkpoints")
-    assert sorted(os.listdir(folder)) == ["last.ckpt", "previous.ckpt"] and iterations(os.path.join(folder, "last.ckpt")) == 3
+    assert (
+        sorted(os.listdir(folder)) == ["last.ckpt", "previous.ckpt"]
+        and iterations(os.path.join(folder, "last.ckpt")) == 3
+    )
 
 
 def test_failed_save_leaves_the_old_checkpoint(fake, monkeypatch):
@@ -92,7 +95,10 @@ def test_failed_save_leaves_the_old_checkpoint(fake, monkeypatch):
     with pytest.raises(OSError, match="quota"):
         trainer.fit(fake.module(), fake.problems())
     folder = os.path.join(trainer.log_dir, "checkpoints")
-    assert sorted(os.listdir(folder)) == ["last.ckpt", "previous.ckpt"] and iterations(os.path.join(folder, "last.ckpt")) == 2
+    assert (
+        sorted(os.listdir(folder)) == ["last.ckpt", "previous.ckpt"]
+        and iterations(os.path.join(folder, "last.ckpt")) == 2
+    )
 
 
 def test_full_disk_is_one_clear_line_before_training(fake, monkeypatch):
