@@ -45,6 +45,9 @@ def launched_ranks(trainer: Any) -> Ranks:
 def watch_ranks(ranks: Ranks) -> None:
     """From now on, a launched rank that dies ends all others and this process, with exit code 1."""
     if ranks:
+        for thread in threading.enumerate():  # Lightning's own watch would kill this process before it can say why
+            if thread.name == "child-process-observer" and hasattr(thread, "_child_processes"):
+                thread._child_processes = []
         threading.Thread(target=_watch_ranks, args=(ranks,), daemon=True).start()
 
 

@@ -84,7 +84,10 @@ def check_checkpoint(file: Path, resume: bool) -> int:
     """
     if file.is_dir():
         return 0
-    damaged = f"--ckpt_path {file}: the file is damaged or no checkpoint; take another one of its folder (previous.ckpt, best.ckpt)"
+    damaged = (
+        f"--ckpt_path {file}: the file is damaged or no checkpoint; take another one of its folder (previous.ckpt, "
+        "best.ckpt)"
+    )
     if not zipfile.is_zipfile(file):
         raise DamagedError(damaged)
     try:

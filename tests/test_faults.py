@@ -183,10 +183,12 @@ def test_out_of_memory_in_an_update_repeats_the_minibatch_in_smaller_pieces(
     changes = {"trainer.callbacks": [callback(SmallMemory, sequences=1)], "model.micro_batch_tokens": 64}
     assert main(["run", str(recipe(tmp_path, changes, "small.yaml"))]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "out of memory" in line]
-    assert lines == ["out of memory in an update: going on with model.micro_batch_tokens 32"]
+    assert lines == [f"out of memory in an update: going on with model.micro_batch_tokens {n}" for n in (32, 16)]
     large, small = runs(tmp_path, "large"), runs(tmp_path, "small")
-    assert [row["update/out_of_memory"] for row in rows(small)] == ["1.0", "0.0"]
-    assert [row["update/micro_batch_tokens"] for row in rows(small)] == ["32.0", "32.0"]
+    counts, sizes = (
+        [float(row[f"update/{k}"]) for row in rows(small)] for k in ("out_of_memory", "micro_batch_tokens")
+    )
+    assert sum(counts) == 2 and counts[0] and sizes[1] == 16
     for name, weight in weights(large).items():
         torch.testing.assert_close(weights(small)[name], weight, rtol=1e-3, atol=1e-6)
 
@@ -231,7 +233,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
         error = refused(capsys, tmp_path, ["run", "fit", file, "--ckpt_path", last])
     assert "damaged" in error and "previous.ckpt" in error
     assert main(["run", "fit", file, "--ckpt_path", "last"]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "damaged" in line]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "is damaged" in line]
     assert lines == [f"{last} is damaged: going on from previous.ckpt (iteration 2)"]
     assert [p.name for p in run.parent.iterdir()] == ["version_0"]
     assert equal(whole, run)
