@@ -115,9 +115,12 @@ def _run(name: str, arguments: list[str]) -> int:
         else:
             print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except Stopped as stop:  # the run's summary has said where and how to go on
-        # A rank that Lightning launched leaves with 0: else Lightning would take it for a failure and kill the others.
-        return 0 if launching.launched() else 128 + stop.signum
+    except Stopped as stop:
+        if launching.launched():
+            return 0  # else Lightning would take it for a failure and kill the others
+        if stop.line:
+            print(f"{name}: {stop.line}", file=sys.stderr)
+        return 128 + stop.signum
     except KeyboardInterrupt as interrupt:
         if debug:
             traceback.print_exc()

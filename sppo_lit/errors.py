@@ -25,8 +25,9 @@ class Stopped(BaseException):
 
     Attributes:
         signum: the signal; the exit code is 128 more, as a shell has it.
+        line: to be printed; empty if the run has said where it stopped.
     """
 
-    def __init__(self, signum: int) -> None:
+    def __init__(self, signum: int, line: str = "") -> None:
         super().__init__(signum)
-        self.signum = signum
+        self.signum, self.line = signum, line

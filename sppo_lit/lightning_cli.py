@@ -278,11 +278,15 @@ def run(arguments: list[str], kind: type[RecipeCLI] = RecipeCLI) -> RecipeCLI:
         for cli in made:
             cli.discard_unused_folder()
         launching.end(others, grace=launching.GRACE if isinstance(error, (InputError, Stopped)) else 0.0)
-        if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning has switched it off
+        interrupted = isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
+        if interrupted or isinstance(error, Stopped):
             told = made[0].subcommand == "fit"  # by RunSummary
             more = "; the same command goes on from the responses on disk" if made[0].goes_on else ""
-            raise KeyboardInterrupt(*([] if told else [f"interrupted{more}"])) from error
+            line = "" if told else f"interrupted{more}"
+            if isinstance(error, Stopped):
+                raise Stopped(error.signum, line) from error
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning has switched it off
+            raise KeyboardInterrupt(*([line] if line else [])) from error
         if line := explain(error, recipe, arguments, made[0].keys if made else []):
             raise InputError(line) from error
         raise

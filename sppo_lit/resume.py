@@ -6,6 +6,7 @@ import csv
 import json
 import zipfile
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,12 +174,25 @@ class RunCSVLogger(CSVLogger):
         names, rows = rows_until(file, self._iterations) if file.is_file() else ([], [])
         writer = super().experiment
         if rows:
-            with written_whole(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as opened:
-                table = csv.DictWriter(opened, names)
-                table.writeheader()
-                table.writerows(rows)
+            write_table(file, names, rows)
             writer.metrics_keys = sorted(names)
+        writer._rewrite_with_new_header = partial(rewrite, file)  # Lightning's own would lose all rows to a kill
         return writer
+
+
+def rewrite(file: Path, names: list[str]) -> None:
+    """Give a `metrics.csv` more columns, at once or not at all."""
+    with file.open(newline="", encoding="utf-8") as opened:
+        rows = list(csv.DictReader(opened))
+    write_table(file, names, rows)
+
+
+def write_table(file: Path, names: list[str], rows: list[dict[str, str]]) -> None:
+    """A CSV file with these columns and rows, at once or not at all."""
+    with written_whole(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as opened:
+        table = csv.DictWriter(opened, names)
+        table.writeheader()
+        table.writerows(rows)
 
 
 def rows_until(file: Path, iterations: int) -> tuple[list[str], list[dict[str, str]]]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import os
 import resource
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cli_helpers import recipe, refused
+from cli_helpers import ROOT, recipe, refused
 from troubles import SignalAt, SmallFiles, SmallMemory, callback
 
 from sppo_lit.cli import main
@@ -104,6 +107,38 @@ def test_a_signal_loses_nothing_but_the_running_iteration(
     assert lines[0] == f"{said}{run}/checkpoints/last.ckpt"
     assert main(["run", "fit", str(recipe(tmp_path, BASE)), "--ckpt_path", "last"]) == 0
     assert equal(whole, run)
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
+    trouble = callback(SignalAt, signum=int(signal.SIGTERM), phase="sampling", iteration=1, times=2)
+    done = subprocess.run(
+        [sys.executable, "-m", "sppo_lit.cli", "run", str(recipe(tmp_path, {**BASE, "trainer.callbacks": [trouble]}))],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == -signal.SIGTERM, done.stderr
+    assert "interrupted" not in done.stdout and iterations(runs(tmp_path, "tiny")) == 1
+
+
+def test_a_signal_ends_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(recipe(tmp_path, {**BASE, "trainer.max_epochs": 1}))]) == 0
+    trouble = callback(SignalAt, signum=int(signal.SIGTERM), phase="evaluating", iteration=1)
+    file = recipe(tmp_path, {**BASE, "trainer.callbacks": [trouble]})
+    capsys.readouterr()
+    assert main(["run", "validate", str(file), "--ckpt_path", "last"]) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err.startswith("sppo: interrupted")
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_equals_one_that_was_not() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "kill_and_resume.py"), "--kills", "3", "--iterations", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0 and done.stdout.endswith("equal bit for bit\n"), done.stdout + done.stderr
+    assert done.stdout.count("all gone") == 3
 
 
 # ---------------------------------------------------------------------------------------------------------- not finite

@@ -14,7 +14,8 @@ import torch
 class SignalAt(pl.Callback):
     """Sends a signal to its own process, on one rank: after so many iterations, in a phase, after parts of it."""
 
-    def __init__(self, signum: int, phase: str, iteration: int, rank: int = 0, part: int = 0) -> None:
+    def __init__(self, signum: int, phase: str, iteration: int, rank: int = 0, part: int = 0, times: int = 1) -> None:
+        self.times = times
         self.signum, self.phase, self.iteration, self.rank, self.part = signum, phase, iteration, rank, part
         self.done = False
 
@@ -22,7 +23,8 @@ class SignalAt(pl.Callback):
         here = (phase, pl_module.iteration, trainer.global_rank) == (self.phase, self.iteration, self.rank)
         if here and done >= self.part and not trainer.sanity_checking and not self.done:
             self.done = True
-            os.kill(os.getpid(), self.signum)
+            for _ in range(self.times):
+                os.kill(os.getpid(), self.signum)
 
 
 class KillAt(SignalAt):
