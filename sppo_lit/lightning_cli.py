@@ -282,11 +282,11 @@ def run(arguments: list[str], kind: type[RecipeCLI] = RecipeCLI) -> RecipeCLI:
         if interrupted or isinstance(error, Stopped):
             told = made[0].subcommand == "fit"  # by RunSummary
             more = "; the same command goes on from the responses on disk" if made[0].goes_on else ""
-            line = "" if told else f"interrupted{more}"
+            stop = "" if told else f"interrupted{more}"
             if isinstance(error, Stopped):
-                raise Stopped(error.signum, line) from error
+                raise Stopped(error.signum, stop) from error
             signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning has switched it off
-            raise KeyboardInterrupt(*([line] if line else [])) from error
+            raise KeyboardInterrupt(*([stop] if stop else [])) from error
         if line := explain(error, recipe, arguments, made[0].keys if made else []):
             raise InputError(line) from error
         raise
