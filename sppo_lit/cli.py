@@ -13,8 +13,8 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from sppo_lit import __version__
-from sppo_lit.errors import InputError
+from sppo_lit import __version__, launching
+from sppo_lit.errors import InputError, Stopped
 from sppo_lit.paths import find, shipped_root
 
 STAGES = ("fit", "validate")
@@ -115,6 +115,12 @@ def _run(name: str, arguments: list[str]) -> int:
         else:
             print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except Stopped as stop:
+        if launching.launched():
+            return 0  # else Lightning would take it for a failure and kill the others
+        if stop.line:
+            print(f"{name}: {stop.line}", file=sys.stderr)
+        return 128 + stop.signum
     except KeyboardInterrupt as interrupt:
         if debug:
             traceback.print_exc()

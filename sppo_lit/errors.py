@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake raises, and a command line that raises it."""
+"""What ends a run before its end: a user's mistake, or a signal; and a command line that raises the first."""
 
 from __future__ import annotations
 
@@ -18,3 +18,16 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Refuse a command line."""
         raise InputError(f"{self.prog.rpartition(' ')[2]}: {message}; see '{self.prog} --help'")
+
+
+class Stopped(BaseException):
+    """A signal asked the run to end, and all its processes have left at the same place.
+
+    Attributes:
+        signum: the signal; the exit code is 128 more, as a shell has it.
+        line: to be printed; empty if the run has said where it stopped.
+    """
+
+    def __init__(self, signum: int, line: str = "") -> None:
+        super().__init__(signum)
+        self.signum, self.line = signum, line

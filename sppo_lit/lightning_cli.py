@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from sppo_lit import launching
 from sppo_lit.callbacks.checkpoint import IterationCheckpoint
 from sppo_lit.callbacks.clock import Clock
 from sppo_lit.callbacks.completions import CompletionsTable
@@ -25,25 +26,26 @@ from sppo_lit.callbacks.evaluation import Evaluation
 from sppo_lit.callbacks.export import HuggingFaceExport
 from sppo_lit.callbacks.journal import has_unfinished
 from sppo_lit.callbacks.progress import RunProgress
+from sppo_lit.callbacks.signals import StopSignals
 from sppo_lit.callbacks.summary import RunSummary
 from sppo_lit.datamodule import MathDataModule
 from sppo_lit.distributed import ShardedStrategy
-from sppo_lit.errors import InputError
-from sppo_lit.mistakes import explain, one_line
+from sppo_lit.errors import InputError, Stopped
+from sppo_lit.mistakes import explain, is_lost_connection, one_line
 from sppo_lit.module import SPPOModule
 from sppo_lit.policy_module import PolicyModule
 from sppo_lit.resume import (
     RunCSVLogger,
-    check_checkpoint,
-    checkpoint_file,
     response_settings,
     run_of,
     unfinished_run,
+    usable_checkpoint,
 )
 from sppo_lit.rollout_module import RolloutModule
 
 CALLBACKS = {
     "clock": Clock,
+    "signals": StopSignals,
     "progress": RunProgress,
     "completions": CompletionsTable,
     "evaluation": Evaluation,
@@ -158,8 +160,8 @@ class RecipeCLI(LightningCLI):
         settings.run_name = self._runs().name  # so that the run's config.yaml finds the same folder
         if settings.get("ckpt_path"):
             resume = self.subcommand == "fit"
-            file = checkpoint_file(settings.ckpt_path, self._runs())
-            settings.ckpt_path, self.started = str(file), check_checkpoint(file, resume)
+            file, self.started = usable_checkpoint(settings.ckpt_path, self._runs(), resume)
+            settings.ckpt_path = str(file)
             self.continued = run_of(file, self._runs()) if resume else None
             if resume and 0 <= (settings.trainer.max_epochs or -1) <= self.started:
                 raise InputError(
@@ -231,6 +233,11 @@ class RecipeCLI(LightningCLI):
                 raise InputError("--wandb needs the extra: pip install 'sppo-lit[wandb]'") from None
         return loggers
 
+    def launched_ranks(self) -> launching.Ranks:
+        """Processes that the trainer has launched."""
+        trainer = getattr(self, "trainer", None)
+        return launching.launched_ranks(trainer) if trainer is not None else []
+
     @property
     def goes_on(self) -> bool:
         """Whether an evaluation has left responses that the same command goes on from."""
@@ -238,9 +245,11 @@ class RecipeCLI(LightningCLI):
         return self.subcommand == "validate" and folder is not None and has_unfinished(folder / "evaluations")
 
     def discard_unused_folder(self) -> None:
-        """Remove the folders that this run made, if it ended without a finished iteration or response."""
+        """Remove the folders that this run made, if it ended without a finished iteration, response or finding."""
         done = getattr(getattr(self, "model", None), "iteration", 0)
         if rank() or not self.new_folders or (self.subcommand == "fit" and done > self.started) or self.goes_on:
+            return
+        if any(self.new_folders[0].rglob("bad_minibatch-*")):
             return
         shutil.rmtree(self.new_folders[0], ignore_errors=True)
         for parent in self.new_folders[1:]:
@@ -253,21 +262,31 @@ def run(arguments: list[str], kind: type[RecipeCLI] = RecipeCLI) -> RecipeCLI:
 
     Raises:
         InputError: anything the user can mend, in one line; a run folder that holds nothing yet is removed.
-        KeyboardInterrupt: Ctrl-C; its argument, if any, is a line that was not printed yet.
+        KeyboardInterrupt: Ctrl-C before anything runs; its argument, if any, is a line that was not printed yet.
+        Stopped: SIGINT or SIGTERM.
     """
     be_quiet()
     recipe = Path(arguments[2]) if arguments[1:2] == ["--config"] else None
     made: list[RecipeCLI] = []
     try:
-        return kind(arguments, recipe, made)
+        with launching.together():
+            return kind(arguments, recipe, made)
     except BaseException as error:
+        others = [process for cli in made for process in cli.launched_ranks()]
+        if is_lost_connection(error):
+            launching.wait_for_end(others)  # the rank that died first has said why, or will be named
         for cli in made:
             cli.discard_unused_folder()
-        if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning has switched it off
+        launching.end(others, grace=launching.GRACE if isinstance(error, (InputError, Stopped)) else 0.0)
+        interrupted = isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
+        if interrupted or isinstance(error, Stopped):
             told = made[0].subcommand == "fit"  # by RunSummary
             more = "; the same command goes on from the responses on disk" if made[0].goes_on else ""
-            raise KeyboardInterrupt(*([] if told else [f"interrupted{more}"])) from error
+            stop = "" if told else f"interrupted{more}"
+            if isinstance(error, Stopped):
+                raise Stopped(error.signum, stop) from error
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning has switched it off
+            raise KeyboardInterrupt(*([stop] if stop else [])) from error
         if line := explain(error, recipe, arguments, made[0].keys if made else []):
             raise InputError(line) from error
         raise

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jsonargparse
 import torch
+import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 HELP = "'sppo run fit RECIPE --help' lists every setting"
@@ -39,6 +40,10 @@ def explain(error: BaseException, recipe: Path | None, arguments: Sequence[str],
             "the accelerator ran out of memory; lower model.micro_batch_tokens or model.max_concurrent, or set "
             "model.gradient_checkpointing true"
         )
+    if isinstance(error, FloatingPointError):
+        return f"{text}; resume from an earlier checkpoint (previous.ckpt, best.ckpt) if the weights are broken"
+    if is_lost_connection(error):
+        return "the connection to another rank was lost: it has ended, and so does this one; see what it said"
     if isinstance(error, OSError):
         return _disk_error(error)
     if isinstance(error, RuntimeError) and "PytorchStreamWriter" in text:
@@ -48,6 +53,14 @@ def explain(error: BaseException, recipe: Path | None, arguments: Sequence[str],
     if isinstance(error, ValueError) and "loaded state dict" in text:
         return f"the checkpoint's optimizers are not this recipe's ({text}); {_SAME}"
     return None
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether another rank has gone: the error tells nothing of why."""
+    text = str(error)
+    return isinstance(error, (dist.DistError, ConnectionError)) or (
+        isinstance(error, RuntimeError) and "gloo" in text and ("onnection" in text or "peer" in text)
+    )
 
 
 _SAME = "use the recipe it was trained with: config.yaml in its run folder"
@@ -124,6 +137,8 @@ def _disk_error(error: OSError) -> str | None:
         return f"no space left on the disk{_at(error)}; free some space or {OTHER_FOLDER}"
     if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR) and error.filename:
         return f"{error.filename} cannot be written or read ({error.strerror}); {OTHER_FOLDER}"
+    if error.errno == errno.EFBIG:
+        return f"a file grew beyond what is allowed here{_at(error)} (see ulimit -f); {OTHER_FOLDER}"
     return None
 
 

@@ -7,6 +7,7 @@ critic's step before the policy's. What differs between algorithms is a row of `
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -77,6 +78,7 @@ class SPPOModule(RolloutModule):
         gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
         lora: train adapters of the policy instead of its weights.
         cpu_offload: under `--strategy fsdp`, keep weights, gradients and optimizer states in the CPU's memory.
+        max_skipped_steps: so many steps skipped in a row, for a loss or gradient that is not finite, end the run.
 
     Raises:
         InputError: unknown algorithm or impossible limits.
@@ -114,9 +116,14 @@ class SPPOModule(RolloutModule):
         gradient_checkpointing: bool = False,
         lora: LoraSettings | None = None,
         cpu_offload: bool = False,
+        max_skipped_steps: int = 5,
     ) -> None:
         check_limits(
-            "model", minibatch_size=minibatch_size, ppo_epochs=ppo_epochs, micro_batch_tokens=micro_batch_tokens
+            "model",
+            minibatch_size=minibatch_size,
+            ppo_epochs=ppo_epochs,
+            micro_batch_tokens=micro_batch_tokens,
+            max_skipped_steps=max_skipped_steps,
         )
         if algorithm not in ALGORITHMS:
             raise InputError(f"model.algorithm {algorithm!r} is unknown; choose one of: {', '.join(ALGORITHMS)}")
@@ -159,6 +166,7 @@ class SPPOModule(RolloutModule):
         self.value_clip = value_clip
         self.old_logprobs = old_logprobs
         self.critic_warmup = critic_warmup
+        self.max_skipped_steps = max_skipped_steps
         self.reward = reward
         self.custom_rewards = reward.custom
 
@@ -182,19 +190,33 @@ class SPPOModule(RolloutModule):
             old_logprobs = self._old_logprobs(batch, plan)
             for i, minibatch in enumerate(plan):
                 self.report_phase("updating", i, len(plan))
+                self.leave_if_told(boundary=i == 0)
                 step: dict[str, Tensor] = {}
                 if critic_optimizer is not None:
                     step |= self._critic_gradient(batch, minibatch.critic)
-                    step["critic/grad_norm"] = self.optimizer_step_clipped(critic_optimizer, self.critic_optimizer)
+                    step["critic/grad_norm"] = self.step_or_skip(
+                        "critic",
+                        critic_optimizer,
+                        self.critic_optimizer,
+                        step["critic/loss"],
+                        partial(batch.contents, minibatch.critic),
+                    )
                 if self.iteration >= self.critic_warmup and (
                     terms := self._policy_gradient(batch, minibatch.policy, old_logprobs)
                 ):
                     step |= terms
-                    step["policy/grad_norm"] = self.optimizer_step_clipped(policy_optimizer, self.policy_optimizer)
+                    step["policy/grad_norm"] = self.step_or_skip(
+                        "policy",
+                        policy_optimizer,
+                        self.policy_optimizer,
+                        step["policy/loss"],
+                        partial(batch.contents, minibatch.policy),
+                    )
                 steps.append(step)
             self.report_phase("updating", len(plan), len(plan))
         metrics = rollout_metrics(batch, old_logprobs, self.seconds) | step_metrics(steps) | lrs
-        metrics |= critic_metrics(batch) if self.critic is not None else {}
+        if self.critic is not None:
+            metrics |= {**critic_metrics(batch), "critic/bad_values": self.bad_values}
         metrics |= reference_metrics(batch) if self.kl.coef else {}
         self.finish_iteration(metrics)
 
@@ -226,24 +248,27 @@ class SPPOModule(RolloutModule):
 
     def _critic_gradient(self, batch: RolloutBatch, pieces: list[Tensor]) -> dict[str, Tensor]:
         """Accumulate the critic's gradient over a minibatch: the mean over its sequences, or over its tokens."""
-        assert self.spec.critic_loss is not None
         rows = torch.cat(pieces)
         by_token = self.spec.critic == "token"
         count = int(reduced(batch.response_lengths[rows].sum())) if by_token else self.minibatch_size
+        lengths, run = self.critic_lengths(batch), partial(self._critic_passes, batch, count)
+        return {"critic/loss": reduced(self.accumulate(self.critic, pieces, lengths, run))}
+
+    def _critic_passes(self, batch: RolloutBatch, count: int, pieces: list[Tensor]) -> Tensor:
+        """Forward and backward over micro-batches; this rank's share of the loss."""
+        assert self.spec.critic_loss is not None
         total = torch.zeros((), dtype=torch.float32, device=self.device)
-        self.join_passes(self.critic, len(pieces))
         for rows in pieces:
             piece = batch.select(rows)
             outputs = self.critic(*self.critic_inputs(piece))
             mask = torch.ones_like(outputs, dtype=torch.bool)
-            if by_token:
+            if self.spec.critic == "token":
                 mask = response_mask(piece.response_lengths, outputs.shape[1])
             targets, before = piece.targets.to(outputs.dtype), piece.values.to(outputs.dtype)
             loss = masked_sum(self.spec.critic_loss(outputs, targets, before, self.value_clip), mask) / count
             self.manual_backward(loss)
             total += loss.detach()
-        self.wait_for_others()
-        return {"critic/loss": reduced(total)}
+        return total
 
     def _policy_gradient(self, batch: RolloutBatch, pieces: list[Tensor], old: Tensor) -> dict[str, Tensor]:
         """Accumulate the policy's gradient over a minibatch; counts are those of the whole minibatch.
@@ -256,6 +281,18 @@ class SPPOModule(RolloutModule):
         sequences, tokens = reduced(torch.tensor(counts, device=self.device)).tolist()
         if not sequences:
             return {}
+        totals = (batch.prompt_lengths + batch.response_lengths).cpu()
+        run = partial(self._policy_passes, batch, old, sequences, tokens)
+        step, low, high = self.accumulate(self.policy, pieces, totals, run)
+        step = dict(zip(step, reduced(torch.stack(list(step.values()))), strict=True))
+        step["policy/ratio_min"] = reduced(torch.stack(low).min(), dist.ReduceOp.MIN)
+        step["policy/ratio_max"] = reduced(torch.stack(high).max(), dist.ReduceOp.MAX)
+        return step
+
+    def _policy_passes(
+        self, batch: RolloutBatch, old: Tensor, sequences: int, tokens: int, pieces: list[Tensor]
+    ) -> tuple[dict[str, Tensor], list[Tensor], list[Tensor]]:
+        """Forward and backward over micro-batches; this rank's shares of the scalars, and extremes of the ratio."""
         names = (
             "policy/loss",
             "policy/entropy",
@@ -265,7 +302,6 @@ class SPPOModule(RolloutModule):
         )
         step = {name: torch.zeros((), device=self.device) for name in names}
         low, high = [torch.full((), torch.inf, device=self.device)], [torch.zeros((), device=self.device)]
-        self.join_passes(self.policy, len(pieces))
         for rows in pieces:
             piece = batch.select(rows)
             terms = self.terms_of(piece)
@@ -298,11 +334,7 @@ class SPPOModule(RolloutModule):
                 step["policy/dual_clip_fraction"] += masked_sum(surrogate.dual_clipped.float(), mask) / tokens
                 low.append(ratio[mask].min())
                 high.append(ratio[mask].max())
-        self.wait_for_others()
-        step = dict(zip(step, reduced(torch.stack(list(step.values()))), strict=True))
-        step["policy/ratio_min"] = reduced(torch.stack(low).min(), dist.ReduceOp.MIN)
-        step["policy/ratio_max"] = reduced(torch.stack(high).max(), dist.ReduceOp.MAX)
-        return step
+        return step, low, high
 
 
 def check_algorithm(

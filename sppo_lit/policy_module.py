@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ParallelStrategy
@@ -27,6 +26,7 @@ from sppo_lit.distributed import (
     whole_parameters,
 )
 from sppo_lit.errors import InputError
+from sppo_lit.faults import FaultTolerantModule
 from sppo_lit.memory_use import peak_mib, reset_peak
 from sppo_lit.models.critics import ScalarCritic
 from sppo_lit.models.loading import ModelSource, checkpoint_layers, eos_token_ids, load_causal_lm, load_tokenizer
@@ -43,7 +43,7 @@ Encoded = tuple[Problem, list[int]]
 """A problem and its prompt's token ids."""
 
 
-class PolicyModule(pl.LightningModule):
+class PolicyModule(FaultTolerantModule):
     """A policy that can sample, be judged and be validated; subclasses say how it learns.
 
     One Lightning epoch is one iteration. The data module calls `collect` with the iteration's problems, and what it
@@ -207,6 +207,8 @@ class PolicyModule(pl.LightningModule):
         start = time.perf_counter()
 
         def progress(finished: int, asked: int, tokens: int) -> None:
+            if stage != "validate" or ranks() == 1 or not self.evaluation.values:  # whose reading is joint
+                self.break_off(boundary=stage != "validate")
             rate = tokens / max(time.perf_counter() - start, 1e-9)
             self.report_phase(phase, done + finished, total or asked, tokens=tokens, tokens_per_second=rate)
 
@@ -237,7 +239,9 @@ class PolicyModule(pl.LightningModule):
         self, batch: list[Encoded], batch_idx: int, dataloader_idx: int = 0
     ) -> list[Scored]:
         """Answer held-out problems: greedily, and with k samples each; the `Evaluation` callback adds them up."""
-        return self.validation.answer(batch, dataloader_idx)
+        with self.interruptible(boundary=False):
+            scored = self.validation.answer(batch, dataloader_idx)
+        return scored
 
     def read_values(
         self, encoded: Sequence[Encoded], completions: Sequence[Completion], scored: Sequence[Scored]
@@ -315,14 +319,6 @@ class PolicyModule(pl.LightningModule):
             if nothing.requires_grad:
                 self.manual_backward(nothing)
 
-    def wait_for_others(self) -> None:
-        """Where ranks have to meet; how long this one waited is added to the iteration's `wait`."""
-        if ranks() > 1:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            with self.timed("wait"):
-                reduced(torch.zeros((), device=self.device)).item()
-
     def local_backward(self) -> AbstractContextManager[Any]:
         """Backward passes in here stay on this rank: gradients are summed once per minibatch, not per micro-batch."""
         strategy = self.trainer.strategy
@@ -371,10 +367,11 @@ class PolicyModule(pl.LightningModule):
         sampled = reduced(torch.tensor(self._sampled, device=self.device)).tolist()
         kinds = ("rollout/sampled_sequences", "rollout/sampled_tokens")
         counts = dict(zip(kinds, sampled, strict=True)) if sampled[0] else {}
+        counts |= {"update/micro_batch_tokens": self.micro_batch_tokens, "update/out_of_memory": self.out_of_memory}
         peaks = torch.tensor(list(self.memory.values()), dtype=torch.float32, device=self.device)
         largest = reduced(peaks, dist.ReduceOp.MAX).tolist() if self.memory else []
         memory = {f"memory/{phase}": mib for phase, mib in zip(self.memory, largest, strict=True)}
-        self.seconds, self.memory, self._sampled = {}, {}, [0, 0]
+        self.seconds, self.memory, self._sampled, self.out_of_memory = {}, {}, [0, 0], 0
         self.iterations_done += 1
         # As "step", the iteration becomes the loggers' x-axis, the same for training and validation.
         for name, value in {**metrics, **times, **counts, **memory, "step": self.iteration}.items():

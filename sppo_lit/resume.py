@@ -5,14 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import zipfile
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from sppo_lit.callbacks.console import written_whole
+from sppo_lit.callbacks.console import console, written_whole
 from sppo_lit.callbacks.journal import unfinished_settings
 from sppo_lit.errors import InputError
 from sppo_lit.paths import find
@@ -39,6 +42,36 @@ def checkpoint_file(path: str, runs: Path) -> Path:
     return file
 
 
+def usable_checkpoint(path: str, runs: Path, resume: bool) -> tuple[Path, int]:
+    """The checkpoint that `--ckpt_path` names, and its iterations; a damaged `last` is replaced by the one before it.
+
+    Args:
+        path: as `checkpoint_file` takes it.
+        runs: folder of this recipe's runs.
+        resume: whether training goes on from it.
+
+    Raises:
+        InputError: missing or damaged, and so are those before it.
+    """
+    file = checkpoint_file(path, runs)
+    others = [file.with_name(f"{name}.ckpt") for name in ("previous", "best")] if path == "last" else []
+    try:
+        return file, check_checkpoint(file, resume)
+    except DamagedError as error:
+        for other in others:
+            with suppress(InputError):
+                found = other, check_checkpoint(other, resume)
+                if not getattr(rank_zero_only, "rank", 0):
+                    line = f"{file} is damaged: going on from {other.name} (iteration {found[1]})"
+                    console.print(line, markup=False, soft_wrap=True)
+                return found
+        raise InputError(str(error)) from error
+
+
+class DamagedError(InputError):
+    """A checkpoint that cannot be read."""
+
+
 def check_checkpoint(file: Path, resume: bool) -> int:
     """Iterations that a checkpoint has behind it, read without its weights.
 
@@ -47,17 +80,21 @@ def check_checkpoint(file: Path, resume: bool) -> int:
         resume: whether training goes on from it, which needs the optimizers' state.
 
     Raises:
-        InputError: damaged, not one of ours, or weights only where training goes on.
+        DamagedError: missing, damaged, or no checkpoint.
+        InputError: not one of ours, or weights only where training goes on.
     """
     if file.is_dir():
         return 0
-    damaged = f"--ckpt_path {file}: the file is damaged or no checkpoint; take another one of its folder"
+    damaged = (
+        f"--ckpt_path {file}: the file is damaged or no checkpoint; take another one of its folder (previous.ckpt, "
+        "best.ckpt)"
+    )
     if not zipfile.is_zipfile(file):
-        raise InputError(damaged)
+        raise DamagedError(damaged)
     try:
         content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # a reader of foreign bytes may raise anything
-        raise InputError(damaged) from error
+        raise DamagedError(damaged) from error
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or "iterations_done" not in state:
         raise InputError(f"--ckpt_path {file}: no checkpoint of sppo-lit; give one from a run's checkpoints folder")
@@ -70,9 +107,9 @@ def check_checkpoint(file: Path, resume: bool) -> int:
 
 
 def run_of(checkpoint: Path, runs: Path) -> Path | None:
-    """The run folder under `runs` that goes on where `checkpoint` is its last one; None: a new run starts from it."""
+    """The run folder under `runs` that goes on if `checkpoint` is its last one or the one before; None: a new one."""
     folder = checkpoint.resolve().parent.parent
-    last = checkpoint.name == "last.ckpt" and checkpoint.parent.name == "checkpoints"
+    last = checkpoint.name in ("last.ckpt", "previous.ckpt") and checkpoint.parent.name == "checkpoints"
     return runs / folder.name if last and folder.parent == runs.resolve() else None
 
 
@@ -137,12 +174,25 @@ class RunCSVLogger(CSVLogger):
         names, rows = rows_until(file, self._iterations) if file.is_file() else ([], [])
         writer = super().experiment
         if rows:
-            with written_whole(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as opened:
-                table = csv.DictWriter(opened, names)
-                table.writeheader()
-                table.writerows(rows)
+            write_table(file, names, rows)
             writer.metrics_keys = sorted(names)
+        writer._rewrite_with_new_header = partial(rewrite, file)  # Lightning's own would lose all rows to a kill
         return writer
+
+
+def rewrite(file: Path, names: list[str]) -> None:
+    """Give a `metrics.csv` more columns, at once or not at all."""
+    with file.open(newline="", encoding="utf-8") as opened:
+        rows = list(csv.DictReader(opened))
+    write_table(file, names, rows)
+
+
+def write_table(file: Path, names: list[str], rows: list[dict[str, str]]) -> None:
+    """A CSV file with these columns and rows, at once or not at all."""
+    with written_whole(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as opened:
+        table = csv.DictWriter(opened, names)
+        table.writeheader()
+        table.writerows(rows)
 
 
 def rows_until(file: Path, iterations: int) -> tuple[list[str], list[dict[str, str]]]:

@@ -43,6 +43,7 @@ class RolloutModule(PolicyModule):
         kl: penalty for moving away from a reference policy.
         reward: what the policy is paid.
         policy_only: load nothing but the policy, to evaluate weights that come from no checkpoint.
+        bad_values: responses of this iteration, over all ranks, with a V that is not finite.
     """
 
     policy_only = False
@@ -56,6 +57,7 @@ class RolloutModule(PolicyModule):
     drop_equal_groups: bool
     kl: KLSettings
     reward: RewardSettings
+    bad_values = 0
 
     def configure_model(self) -> None:
         """Load the policy and, but for `policy_only`, critic and reference policy."""
@@ -100,19 +102,20 @@ class RolloutModule(PolicyModule):
         problems, encoded = encoded, [entry for entry in encoded for _ in range(n)]
         samples = list(range(n)) * len(problems)
         stage = f"train/{self.iteration}"
-        with self.timed("rollout"):
-            completions = self.sample(encoded, self.sampling, stage, samples, "sampling")
-            greedy = self._greedy(problems, stage) if self.spec.greedy else []
-        with self.timed("verify"):
-            texts, verdicts = self.judge(encoded, completions)
-            rewards = self._pay(encoded, completions, texts, verdicts)
-            baseline = self._pay(problems, greedy, *self.judge(problems, greedy)) if greedy else None
-        self.wait_for_others()
+        with self.interruptible(boundary=True):
+            with self.timed("rollout"):
+                completions = self.sample(encoded, self.sampling, stage, samples, "sampling")
+                greedy = self._greedy(problems, stage) if self.spec.greedy else []
+            with self.timed("verify"):
+                texts, verdicts = self.judge(encoded, completions)
+                rewards = self._pay(encoded, completions, texts, verdicts)
+                baseline = self._pay(problems, greedy, *self.judge(problems, greedy)) if greedy else None
         self.count_sampled([*completions, *greedy])
         labels = torch.tensor([float(v.reward) for v in verdicts], device=self.device)
         batch = self._tensors(encoded, completions, rewards, labels)
         with self.timed("values"):
             batch.values = self.values_of(batch)
+            self._distrust_values(batch)
             batch.reference = self.reference_logprobs(batch)
         self._judge_advantage(batch, None if baseline is None else baseline.repeat_interleave(n))
         per_response = batch.advantages
@@ -166,6 +169,15 @@ class RolloutModule(PolicyModule):
             scored=[],
         )
 
+    def _distrust_values(self, batch: RolloutBatch) -> None:
+        """Where V is not finite it becomes 0, and the policy does not learn from the response."""
+        bad = ~batch.values.reshape(len(batch), -1).isfinite().all(dim=1)
+        batch.values = torch.where(bad.view(-1, *[1] * (batch.values.ndim - 1)), 0.0, batch.values)
+        batch.kept &= ~bad
+        self.bad_values = int(reduced(bad.sum()))
+        if self.bad_values:
+            self.say(f"critic: {self.bad_values} values are not finite; the policy does not learn from those responses")
+
     def _judge_advantage(self, batch: RolloutBatch, greedy: Tensor | None) -> None:
         """Set advantages, the critic's targets, and which responses the policy learns from."""
         mask = response_mask(batch.response_lengths, batch.response_ids.shape[1])
@@ -177,13 +189,13 @@ class RolloutModule(PolicyModule):
         outcomes = Outcomes(batch.rewards, batch.values, lengths, self.samples, greedy, costs, self.gamma, self.lam)
         batch.advantages = self.spec.advantage(outcomes)
         if self.whiten:
-            shape = mask if batch.advantages.ndim == 2 else batch.kept
+            shape = mask & batch.kept[:, None] if batch.advantages.ndim == 2 else batch.kept
             batch.advantages = whiten(batch.advantages, shape, reduced)
         if self.spec.critic == "token":
             ahead = gae(batch.labels, batch.values, lengths, gamma=self.gamma, lam=self.lam)
             batch.targets = torch.where(mask, ahead + batch.values, 0.0)
         if self.drop_equal_groups:
-            batch.kept = ~equal_groups(outcomes.totals, self.samples)
+            batch.kept &= ~equal_groups(outcomes.totals, self.samples)
 
     # ------------------------------------------------------------------------------------------- critic and reference
 

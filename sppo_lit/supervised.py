@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -34,6 +35,10 @@ class SolutionBatch:
     prompt_lengths: Tensor
     response_ids: Tensor
     response_lengths: Tensor
+
+    def contents(self, rows: Tensor) -> dict[str, Tensor]:
+        """Some sequences ([N] int64), to be saved for inspection."""
+        return {f.name: getattr(self, f.name)[rows].cpu() for f in fields(self)}
 
 
 class SupervisedModule(PolicyModule):
@@ -96,19 +101,25 @@ class SupervisedModule(PolicyModule):
         steps: list[dict[str, Tensor]] = []
         with self.timed("update"), self.local_backward():
             for i, rows in enumerate(plan):
+                self.leave_if_told(boundary=i == 0)
                 tokens = int(reduced(batch.response_lengths[rows].sum()))
-                total = torch.zeros((), dtype=torch.float32, device=self.device)
-                pieces = micro_batches(lengths[rows], self.micro_batch_tokens)
-                self.join_passes(self.policy, len(pieces))
-                for piece in pieces:
-                    loss = self._negative_log_likelihood(batch, rows[piece]) / tokens
-                    self.manual_backward(loss)
-                    total += loss.detach()
-                self.wait_for_others()
-                norm = self.optimizer_step_clipped(optimizer, self.policy_optimizer)
-                steps.append({"policy/loss": reduced(total), "policy/grad_norm": norm})
+                pieces = [rows[piece] for piece in micro_batches(lengths[rows], self.micro_batch_tokens)]
+                loss = reduced(self.accumulate(self.policy, pieces, lengths, partial(self._passes, batch, tokens)))
+                norm = self.step_or_skip(
+                    "policy", optimizer, self.policy_optimizer, loss, partial(batch.contents, rows)
+                )
+                steps.append({"policy/loss": loss, "policy/grad_norm": norm})
                 self.report_phase("updating", i + 1, len(plan))
         self.finish_iteration({**step_metrics(steps), "policy/lr": lr})
+
+    def _passes(self, batch: SolutionBatch, tokens: int, pieces: list[Tensor]) -> Tensor:
+        """Forward and backward over micro-batches; this rank's share of the loss."""
+        total = torch.zeros((), dtype=torch.float32, device=self.device)
+        for rows in pieces:
+            loss = self._negative_log_likelihood(batch, rows) / tokens
+            self.manual_backward(loss)
+            total += loss.detach()
+        return total
 
     def _negative_log_likelihood(self, batch: SolutionBatch, rows: Tensor) -> Tensor:
         lengths = batch.response_lengths[rows]

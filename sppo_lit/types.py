@@ -172,6 +172,12 @@ class RolloutBatch:
         trimmed = picked._map(lambda value: value[:, :t] if value.ndim == 2 else value)
         return replace(picked, **{**trimmed, "prompt_ids": picked.prompt_ids[:, :p]})
 
+    def contents(self, pieces: Sequence[Tensor]) -> dict[str, Any]:
+        """The sequences of some micro-batches ([N] int64 each) as tensors and texts, to be saved for inspection."""
+        rows = [int(row) for piece in pieces for row in piece]
+        texts = [(self.scored[row].problem.prompt, self.scored[row].text) for row in rows]
+        return {**self._map(lambda t: t[rows].cpu()), "texts": texts}
+
 
 class RolloutEngine(Protocol):
     """Samples responses from its own copy of, or a reference to, the policy's weights."""

@@ -20,6 +20,7 @@ LEVELS = {
     "errors": 0,
     "paths": 0,
     "logs": 0,
+    "launching": 0,
     "settings": 3,
     "algorithms": 1,
     "rewards": 1,
@@ -30,6 +31,7 @@ LEVELS = {
     "metrics": 3,
     "control": 3,
     "distributed": 4,
+    "faults": 4,
     "policy_module": 4,
     "rollout_module": 4,
     "diagnostics": 4,
@@ -57,6 +59,7 @@ NEIGHBOURS = {4, 6}
 BARRED = {
     "types": {"torch", "lightning", "transformers", "datasets"},
     "errors": {"torch", "lightning", "transformers", "datasets"},
+    "launching": {"torch", "lightning", "transformers", "datasets"},
     "algorithms": {"lightning", "transformers", "datasets", "rich"},
     "rewards": {"torch", "lightning", "transformers", "datasets"},
     "models": {"lightning"},

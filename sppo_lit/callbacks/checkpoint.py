@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 from pathlib import Path
@@ -12,12 +13,14 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from sppo_lit.callbacks.console import remove, replace
+from sppo_lit.callbacks.console import console, remove, replace
 from sppo_lit.errors import InputError
 
 
 class IterationCheckpoint(ModelCheckpoint):
-    """Keeps ``last.ckpt`` and ``best.ckpt`` (by held-out accuracy) in ``<run>/checkpoints``.
+    """Keeps ``last.ckpt``, the one before it as ``previous.ckpt``, and ``best.ckpt`` in ``<run>/checkpoints``.
+
+    Best is by held-out accuracy. The one before is for the day on which the last one turns out to be damaged.
 
     Saves at the end of the training epoch: a checkpoint from the end of a validation would repeat the iteration when
     it is resumed. Each file is written under another name and then takes the old one's place.
@@ -28,6 +31,9 @@ class IterationCheckpoint(ModelCheckpoint):
         mode: ``max`` or ``min``.
         dirpath: folder; ``<run>/checkpoints`` by default.
         save_weights_only: leave out the optimizers; such a checkpoint can be evaluated but not resumed.
+
+    Attributes:
+        saved_iteration: of ``last.ckpt``, or of the checkpoint that the run started from.
 
     Raises:
         InputError: the disk has not enough free space, found before training starts and before each save.
@@ -52,12 +58,14 @@ class IterationCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
-        self._saved_iteration: int | None = None
+        self.saved_iteration = 0
+        self._boundary: dict[str, Any] = {}  # where Lightning's loops were when the last iteration was finished
+        self._within = False  # another iteration has begun since
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Rather fail now than after hours."""
         super().on_train_start(trainer, pl_module)
-        self._saved_iteration = int(pl_module.iteration)  # type: ignore[arg-type]
+        self.saved_iteration = int(pl_module.iteration)  # type: ignore[arg-type]
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._check_space(trainer, pl_module)
 
@@ -70,14 +78,41 @@ class IterationCheckpoint(ModelCheckpoint):
         score = trainer.callback_metrics.get(self.monitor or "")
         best = score is not None and self._is_better(trainer, score)
         last = iteration % self._every_n_epochs == 0 or trainer.current_epoch + 1 == trainer.max_epochs
+        self._boundary = copy.deepcopy(_position(trainer))
         if best or last:
             self._save(trainer, pl_module, iteration, score if best else None, last)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Also a run that was stopped early ends with its last iteration on disk."""
         iteration = int(pl_module.iteration)  # type: ignore[arg-type]
-        if not trainer.fast_dev_run and self._saved_iteration != iteration:  # type: ignore[attr-defined]
+        if not trainer.fast_dev_run and self.saved_iteration != iteration:  # type: ignore[attr-defined]
             self._save(trainer, pl_module, iteration, None, True)
+
+    def save_boundary(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the last finished iteration, unless it is saved, while the next one has not yet changed any weights."""
+        iteration = int(pl_module.iteration)  # type: ignore[arg-type]
+        if not trainer.fast_dev_run and self.saved_iteration != iteration:  # type: ignore[attr-defined]
+            self._within = True
+            self._save(trainer, pl_module, iteration, None, True)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Note what was trained with, and the position of the iteration boundary."""
+        checkpoint["trained_with"] = trained_with(trainer)
+        if self._within:
+            checkpoint.update(epoch=self._boundary["epoch"], global_step=self._boundary["global_step"])
+            checkpoint["loops"]["fit_loop"] = self._boundary["fit_loop"]
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Say in one line what is different from before."""
+        before, now = checkpoint.get("trained_with", {}), trained_with(trainer)
+        changes = [f"{key} {before[key]} → {now[key]}" for key in now if key in before and before[key] != now[key]]
+        if changes and trainer.is_global_zero and trainer.state.fn == "fit":
+            line = f"resumed with another setting: {', '.join(changes)}; equal to the old one up to rounding"
+            console.print(line, markup=False, soft_wrap=True)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the best so far, unless the run goes on in another folder, which has its own best checkpoint."""
@@ -108,16 +143,21 @@ class IterationCheckpoint(ModelCheckpoint):
         try:
             self._save_checkpoint(trainer, str(temporary))
             if trainer.is_global_zero:
+                flush(temporary)
+                if last and targets[-1].is_file():
+                    duplicate(targets[-1], folder / "previous.ckpt")
                 for target in targets[:-1]:
-                    copy = folder / ".copy.tmp"
-                    duplicate(temporary, copy)
-                    replace(copy, target)
+                    second = folder / ".copy.tmp"
+                    duplicate(temporary, second)
+                    replace(second, target)
                 replace(temporary, targets[-1])
         finally:
             if trainer.is_global_zero:
                 remove(temporary)
         trainer.strategy.barrier("IterationCheckpoint")
-        self._saved_iteration, self._last_checkpoint_saved = iteration, str(targets[-1])
+        self._last_checkpoint_saved = str(targets[-1])
+        if last:
+            self.saved_iteration = iteration
 
     def _check_space(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         folder, needed = Path(str(self.dirpath)), checkpoint_bytes(pl_module, self.save_weights_only)
@@ -127,6 +167,27 @@ class IterationCheckpoint(ModelCheckpoint):
                 f"not enough free disk space for a checkpoint in {folder}: it needs about {needed:,} bytes, "
                 f"{free:,} are free; free some space or choose another folder (--trainer.default_root_dir)"
             )
+
+
+STRATEGIES = {"SingleDeviceStrategy": "auto", "DDPStrategy": "ddp", "ShardedStrategy": "fsdp"}
+
+
+def trained_with(trainer: pl.Trainer) -> dict[str, Any]:
+    """What a resumed run may change at the price of rounding."""
+    strategy = type(trainer.strategy).__name__
+    return {
+        "strategy": STRATEGIES.get(strategy, strategy),
+        "precision": str(trainer.precision),
+        "processes": trainer.world_size,
+    }
+
+
+def _position(trainer: pl.Trainer) -> dict[str, Any]:
+    return {
+        "epoch": trainer.current_epoch,
+        "global_step": trainer.global_step,
+        "fit_loop": trainer.fit_loop.state_dict(),
+    }
 
 
 def checkpoint_bytes(module: nn.Module, weights_only: bool = False) -> int:
@@ -141,6 +202,13 @@ def free_bytes(folder: Path) -> int:
     """Free bytes of the disk that `folder` is on or will be on."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(existing).free
+
+
+def flush(path: Path) -> None:
+    """Have a file on the disk itself, so that a power cut after it took another's place does not lose both."""
+    if path.is_file():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def duplicate(source: Path, target: Path) -> None:

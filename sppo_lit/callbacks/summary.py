@@ -16,6 +16,7 @@ from sppo_lit.callbacks import console as shared
 from sppo_lit.callbacks.console import duration, run_folder
 from sppo_lit.callbacks.evaluation import Evaluation
 from sppo_lit.callbacks.export import auto_class
+from sppo_lit.errors import Stopped
 
 PLACES = {
     "curves": "curves.png",
@@ -51,10 +52,14 @@ class RunSummary(Callback):
                 shared.console.print(command, soft_wrap=True)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """After Ctrl-C say how to go on."""
+        """After a signal say how to go on."""
         last, recipe = self._folder / PLACES["last"], self._folder / "config.yaml"
-        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero and trainer.state.fn == "fit":
-            done = f"interrupted after iteration {int(pl_module.iteration)}"  # type: ignore[arg-type]
+        stopped = isinstance(exception, (KeyboardInterrupt, Stopped))
+        if stopped and trainer.is_global_zero and trainer.state.fn == "fit":
+            iteration = int(pl_module.iteration)  # type: ignore[arg-type]
+            keepers = [c for c in trainer.callbacks if hasattr(c, "saved_iteration")]  # type: ignore[attr-defined]
+            saved = min([iteration, *(c.saved_iteration for c in keepers)])
+            done = f"interrupted after iteration {saved}"
             if last.exists() and recipe.exists():
                 done += f"; resume: lightning run fit {recipe} --ckpt_path {last}"
             shared.console.print(done, markup=False, soft_wrap=True)

@@ -155,7 +155,8 @@ class _Judge:
 
 def main() -> None:
     """Serve until stdin closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for signum in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the parent decides when it is over
+        signal.signal(signum, signal.SIG_IGN)
     parent = os.getppid()
     source, sink = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)

@@ -21,7 +21,8 @@ def test_last_and_best(fake):
     checkpoint = IterationCheckpoint(every_n_iterations=2)
     _, _, folder = fake([Evaluation(), checkpoint], epochs=5, module=module)
     files = sorted(p.name for p in (folder / "checkpoints").iterdir())
-    assert files == ["best.ckpt", "last.ckpt"]
+    assert files == ["best.ckpt", "last.ckpt", "previous.ckpt"]
+    assert iterations(folder / "checkpoints/previous.ckpt") == 4
     assert iterations(folder / "checkpoints/best.ckpt") == 2
     assert iterations(folder / "checkpoints/last.ckpt") == 5, "the last iteration, though 5 is no multiple of 2"
     assert checkpoint.best_model_path == str(folder / "checkpoints/best.ckpt")
@@ -37,7 +38,7 @@ def test_best_only_where_an_evaluation_ran(fake):
 
 def test_without_evaluation_there_is_a_last_one(fake):
     _, _, folder = fake([IterationCheckpoint()], epochs=2, limit_val_batches=0)
-    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["last.ckpt"]
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["last.ckpt", "previous.ckpt"]
 
 
 @pytest.mark.parametrize("every", [1, 2])
@@ -73,7 +74,10 @@ def test_interrupted_run_keeps_its_last_whole_iteration(fake):
         fake([IterationCheckpoint()], epochs=9, module=fake.module(fail_at=4))
     trainer = fake.trainer([])
     folder = os.path.join(os.path.dirname(trainer.log_dir), "version_0", "checkpoints")
-    assert os.listdir(folder) == ["last.ckpt"] and iterations(os.path.join(folder, "last.ckpt")) == 3
+    assert (
+        sorted(os.listdir(folder)) == ["last.ckpt", "previous.ckpt"]
+        and iterations(os.path.join(folder, "last.ckpt")) == 3
+    )
 
 
 def test_failed_save_leaves_the_old_checkpoint(fake, monkeypatch):
@@ -91,7 +95,10 @@ def test_failed_save_leaves_the_old_checkpoint(fake, monkeypatch):
     with pytest.raises(OSError, match="quota"):
         trainer.fit(fake.module(), fake.problems())
     folder = os.path.join(trainer.log_dir, "checkpoints")
-    assert os.listdir(folder) == ["last.ckpt"] and iterations(os.path.join(folder, "last.ckpt")) == 2
+    assert (
+        sorted(os.listdir(folder)) == ["last.ckpt", "previous.ckpt"]
+        and iterations(os.path.join(folder, "last.ckpt")) == 2
+    )
 
 
 def test_full_disk_is_one_clear_line_before_training(fake, monkeypatch):

@@ -61,6 +61,9 @@ def test_a_checkpoint_resumes_under_another_strategy_and_number_of_ranks(
     start = launch(tmp_path / "start", *before, f"--max_epochs={iterations}")
     end = launch(tmp_path / "end", *after, f"--ckpt_path={start.folder / 'checkpoints' / 'last.ckpt'}")
     assert end.metrics["step"] == 3
+    changes = ("fsdp → auto", "2 → 1") if after == () else ("auto → fsdp", "1 → 2")
+    told = [line for line in end.output.splitlines() if "resumed with another setting" in line]
+    assert len(told) == 1 and f"strategy {changes[0]}, processes {changes[1]}" in told[0], end.output
     assert difference(one.ranks[0], end.ranks[0]) <= 1e-5
     same_folders(one, end)
 

@@ -1,0 +1,242 @@
+"""Kills a run with SIGKILL again and again, resumes it each time, and compares it with a run that nobody killed.
+
+    python benchmarks/kill_and_resume.py                  # 20 kills of 12 iterations, one process
+    python benchmarks/kill_and_resume.py --devices 2      # the same under ddp, one of two ranks killed at a time
+
+The kills are spread over sampling, verifying, updating, evaluating and saving, at seeded random moments. Weights,
+optimizer states and the rows of `metrics.csv` (all but times and rates) must be equal bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+DELAYS = {"sampling": 0.1, "verifying": 0.001, "updating": 0.1, "evaluating": 0.03, "saving": 0.01}
+PHASES = tuple(DELAYS)
+"""What a run is killed in, at most so many seconds after it has begun."""
+
+START, END = 300.0, 60.0
+"""Most seconds until a killed run gets to its phase, and until all its processes are gone."""
+
+FLAGS = (
+    "--accelerator=cpu",
+    "--data.problems_per_epoch=32",
+    "--data.val=[{path: arithmetic, limit: 16}]",
+    "--trainer.check_val_every_n_epoch=2",
+    "--model.minibatch_size=8",
+    "--model.micro_batch_tokens=512",
+    "--model.sampling.max_new_tokens=48",
+    "--model.verifier.workers=1",
+)
+
+
+class PhaseFile(pl.Callback):
+    """Writes "pid iteration phase" of this rank to `<folder>/rank<r>` whenever it changes."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def _note(self, trainer: pl.Trainer, module: Any, phase: str) -> None:
+        line = f"{os.getpid()} {module.iteration} {phase}"
+        file = os.open(self.folder / f"rank{trainer.global_rank}", os.O_WRONLY | os.O_CREAT)
+        os.pwrite(file, line.ljust(64).encode(), 0)
+        os.close(file)
+
+    def on_phase(self, trainer: pl.Trainer, pl_module: Any, phase: str, *facts: Any) -> None:
+        """The module has got somewhere."""
+        if not trainer.sanity_checking:
+            self._note(trainer, pl_module, phase)
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint is about to be written."""
+        self._note(trainer, pl_module, "saving")
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """It has been written."""
+        self._note(trainer, pl_module, "between")
+
+
+def start(folder: Path, options: argparse.Namespace, resume: bool) -> subprocess.Popen[str]:
+    """The command line in a process group of its own."""
+    flags = [*FLAGS, f"--max_epochs={options.iterations}", f"--trainer.default_root_dir={folder}"]
+    if options.devices > 1:
+        flags += ["--strategy=ddp", f"--devices={options.devices}"]
+    if resume:
+        flags += ["--ckpt_path=last"]
+    flags += ["--trainer.callbacks+=kill_and_resume.PhaseFile", f"--trainer.callbacks.folder={folder}"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "sppo_lit.cli", "run", "fit", "recipes/quickstart.yaml", *flags],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def position(folder: Path, rank: int) -> tuple[int, int, str]:
+    """(pid, iterations completed, phase) of a rank; (0, -1, "") before it has written them."""
+    try:
+        pid, iteration, phase = (folder / f"rank{rank}").read_text().split()
+        return int(pid), int(iteration), phase
+    except (OSError, ValueError):
+        return 0, -1, ""
+
+
+def wait_and_kill(process: subprocess.Popen[str], folder: Path, rank: int, at: int, phase: str, delay: float) -> str:
+    """Kill a rank `delay` seconds after it has got to a phase of an iteration; where it was then, or how it ended."""
+    deadline = time.monotonic() + START
+    while process.poll() is None and time.monotonic() < deadline:
+        pid, iteration, now = position(folder, rank)
+        if (iteration >= at and now == phase) or iteration > at + 2:
+            time.sleep(delay)
+            _, iteration, now = position(folder, rank)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            return f"{now} after iteration {iteration}"
+        time.sleep(0.001)
+    return "over before it got there" if process.poll() is not None else "too slow"
+
+
+def alive(group: int) -> bool:
+    """Whether a process group has any process left that is no zombie."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    listed = subprocess.run(["ps", "-o", "stat=", "-g", str(group)], capture_output=True, text=True).stdout.split()
+    return any(not state.startswith("Z") for state in listed)
+
+
+def end(process: subprocess.Popen[str]) -> tuple[float, str]:
+    """Wait until all processes of a run are gone; seconds it took, and what was printed.
+
+    Raises:
+        RuntimeError: one is left after a minute.
+    """
+    begun = time.monotonic()
+    try:
+        output, _ = process.communicate(timeout=END)
+        while alive(process.pid):
+            if time.monotonic() - begun > END:
+                raise RuntimeError("processes are left over a minute after one of them was killed")
+            time.sleep(0.1)
+    finally:
+        if alive(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+    return time.monotonic() - begun, output
+
+
+def newest(folder: Path) -> Path | None:
+    """The run folder that has a checkpoint, the latest of several."""
+    found = sorted(folder.glob("quickstart/version_*/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime)
+    return found[-1].parent.parent if found else None
+
+
+def tensors(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf of nested dicts and lists, by its path."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from tensors(inner, f"{name}/{key}")
+    elif isinstance(value, (list, tuple)):
+        for i, inner in enumerate(value):
+            yield from tensors(inner, f"{name}/{i}")
+    else:
+        yield name, value
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    """Rows of `metrics.csv` without times and rates."""
+    with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        clocks = ("time/", "memory/", "clock/seconds")
+        return [
+            {k: v for k, v in row.items() if not k.startswith(clocks) and not k.endswith("per_second")}
+            for row in csv.DictReader(file)
+        ]
+
+
+def differences(a: Path, b: Path) -> list[str]:
+    """What differs between two finished runs; also prints what was compared."""
+    states = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (a, b)]
+    wrong = []
+    for part in ("state_dict", "optimizer_states"):
+        one, two = (dict(tensors(state[part])) for state in states)
+        wrong += [f"{part}: other names"] if one.keys() != two.keys() else []
+        for name in one.keys() & two.keys():
+            same = torch.equal(one[name], two[name]) if torch.is_tensor(one[name]) else one[name] == two[name]
+            wrong += [] if same else [f"{part}{name}"]
+        print(f"{part}: {len(one)} values compared")
+    one_rows, two_rows = rows(a), rows(b)
+    print(f"metrics.csv: {len(one_rows)} and {len(two_rows)} rows of {len(one_rows[0])} columns compared")
+    wrong += [f"metrics.csv: {len(one_rows)} and {len(two_rows)} rows"] if len(one_rows) != len(two_rows) else []
+    for i, (x, y) in enumerate(zip(one_rows, two_rows, strict=False)):
+        wrong += [f"metrics.csv row {i} {k}: {x.get(k)} and {y.get(k)}" for k in x | y if x.get(k) != y.get(k)]
+    return wrong
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 if the killed run equals the other one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20, help="how often (default 20)")
+    parser.add_argument("--iterations", type=int, default=12, help="of the run (default 12)")
+    parser.add_argument("--devices", type=int, default=1, help="CPU processes; ddp if more than one (default 1)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
+    options = parser.parse_args(arguments)
+    chance = random.Random(options.seed)
+    moments = sorted(chance.randrange(options.iterations) for _ in range(options.kills))
+    phases = [PHASES[i % len(PHASES)] for i in range(options.kills)]
+    chance.shuffle(phases)
+    with tempfile.TemporaryDirectory() as temporary:
+        whole, killed = Path(temporary) / "whole", Path(temporary) / "killed"
+        whole.mkdir()
+        killed.mkdir()
+        process = start(whole, options, resume=False)
+        output, _ = process.communicate()
+        if process.returncode:
+            print(output)
+            return 1
+        hits: Counter[str] = Counter()
+        for i, (at, phase) in enumerate(zip(moments, phases, strict=True)):
+            for file in killed.glob("rank*"):
+                file.unlink()
+            rank = chance.randrange(options.devices)
+            process = start(killed, options, resume=newest(killed) is not None)
+            found = wait_and_kill(process, killed, rank, at, phase, chance.uniform(0.0, DELAYS[phase]))
+            seconds, output = end(process)
+            hits[found.partition(" ")[0]] += 1
+            print(f"kill {i + 1}: rank {rank}, {found}; all gone {seconds:.1f} s later", flush=True)
+            if "Traceback" in output:
+                print(output)
+        process = start(killed, options, resume=newest(killed) is not None)
+        output, _ = process.communicate()
+        print(f"killed while: {dict(hits)}; the last resume ended with exit code {process.returncode}")
+        first, second = newest(whole), newest(killed)
+        complete = process.returncode == 0 or "raise --max_epochs" in output  # killed after its last checkpoint
+        if not complete or first is None or second is None:
+            print(output)
+            return 1
+        wrong = differences(first, second)
+        print("\n".join(wrong[:20]) or "equal bit for bit")
+        return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

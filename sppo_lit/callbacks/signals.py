@@ -1,0 +1,75 @@
+"""SIGINT and SIGTERM: the first one ends the run where nothing finished is lost, the second one at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+
+from sppo_lit.callbacks.console import console
+from sppo_lit.launching import launched, launched_ranks, watch_ranks
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SHOW_CURSOR = b"\x1b[?25h"
+
+
+class StopSignals(Callback):
+    """Tells the module of a signal, which then leaves at the next place where all ranks can.
+
+    Takes SIGTERM over from Lightning, whose handler broadcasts from within the signal and so meets other collectives;
+    Lightning's own handler of SLURM's requeue signal stays, and all handlers are as before when the trainer is done.
+    """
+
+    def __init__(self) -> None:
+        self._installed = self._noticed = False
+        self._trainer: pl.Trainer | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """The other ranks run from here on: end with them."""
+        self._installed = self._noticed = False
+        watch_ranks(launched_ranks(trainer))
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lightning installs its handlers just before this."""
+        self._install(trainer)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The same where there is no evaluation before training."""
+        self._install(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The same for `validate`."""
+        self._install(trainer)
+
+    def on_phase(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *facts: Any) -> None:
+        """Say once that the signal was heard."""
+        told = getattr(pl_module, "told", 0)
+        if told and not self._noticed and trainer.is_global_zero:
+            self._noticed = True
+            name = signal.Signals(told).name
+            console.print(f"{name}: stopping as soon as nothing finished is lost; a second one ends at once")
+
+    def _install(self, trainer: pl.Trainer) -> None:
+        self._trainer = trainer
+        if not self._installed and threading.current_thread() is threading.main_thread():
+            self._installed = True
+            for signum in SIGNALS:
+                signal.signal(signum, self._receive)
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        assert self._trainer is not None
+        module: Any = self._trainer.lightning_module
+        module.told = module.told or signum
+        if launched():  # the process that launched this one decides; it may pass on what a terminal has sent to all
+            return
+        for other in SIGNALS:
+            signal.signal(other, signal.SIG_DFL)
+        for process in launched_ranks(self._trainer):
+            process.send_signal(signum)
+        if console.is_terminal:
+            os.write(1, SHOW_CURSOR)  # a second signal leaves no time for it
