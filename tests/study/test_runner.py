@@ -61,7 +61,7 @@ def test_a_failed_cell_does_not_stop_the_others(tmp_path: Path, capsys: Any) -> 
 @pytest.mark.slow
 def test_a_killed_study_goes_on_where_it_was(tmp_path: Path) -> None:
     """With kill -9 in the middle of a run; the numbers are those of a study that was not interrupted."""
-    file = study(tmp_path, cells={"sppo": {}}, seeds=[1], budget={"tokens": 5_000}, common=HELD_OUT)
+    file = study(tmp_path, cells={"sppo": {}}, seeds=[1], budget={"tokens": 2_500}, common=HELD_OUT)
     command = [sys.executable, "-m", "sppo_lit.cli", "study", str(file), "--out"]
     assert subprocess.run([*command, str(tmp_path / "whole")], cwd=ROOT, capture_output=True).returncode == 0
 
