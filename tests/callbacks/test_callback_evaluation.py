@@ -181,4 +181,4 @@ def test_ranks_together_give_one_result_and_one_file(tmp_path, monkeypatch):
     assert [x["problem"] for x in lines if x["greedy"]] == ["easy-0", "easy-1", "easy-2", "easy-3"]
     run = file.parent.parent
     assert {"checkpoints", "hf", "curves.png", "metrics.csv", "evaluations"} <= {p.name for p in run.iterdir()}
-    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt", "previous.ckpt"]

@@ -106,6 +106,15 @@ def difference(a: Weights, b: Weights) -> float:
     return max(float((a[n] - b[n]).abs().max() / a[n].abs().max().clamp(min=1e-30)) for n in a)
 
 
+def repeatable(metrics: dict[str, float]) -> dict[str, float]:
+    """All but times, rates and memory."""
+    return {
+        name: value
+        for name, value in metrics.items()
+        if not name.startswith(("time/", "memory/")) and "second" not in name
+    }
+
+
 def equal(a: Any, b: Any) -> bool:
     """Bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
