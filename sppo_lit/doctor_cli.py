@@ -13,10 +13,10 @@ from sppo_lit.callbacks.console import console
 from sppo_lit.doctor.checks import Examination
 from sppo_lit.doctor.report import Check, show
 from sppo_lit.doctor.resources import disk_check, memory_check, memory_there
-from sppo_lit.lightning_cli import RecipeCLI, check_minibatch, run
+from sppo_lit.lightning_cli import RecipeCLI, run
 from sppo_lit.memory import Plan, disk_bytes, needs
 from sppo_lit.models.loading import ModelSource
-from sppo_lit.module import SPPOModule
+from sppo_lit.policy_module import PolicyModule, check_minibatch
 from sppo_lit.settings import LoraSettings
 
 ALONE = {"strategy": "auto", "devices": 1, "num_nodes": 1, "logger": False, "num_sanity_val_steps": 0}
@@ -61,7 +61,7 @@ class DoctorCLI(RecipeCLI):
 
     def after_instantiate_classes(self) -> None:
         """Last checks, of the run that was asked for."""
-        if not self.wishes.no_load and isinstance(self.model, SPPOModule):
+        if not self.wishes.no_load and isinstance(self.model, PolicyModule):
             check_minibatch(self.datamodule.problems_per_epoch, self.model, self.ranks)
 
     def _run_subcommand(self, subcommand: str) -> None:

@@ -33,7 +33,7 @@ from sppo_lit.distributed import ShardedStrategy
 from sppo_lit.errors import InputError, Stopped
 from sppo_lit.mistakes import explain, is_lost_connection, one_line
 from sppo_lit.module import SPPOModule
-from sppo_lit.policy_module import PolicyModule
+from sppo_lit.policy_module import PolicyModule, check_minibatch
 from sppo_lit.resume import (
     RunCSVLogger,
     response_settings,
@@ -182,7 +182,7 @@ class RecipeCLI(LightningCLI):
             if isinstance(callback, Evaluation):
                 callback.settings = self.asked
         self.config[self.subcommand].ckpt_path = None  # the config.yaml of a resumed run starts no resume by itself
-        if self.subcommand == "fit" and isinstance(self.model, SPPOModule):
+        if self.subcommand == "fit" and isinstance(self.model, PolicyModule):
             check_minibatch(self.datamodule.problems_per_epoch, self.model, self.trainer.world_size)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
@@ -373,28 +373,3 @@ def check_trainer(settings: Any) -> None:
         raise InputError("trainer.gradient_clip_val has no effect here; set model.policy_optimizer.clip_norm instead")
     if settings.get("accumulate_grad_batches") not in (None, 1):
         raise InputError("trainer.accumulate_grad_batches has no effect here; set model.micro_batch_tokens instead")
-
-
-def check_minibatch(problems: int, model: SPPOModule, ranks: int = 1) -> None:
-    """An iteration's sequences must be cut into whole minibatches, and both into equal shares for the ranks.
-
-    Args:
-        problems: of one iteration.
-        model: knows samples per problem and the size of a minibatch.
-        ranks: processes of the run.
-
-    Raises:
-        InputError: they cannot.
-    """
-    samples, size = model.samples, model.minibatch_size
-    if problems * samples % size:
-        wrong = "is larger than" if size > problems * samples else "does not divide"
-        raise InputError(
-            f"model.minibatch_size {size} {wrong} the {problems * samples} sequences of an iteration "
-            f"(data.problems_per_epoch {problems} × {samples} per problem); change one of them"
-        )
-    if problems % ranks or size % ranks:
-        raise InputError(
-            f"{ranks} processes cannot share data.problems_per_epoch {problems} and model.minibatch_size {size} "
-            "equally; make both multiples of the number of processes, or change --devices"
-        )

@@ -230,7 +230,7 @@ class SPPOModule(RolloutModule):
 
         return [
             Minibatch(cut(rows, critic_lengths), cut(rows[kept[rows]], lengths))
-            for rows in self.minibatches(len(batch), self.samples, self.ppo_epochs)
+            for rows in self.minibatches(len(batch), self.ppo_epochs)
         ]
 
     @torch.no_grad()

@@ -64,6 +64,7 @@ class PolicyModule(FaultTolerantModule):
 
     automatic_optimization = False
     minibatch_size: int
+    samples = 1  # of each problem, in an iteration
     iterations_done: Tensor
     custom_rewards: Mapping[str, float] = {}  # weights by name, for `verifier.custom`
 
@@ -110,11 +111,6 @@ class PolicyModule(FaultTolerantModule):
     def iteration(self) -> int:
         """Iterations completed, saved with the weights; `current_epoch` lags behind it just after a resume."""
         return int(self.iterations_done)
-
-    @property
-    def eval_samples(self) -> int:
-        """k of the validation."""
-        return self.evaluation.samples
 
     def setup(self, stage: str) -> None:
         """Keep batches as they are: under bf16-true Lightning would round rewards and log-probabilities too."""
@@ -272,36 +268,22 @@ class PolicyModule(FaultTolerantModule):
         optimizer.zero_grad()
         return norm.detach()
 
-    def minibatches(self, sequences: int, samples: int = 1, epochs: int = 1) -> list[Tensor]:
+    def minibatches(self, sequences: int, epochs: int = 1) -> list[Tensor]:
         """This rank's rows of the iteration's minibatches, in random partitions keyed by (seed, iteration).
 
         Args:
             sequences: of this rank.
-            samples: of each problem.
             epochs: passes over all sequences, each in a partition of its own.
 
         Raises:
-            InputError: see `check_minibatches`.
+            InputError: see `check_minibatch`.
         """
-        self.check_minibatches(sequences, samples)
         n, size = self.trainer.world_size, self.minibatch_size
+        problems = sequences // self.samples * n
+        check_minibatch(problems, self, n)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.iteration)
-        problems = sequences // samples * n
         share = (self.trainer.global_rank, n)
-        return [m for _ in range(epochs) for m in shared_minibatches(problems, samples, size, generator, *share)]
-
-    def check_minibatches(self, sequences: int, samples: int = 1) -> None:
-        """Whether so many sequences of this rank, `samples` of each problem, can be cut into minibatches.
-
-        Raises:
-            InputError: minibatches of this size cannot be shared equally by the ranks.
-        """
-        n, size = self.trainer.world_size, self.minibatch_size
-        if sequences * n % size or size % n:
-            raise InputError(
-                f"model.minibatch_size {size} does not divide the {sequences} × {n} sequences of an iteration "
-                f"(data.problems_per_epoch × {samples} samples), or {n} processes cannot share it equally"
-            )
+        return [m for _ in range(epochs) for m in shared_minibatches(problems, self.samples, size, generator, *share)]
 
     def join_passes(self, network: Any, passes: int) -> None:
         """Begin a minibatch's passes together: where passes are joint (sharded weights), a rank with fewer adds some.
@@ -387,3 +369,28 @@ def check_limits(where: str, **positive: int) -> None:
     for name, value in positive.items():
         if value < 1:
             raise InputError(f"{where}.{name} is {value}; it must be at least 1")
+
+
+def check_minibatch(problems: int, model: PolicyModule, ranks: int = 1) -> None:
+    """An iteration's sequences must be cut into whole minibatches, and both into equal shares for the ranks.
+
+    Args:
+        problems: of one iteration.
+        model: knows samples per problem and the size of a minibatch.
+        ranks: processes of the run.
+
+    Raises:
+        InputError: they cannot.
+    """
+    samples, size = model.samples, model.minibatch_size
+    if problems * samples % size:
+        wrong = "is larger than" if size > problems * samples else "does not divide"
+        raise InputError(
+            f"model.minibatch_size {size} {wrong} the {problems * samples} sequences of an iteration "
+            f"(data.problems_per_epoch {problems} × {samples} per problem); change one of them"
+        )
+    if problems % ranks or size % ranks:
+        raise InputError(
+            f"{ranks} processes cannot share data.problems_per_epoch {problems} and model.minibatch_size {size} "
+            "equally; make both multiples of the number of processes, or change --devices"
+        )

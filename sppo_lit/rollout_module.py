@@ -21,7 +21,7 @@ from sppo_lit.distributed import reduced
 from sppo_lit.models.critics import ScalarCritic, TokenCritic
 from sppo_lit.models.loading import ModelSource, checkpoint_layers, load_causal_lm, load_critic
 from sppo_lit.models.policy import Policy
-from sppo_lit.policy_module import Encoded, PolicyModule
+from sppo_lit.policy_module import Encoded, PolicyModule, check_minibatch
 from sppo_lit.settings import KLSettings, OptimizerSettings, RewardSettings
 from sppo_lit.types import Completion, RolloutBatch, Sampling, Scored, Verdict
 
@@ -50,7 +50,6 @@ class RolloutModule(PolicyModule):
     spec: AlgorithmSpec
     critic_source: ModelSource
     critic_optimizer: OptimizerSettings
-    samples: int
     gamma: float
     lam: float
     whiten: bool
@@ -98,7 +97,7 @@ class RolloutModule(PolicyModule):
             problems × samples sequences on this module's device, those of one problem next to each other.
         """
         n = self.samples
-        self.check_minibatches(n * len(encoded), n)  # before anything is sampled
+        check_minibatch(len(encoded) * self.trainer.world_size, self, self.trainer.world_size)  # before sampling
         problems, encoded = encoded, [entry for entry in encoded for _ in range(n)]
         samples = list(range(n)) * len(problems)
         stage = f"train/{self.iteration}"

@@ -12,7 +12,8 @@ import yaml
 from sppo_lit.algorithms.specs import ALGORITHMS
 from sppo_lit.cli import translate
 from sppo_lit.errors import InputError
-from sppo_lit.lightning_cli import check_minibatch, check_trainer, settings_of
+from sppo_lit.lightning_cli import check_trainer, settings_of
+from sppo_lit.policy_module import check_minibatch
 from sppo_lit.problems.sources import SOURCES
 
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")  # kept back by `run`
