@@ -139,7 +139,13 @@ class FaultTolerantModule(pl.LightningModule):
         """Begin a minibatch's passes together with the other ranks."""
         raise NotImplementedError
 
-    def accumulate(self, network: Any, pieces: list[Tensor], lengths: Tensor, passes: Callable[[list[Tensor]], T]) -> T:
+    def accumulate(
+        self,
+        network: Any,
+        pieces: list[Tensor],
+        lengths: Callable[[], Tensor],
+        passes: Callable[[list[Tensor]], T],
+    ) -> T:
         """Accumulate a network's gradient over the micro-batches of a minibatch, together with all ranks.
 
         When memory runs out on any rank, all begin again from a zero gradient, in micro-batches of half the size. Not
@@ -148,7 +154,7 @@ class FaultTolerantModule(pl.LightningModule):
         Args:
             network: whose gradient, which is zero to begin with.
             pieces: this rank's rows of each micro-batch, [N] int64 each.
-            lengths: [B] int64 on the CPU, tokens of each row of the batch.
+            lengths: gives the tokens of each row of the batch, [B] int64 on the CPU; asked for once memory has run out.
             passes: forward and backward over such pieces, without collectives.
 
         Returns:
@@ -178,11 +184,11 @@ class FaultTolerantModule(pl.LightningModule):
             self.say(f"out of memory in an update: going on with model.micro_batch_tokens {self.micro_batch_tokens}")
             pieces = self._cut(pieces, lengths)
 
-    def _cut(self, pieces: list[Tensor], lengths: Tensor) -> list[Tensor]:
+    def _cut(self, pieces: list[Tensor], lengths: Callable[[], Tensor]) -> list[Tensor]:
         if not pieces:
             return []
         rows = torch.cat(pieces)
-        return [rows[piece] for piece in micro_batches(lengths[rows], self.micro_batch_tokens)]
+        return [rows[piece] for piece in micro_batches(lengths()[rows], self.micro_batch_tokens)]
 
     def optimizer_step_clipped(self, optimizer: Any, settings: Any) -> Tensor:
         """Sum the gradients over ranks, clip, step, zero; returns the norm, not finite where the step was skipped."""

@@ -222,7 +222,7 @@ class SPPOModule(RolloutModule):
 
     def _plan(self, batch: RolloutBatch) -> list[Minibatch]:
         """This rank's rows of every micro-batch of every minibatch of every PPO epoch."""
-        lengths, critic_lengths = (batch.prompt_lengths + batch.response_lengths).cpu(), self.critic_lengths(batch)
+        lengths, critic_lengths = batch.lengths(), self.critic_lengths(batch)
         kept = batch.kept.cpu()
 
         def cut(rows: Tensor, lengths: Tensor) -> list[Tensor]:
@@ -240,10 +240,7 @@ class SPPOModule(RolloutModule):
             return batch.logprobs
         old = batch.logprobs.clone()  # of responses that the policy does not learn from
         for minibatch in plan[: len(plan) // self.ppo_epochs]:
-            self.join_passes(self.policy, len(minibatch.policy))
-            for rows in minibatch.policy:
-                logprobs = self.terms_of(batch.select(rows)).logprobs
-                old[rows, : logprobs.shape[1]] = logprobs.to(old.dtype)
+            self.read_logprobs(batch, minibatch.policy, self.policy, old)
         return old
 
     def _critic_gradient(self, batch: RolloutBatch, pieces: list[Tensor]) -> dict[str, Tensor]:
@@ -251,8 +248,8 @@ class SPPOModule(RolloutModule):
         rows = torch.cat(pieces)
         by_token = self.spec.critic == "token"
         count = int(reduced(batch.response_lengths[rows].sum())) if by_token else self.minibatch_size
-        lengths, run = self.critic_lengths(batch), partial(self._critic_passes, batch, count)
-        return {"critic/loss": reduced(self.accumulate(self.critic, pieces, lengths, run))}
+        run = partial(self._critic_passes, batch, count)
+        return {"critic/loss": reduced(self.accumulate(self.critic, pieces, partial(self.critic_lengths, batch), run))}
 
     def _critic_passes(self, batch: RolloutBatch, count: int, pieces: list[Tensor]) -> Tensor:
         """Forward and backward over micro-batches; this rank's share of the loss."""
@@ -276,14 +273,13 @@ class SPPOModule(RolloutModule):
         Returns:
             scalars by name; nothing where no rank has a response to learn from.
         """
-        lengths = [batch.response_lengths[rows] for rows in pieces]
-        counts = [sum(map(len, pieces)), sum(int(x.sum()) for x in lengths)]
-        sequences, tokens = reduced(torch.tensor(counts, device=self.device)).tolist()
+        rows = torch.cat([torch.empty(0, dtype=torch.int64), *pieces])
+        counted = batch.response_lengths[rows].sum()
+        sequences, tokens = reduced(torch.stack([torch.full_like(counted, len(rows)), counted])).tolist()
         if not sequences:
             return {}
-        totals = (batch.prompt_lengths + batch.response_lengths).cpu()
         run = partial(self._policy_passes, batch, old, sequences, tokens)
-        step, low, high = self.accumulate(self.policy, pieces, totals, run)
+        step, low, high = self.accumulate(self.policy, pieces, batch.lengths, run)
         step = dict(zip(step, reduced(torch.stack(list(step.values()))), strict=True))
         step["policy/ratio_min"] = reduced(torch.stack(low).min(), dist.ReduceOp.MIN)
         step["policy/ratio_max"] = reduced(torch.stack(high).max(), dist.ReduceOp.MAX)

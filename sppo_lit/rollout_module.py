@@ -18,12 +18,14 @@ from sppo_lit.algorithms.losses import kl_penalty
 from sppo_lit.algorithms.masking import response_mask
 from sppo_lit.algorithms.specs import AlgorithmSpec
 from sppo_lit.distributed import reduced
+from sppo_lit.metrics import GREEDY
 from sppo_lit.models.critics import ScalarCritic, TokenCritic
 from sppo_lit.models.loading import ModelSource, checkpoint_layers, load_causal_lm, load_critic
 from sppo_lit.models.policy import Policy
 from sppo_lit.policy_module import Encoded, PolicyModule, check_minibatch
 from sppo_lit.settings import KLSettings, OptimizerSettings, RewardSettings
 from sppo_lit.types import Completion, RolloutBatch, Sampling, Scored, Verdict
+from sppo_lit.validation import scored_responses
 
 
 class RolloutModule(PolicyModule):
@@ -122,18 +124,15 @@ class RolloutModule(PolicyModule):
             per_response = per_response.sum(dim=1) / batch.response_lengths
         at_prompt = batch.values if batch.values.ndim == 1 else batch.values[:, 0]
         values = at_prompt.tolist() if self.critic is not None else [None] * len(texts)
-        batch.scored = [
-            Scored(problem, text, len(c.response_ids), verdict, sample, c.finished, value, advantage)
-            for (problem, _), text, c, verdict, sample, value, advantage in zip(
-                encoded, texts, completions, verdicts, samples, values, per_response.tolist(), strict=True
-            )
-        ]
+        batch.scored = scored_responses(encoded, completions, texts, verdicts, samples)
+        for scored, value, advantage in zip(batch.scored, values, per_response.tolist(), strict=True):
+            scored.value, scored.advantage = value, advantage
         return batch
 
     def _greedy(self, problems: Sequence[Encoded], stage: str) -> list[Completion]:
         """The most likely response to each problem (the baseline of ReMax)."""
         greedy = Sampling(temperature=0.0, max_new_tokens=self.sampling.max_new_tokens)
-        return self.sample(problems, greedy, stage, [-1] * len(problems), "greedy baseline")
+        return self.sample(problems, greedy, stage, [GREEDY] * len(problems), "greedy baseline")
 
     def _pay(
         self, encoded: Sequence[Encoded], completions: Sequence[Completion], texts: list[str], verdicts: list[Verdict]
@@ -182,8 +181,7 @@ class RolloutModule(PolicyModule):
         mask = response_mask(batch.response_lengths, batch.response_ids.shape[1])
         costs = None
         if self.kl.coef and self.kl.where == "reward":
-            costs = self.kl.coef * kl_penalty(batch.logprobs, batch.reference, self.kl.estimator)
-            costs = torch.where(mask, costs, 0.0)
+            costs = self.kl.coef * kl_penalty(batch.logprobs, batch.reference, self.kl.estimator)  # 0 on padding
         lengths = batch.response_lengths
         outcomes = Outcomes(batch.rewards, batch.values, lengths, self.samples, greedy, costs, self.gamma, self.lam)
         batch.advantages = self.spec.advantage(outcomes)
@@ -205,9 +203,7 @@ class RolloutModule(PolicyModule):
 
     def critic_lengths(self, batch: RolloutBatch) -> Tensor:
         """Tokens that the critic reads of each sequence, [B] int64, on the CPU."""
-        if self.spec.critic == "scalar":
-            return batch.prompt_lengths.cpu()
-        return (batch.prompt_lengths + batch.response_lengths).cpu()
+        return batch.prompt_lengths.cpu() if self.spec.critic == "scalar" else batch.lengths()
 
     @torch.no_grad()
     def values_of(self, batch: RolloutBatch) -> Tensor:
@@ -254,13 +250,17 @@ class RolloutModule(PolicyModule):
         if not self.starts_as_reference:
             policy = self._reference[0].to(self.policy.model.dtype)
             policy = policy if self.device_mesh is not None else policy.to(self.device)  # pieces are where they belong
-        pieces = micro_batches((batch.prompt_lengths + batch.response_lengths).cpu(), self.micro_batch_tokens)
-        self.join_passes(policy, len(pieces))
+        pieces = micro_batches(batch.lengths(), self.micro_batch_tokens)
         with self.trainer.precision_plugin.forward_context(), policy.without_adapters():
-            for rows in pieces:
-                logprobs = self.terms_of(batch.select(rows), policy).logprobs
-                reference[rows, : logprobs.shape[1]] = logprobs.to(reference.dtype)
+            self.read_logprobs(batch, pieces, policy, reference)
         return reference
+
+    def read_logprobs(self, batch: RolloutBatch, pieces: Sequence[Tensor], policy: Policy, into: Tensor) -> None:
+        """Write a policy's log-probabilities of the rows in `pieces` ([N] int64 each) to `into` ([B, T])."""
+        self.join_passes(policy, len(pieces))
+        for rows in pieces:
+            logprobs = self.terms_of(batch.select(rows), policy).logprobs
+            into[rows, : logprobs.shape[1]] = logprobs.to(into.dtype)
 
     @property
     def starts_as_reference(self) -> bool:

@@ -104,7 +104,8 @@ class SupervisedModule(PolicyModule):
                 self.leave_if_told(boundary=i == 0)
                 tokens = int(reduced(batch.response_lengths[rows].sum()))
                 pieces = [rows[piece] for piece in micro_batches(lengths[rows], self.micro_batch_tokens)]
-                loss = reduced(self.accumulate(self.policy, pieces, lengths, partial(self._passes, batch, tokens)))
+                run = partial(self._passes, batch, tokens)
+                loss = reduced(self.accumulate(self.policy, pieces, lambda: lengths, run))
                 norm = self.step_or_skip(
                     "policy", optimizer, self.policy_optimizer, loss, partial(batch.contents, rows)
                 )

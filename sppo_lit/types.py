@@ -158,6 +158,10 @@ class RolloutBatch:
     def __len__(self) -> int:
         return int(self.prompt_lengths.shape[0])
 
+    def lengths(self) -> Tensor:
+        """Prompt and response tokens of each sequence, [B] int64 on the CPU."""
+        return (self.prompt_lengths + self.response_lengths).cpu()
+
     def _map(self, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
         return {f.name: change(getattr(self, f.name)) for f in fields(self) if f.name != "scored"}
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from sppo_lit.metrics import GREEDY
-from sppo_lit.types import Problem, Sampling, Scored
+from sppo_lit.types import Completion, Problem, Sampling, Scored, Verdict
 
 if TYPE_CHECKING:
     from sppo_lit.policy_module import Encoded, PolicyModule
@@ -68,12 +68,21 @@ class Validation:
         completions = module.sample(encoded, sampling, "validate", samples, "evaluating", self._done, self._total)
         self._done += len(encoded)
         texts, verdicts = module.judge(encoded, completions)
-        scored = [
-            Scored(problem, text, len(c.response_ids), verdict, sample, c.finished)
-            for (problem, _), text, c, verdict, sample in zip(
-                encoded, texts, completions, verdicts, samples, strict=True
-            )
-        ]
+        scored = scored_responses(encoded, completions, texts, verdicts, samples)
         if module.evaluation.values:
             module.read_values(encoded, completions, scored)
         return scored
+
+
+def scored_responses(
+    encoded: Sequence[Encoded],
+    completions: Sequence[Completion],
+    texts: Sequence[str],
+    verdicts: Sequence[Verdict],
+    samples: Sequence[int],
+) -> list[Scored]:
+    """Responses with what sampler and judges say of them, all equally many and in one order."""
+    return [
+        Scored(problem, text, len(c.response_ids), verdict, sample, c.finished)
+        for (problem, _), text, c, verdict, sample in zip(encoded, texts, completions, verdicts, samples, strict=True)
+    ]
