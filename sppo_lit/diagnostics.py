@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sppo_lit.algorithms.losses import approx_kl
-from sppo_lit.algorithms.masking import masked_sum, response_mask
+from sppo_lit.algorithms.masking import masked_moments, masked_sum, response_mask
 from sppo_lit.distributed import gathered, reduced
 from sppo_lit.metrics import brier, explained_variance
 from sppo_lit.types import Reason, RolloutBatch
@@ -50,10 +50,8 @@ def rollout_metrics(batch: RolloutBatch, old_logprobs: Tensor, seconds: dict[str
 def _spread(advantages: Tensor, mask: Tensor) -> dict[str, float]:
     """Mean and standard deviation of the advantages: over responses, or over tokens where it varies by token."""
     weights = mask if advantages.ndim == 2 else torch.ones_like(advantages, dtype=torch.bool)
-    count = reduced(weights.sum().to(advantages.dtype))
-    mean = reduced(masked_sum(advantages, weights)) / count
-    variance = reduced(masked_sum((advantages - mean).square(), weights)) / count
-    return {"advantage/mean": float(mean), "advantage/std": float(variance.sqrt())}
+    mean, squares, count = masked_moments(advantages, weights, reduced)
+    return {"advantage/mean": float(mean), "advantage/std": float((squares / count).sqrt())}
 
 
 def critic_metrics(batch: RolloutBatch) -> dict[str, float]:

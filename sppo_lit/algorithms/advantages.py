@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sppo_lit.algorithms.masking import masked_sum, response_mask
+from sppo_lit.algorithms.masking import masked_moments, response_mask
 
 
 class Outcomes(NamedTuple):
@@ -191,9 +191,8 @@ def whiten(
     Returns:
         the same shape, zeros where masked.
     """
-    count = total(mask.sum().to(advantages.dtype))
-    mean = total(masked_sum(advantages, mask)) / count
-    variance = total(masked_sum((advantages - mean).square(), mask)) / (count - 1).clamp(min=1)
+    mean, squares, count = masked_moments(advantages, mask, total)
+    variance = squares / (count - 1).clamp(min=1)
     return torch.where(mask, (advantages - mean) * (variance + epsilon).rsqrt(), 0.0)
 
 

@@ -72,11 +72,6 @@ def identity(outputs: Tensor) -> Tensor:
     return outputs
 
 
-def sigmoid(outputs: Tensor) -> Tensor:
-    """V is a probability, the critic's output its logit; elementwise."""
-    return outputs.sigmoid()
-
-
 def critic_bce(outputs: Tensor, targets: Tensor, old_values: Tensor | None = None, clip: float | None = None) -> Tensor:
     """Binary cross-entropy of a critic against the verdict (the paper's critic loss), element by element.
 

@@ -5,6 +5,7 @@ A mask never multiplies: 0 × NaN is NaN, so padding is replaced (`torch.where`)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -34,6 +35,24 @@ def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of `values` ([...]) where `mask` (same shape, bool) is True; a scalar, 0 where nothing is unmasked."""
     return masked_sum(values, mask) / mask.sum().clamp(min=1)
+
+
+def masked_moments(
+    values: Tensor, mask: Tensor, total: Callable[[Tensor], Tensor] = lambda x: x
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, sum of squared deviations from it, and number of `values` ([...]) where `mask` (same shape) is True.
+
+    Args:
+        values: floating point; padding may hold NaN.
+        mask: bool.
+        total: sums a tensor over ranks.
+
+    Returns:
+        three scalars of the dtype of `values`.
+    """
+    count = total(mask.sum().to(values.dtype))
+    mean = total(masked_sum(values, mask)) / count
+    return mean, total(masked_sum((values - mean).square(), mask)), count
 
 
 def token_weights(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from sppo_lit.algorithms import losses
@@ -57,7 +58,7 @@ ALGORITHMS: dict[str, AlgorithmSpec] = {
         title="Sequence-Level PPO",
         advantage=lambda o: sequence_level(o.totals, o.values),
         critic="scalar",
-        link=losses.sigmoid,
+        link=torch.sigmoid,
         critic_loss=losses.critic_bce,
     ),
     "ppo": AlgorithmSpec(
@@ -71,7 +72,7 @@ ALGORITHMS: dict[str, AlgorithmSpec] = {
         title="PPO+BCE",
         advantage=_gae,
         critic="token",
-        link=losses.sigmoid,
+        link=torch.sigmoid,
         critic_loss=losses.critic_bce,
         whiten=True,
     ),
