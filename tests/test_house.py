@@ -20,6 +20,7 @@ LEVELS = {
     "errors": 0,
     "paths": 0,
     "logs": 0,
+    "looks": 0,
     "launching": 0,
     "settings": 3,
     "algorithms": 1,

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
 
-from sppo_lit.analysis.pictures import BLUE, GREY, ORANGE, picture
+from sppo_lit.analysis.pictures import picture
 from sppo_lit.analysis.responses import Record, label, read, samples
 from sppo_lit.errors import InputError
+from sppo_lit.looks import BLUE, GREY, ORANGE
 from sppo_lit.metrics import auroc, avg_at_k, brier
 
 BINS = 10

@@ -1,4 +1,4 @@
-"""What all figures share: colours, style, and a PNG and an SVG of the same name."""
+"""What all figures share: style, and a PNG and an SVG of the same name."""
 
 from __future__ import annotations
 
@@ -8,24 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from sppo_lit.errors import InputError
+from sppo_lit.looks import STYLE
 
-# Okabe & Ito's colours, told apart also by colour-blind readers.
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
-
-STYLE: Any = {
-    "font.size": 9,
+FIGURE: Any = {
+    **STYLE,
     "axes.titlesize": 9.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#E6E6E6",
-    "axes.axisbelow": True,
-    "axes.edgecolor": "#999999",
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "lines.linewidth": 1.6,
     "svg.hashsalt": "sppo-lit",
 }
 
@@ -47,7 +36,7 @@ def picture(out: Path, width: float, height: float) -> Iterator[Any]:
         from matplotlib.figure import Figure
     except ImportError:
         raise InputError("figures need matplotlib: pip install 'sppo-lit[plots]'") from None
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(FIGURE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -12,19 +12,20 @@ import yaml
 
 from sppo_lit.errors import InputError
 from sppo_lit.logs import Series, read_metrics
+from sppo_lit.looks import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY
 
 ALGORITHMS = {
-    "sppo": ("SPPO", "#0072B2"),
-    "grpo": ("GRPO", "#D55E00"),
-    "ppo": ("PPO", "#009E73"),
-    "ppo_bce": ("PPO+BCE", "#E69F00"),
-    "rloo": ("RLOO", "#CC79A7"),
-    "dr_grpo": ("Dr. GRPO", "#56B4E9"),
+    "sppo": ("SPPO", BLUE),
+    "grpo": ("GRPO", RED),
+    "ppo": ("PPO", GREEN),
+    "ppo_bce": ("PPO+BCE", ORANGE),
+    "rloo": ("RLOO", PURPLE),
+    "dr_grpo": ("Dr. GRPO", SKY),
     "remax": ("ReMax", "#332288"),
 }
 """Short title and colour, the same in every figure (Okabe & Ito's, and one more)."""
 
-SPARE = ("#882255", "#117733", "#777777", "#AA4499", "#999933", "#000000")
+SPARE = ("#882255", "#117733", GREY, "#AA4499", "#999933", "#000000")
 """Colours of a second cell of an algorithm, and of what is not in the table."""
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sppo_lit.analysis.pictures import BLUE, GREEN, GREY, ORANGE, picture
+from sppo_lit.analysis.pictures import picture
 from sppo_lit.analysis.responses import Record, label, read, samples
 from sppo_lit.errors import InputError
+from sppo_lit.looks import BLUE, GREEN, GREY, ORANGE
 from sppo_lit.metrics import Z95, auroc
 
 POINTS = 101

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
@@ -14,6 +13,7 @@ from sppo_lit.callbacks.console import console, run_folder, written_whole
 from sppo_lit.callbacks.panels import LEGEND_COLUMNS, panels_for
 from sppo_lit.errors import InputError
 from sppo_lit.logs import Series, read_metrics
+from sppo_lit.looks import STYLE
 
 
 class Curves(Callback):
@@ -78,20 +78,7 @@ def draw(series: Series, path: Path, title: str = "") -> None:
         raise InputError("drawing curves needs matplotlib: pip install 'sppo-lit[plots]'") from None
     if not (panels := panels_for(series)):
         return
-    style: Any = {
-        "font.size": 9,
-        "axes.titlesize": 10.5,
-        "axes.titleweight": "bold",
-        "axes.titlelocation": "left",
-        "axes.grid": True,
-        "grid.color": "#E6E6E6",
-        "axes.axisbelow": True,
-        "axes.edgecolor": "#999999",
-        "legend.frameon": False,
-        "legend.fontsize": 8,
-        "lines.linewidth": 1.6,
-    }
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context({**STYLE, "axes.titlesize": 10.5}):
         rows, columns = grid(len(panels))
         figure = Figure(figsize=(0.6 + 3.6 * columns, 0.4 + 3.0 * rows), layout="constrained")
         axes = figure.subplots(rows, columns, sharex=True, squeeze=False)

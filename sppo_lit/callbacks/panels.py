@@ -7,22 +7,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sppo_lit.logs import Series
+from sppo_lit.looks import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LEGEND_COLUMNS = 4
 
-# Okabe & Ito's colours, told apart also by colour-blind readers.
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#D55E00",
-    "#CC79A7",
-    "#56B4E9",
-    "#777777",
-)
 VERDICTS = (
     ("correct", GREEN),
     ("wrong", ORANGE),
