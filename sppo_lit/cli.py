@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sppo_lit import __version__, launching
@@ -20,9 +20,6 @@ from sppo_lit.paths import find, shipped_root
 STAGES = ("fit", "validate")
 SHORT_FLAGS = ("strategy", "devices", "num_nodes", "accelerator", "precision", "max_epochs")
 """Flags that stand for `--trainer.<flag>`."""
-
-OWN = ("list", "doctor", "audit", "study", "figure", "-h", "--help", "--version")
-"""Besides `run`, what `lightning` answers itself where there is no lightning-sdk."""
 
 USAGE = """\
 usage: {name} run [fit|validate] RECIPE [--flag value …]
@@ -94,18 +91,8 @@ def _run(name: str, arguments: list[str]) -> int:
         print(f"sppo-lit {__version__}")
         return 0
     try:
-        if arguments[0] == "list":
-            return list_recipes()
-        if arguments[0] == "audit":
-            return audit_data(arguments[1:])
-        if arguments[0] == "study":
-            return run_study(arguments[1:])
-        if arguments[0] == "figure":
-            from sppo_lit.analysis.command import figure
-
-            return figure(arguments[1:])
-        if arguments[0] == "doctor":
-            return examine(arguments[1:])
+        if command := COMMANDS.get(arguments[0]):
+            return command(arguments[1:])
         if arguments[0] == "run":
             arguments = arguments[1:]
         return train_or_validate(translate(arguments))
@@ -154,7 +141,7 @@ def translate(arguments: Sequence[str]) -> list[str]:
     return [stage, "--config", str(path), *flags]
 
 
-def list_recipes() -> int:
+def list_recipes(arguments: Sequence[str] = ()) -> int:
     """Print every recipe with the first line of its opening comment."""
     from rich.console import Console
     from rich.padding import Padding
@@ -204,6 +191,17 @@ def run_study(arguments: Sequence[str]) -> int:
     return study(arguments)
 
 
+def draw_figure(arguments: Sequence[str]) -> int:
+    """Draw one figure and print its numbers.
+
+    Raises:
+        InputError: anything the user can mend.
+    """
+    from sppo_lit.analysis.command import figure
+
+    return figure(arguments)
+
+
 def examine(arguments: Sequence[str]) -> int:
     """Check a recipe before a long run; 0 if all is good, else 1.
 
@@ -229,6 +227,19 @@ def train_or_validate(arguments: list[str]) -> int:
 
     run(arguments)
     return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "list": list_recipes,
+    "doctor": examine,
+    "audit": audit_data,
+    "study": run_study,
+    "figure": draw_figure,
+}
+"""Besides `run`."""
+
+OWN = (*COMMANDS, "-h", "--help", "--version")
+"""Besides `run`, what `lightning` answers itself where there is no lightning-sdk."""
 
 
 if __name__ == "__main__":
