@@ -154,7 +154,7 @@ class MathDataModule(pl.LightningDataModule):
             split = problem_set.split or use
             problems = [self.arithmetic.problem(i, split) for i in range(problem_set.limit or 1000)]
         else:
-            source = self._open(problem_set)
+            source = self.open_source(problem_set)
             problems, wrong = self.parsable(source.problems())
             dropped.update(source.dropped)
             dropped["gold_unparsable"] += wrong
@@ -168,7 +168,8 @@ class MathDataModule(pl.LightningDataModule):
         self.report(f"{use}: {_name_of(problem_set, encoded)}", len(encoded), dropped)
         return encoded
 
-    def _open(self, problem_set: ProblemSet) -> Any:
+    def open_source(self, problem_set: ProblemSet) -> Any:
+        """The problems of a set as they are in their source; see `open_problems`."""
         return open_problems(
             problem_set.path,
             problem_set.split,
@@ -287,7 +288,7 @@ class _Streamed:
     def _entries(self) -> Iterator[Encoded]:
         data = self.data
         while True:
-            source = data._open(data.train)
+            source = data.open_source(data.train)
             dropped: Counter[str] = Counter()
             problems, kept = iter(source), 0
             while chunk := [p for p, _ in zip(problems, range(self.CHUNK), strict=False)]:

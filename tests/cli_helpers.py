@@ -21,6 +21,7 @@ SMALL = {
     "head_dim": 8,
 }
 """Changes that make the configuration of `data/arithmetic/base` tiny."""
+HELD_OUT = {"data.val": [{"path": "arithmetic", "limit": 4}]}
 
 
 def recipe(tmp_path: Path, changes: dict[str, Any] | None = None, name: str = "tiny.yaml") -> Path:

@@ -12,3 +12,10 @@ def datasets_dir() -> Path:
         if (parent / "shared" / "datasets").is_dir():
             return parent / "shared" / "datasets"
     pytest.skip("no shared/datasets beside this checkout")
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network, and a seed that does not reach other tests."""
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -17,14 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, CLIPCo
 from sppo_lit.callbacks import checkpoint as checkpoint_callback
 from sppo_lit.cli import main
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No network, and a seed that does not reach other tests."""
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+pytestmark = [pytest.mark.usefixtures("alone"), pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture

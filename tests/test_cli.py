@@ -22,16 +22,9 @@ from sppo_lit import __version__
 from sppo_lit.cli import lightning_main, main, translate
 from sppo_lit.errors import InputError
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.usefixtures("alone"), pytest.mark.filterwarnings("ignore")]
 RATES = ("rollout/tokens_per_second", "clock/seconds")
 HELD_OUT = {"data.val": [{"path": "arithmetic", "limit": 6}], "trainer.check_val_every_n_epoch": 1}
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No network, and a seed that does not reach other tests."""
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 def command(*arguments: Any) -> list[str]:

@@ -25,9 +25,7 @@ SOUND: dict[str, Any] = {"model.policy": {"path": str(WARM)}, "model.sampling.ma
 
 
 @pytest.fixture(autouse=True)
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def quiet(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "_width", 200)
 
 

@@ -20,14 +20,7 @@ from sppo_lit.cli import main
 from sppo_lit.models.critics import ScalarCritic
 from sppo_lit.models.policy import Policy
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No network, and a seed that does not reach other tests."""
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+pytestmark = [pytest.mark.usefixtures("alone"), pytest.mark.filterwarnings("ignore")]
 
 
 def rows(run: Path) -> list[dict[str, str]]:

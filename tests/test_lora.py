@@ -22,16 +22,10 @@ from sppo_lit.rollout.torch_engine import TorchEngine
 from sppo_lit.types import Sampling
 
 peft = pytest.importorskip("peft")
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.usefixtures("alone"), pytest.mark.filterwarnings("ignore")]
 WARM = ROOT / "data" / "arithmetic" / "warmstart"
 LORA: dict[str, Any] = {"model.policy": {"path": str(WARM)}, "model.lora": {"rank": 4, "alpha": 8.0}}
 STEP: dict[str, Any] = {"model.policy_optimizer.lr": 0.01, "model.sampling.max_new_tokens": 24}
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 def adapted(name: str = "llama") -> Any:

@@ -20,18 +20,11 @@ from sppo_lit.cli import main
 from sppo_lit.policy_module import PolicyModule
 from sppo_lit.types import Problem, Scored, Verdict
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.usefixtures("alone"), pytest.mark.filterwarnings("ignore")]
 SETS = [{"path": "arithmetic", "limit": 10}, {"path": "arithmetic", "split": "other", "limit": 7, "name": "other"}]
 EVALUATION = {"greedy": True, "samples": 2, "chunk": 6, "max_new_tokens": 12}  # two problems, six responses a chunk
 CHANGES = {"data.val": SETS, "model.evaluation": EVALUATION}
 ALL = 3 * (10 + 7)
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No network, and a seed that does not reach other tests."""
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture

@@ -11,15 +11,8 @@ from cli_helpers import recipe, refused
 
 from sppo_lit.cli import main
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.usefixtures("alone"), pytest.mark.filterwarnings("ignore")]
 VAL = {"data.val": [{"path": "arithmetic", "limit": 6}], "trainer.check_val_every_n_epoch": 1}
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No network, and a seed that does not reach other tests."""
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 def completions(folder: Path, name: str = "arithmetic-iteration-*.jsonl") -> list[dict[str, Any]]:

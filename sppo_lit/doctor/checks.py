@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,7 +19,6 @@ from sppo_lit.doctor.report import Check
 from sppo_lit.models.critics import ScalarCritic
 from sppo_lit.models.loading import eos_token_ids
 from sppo_lit.policy_module import Encoded, PolicyModule
-from sppo_lit.problems.sources import open_problems
 from sppo_lit.types import Completion, Problem
 
 GOLDS = 300
@@ -292,7 +291,5 @@ def raw_problems(data: MathDataModule, count: int) -> list[Problem]:
     """The first training problems as they are in their source, before any is dropped for its gold answer."""
     if data.train.path == "arithmetic":
         return [data.arithmetic.problem(i, data.train.split or "train") for i in range(count)]
-    train = data.train
-    limit = min(count, train.limit or count)
-    source = open_problems(train.path, train.split, limit=limit, skip_bad_rows=train.skip_bad_rows, name=train.name)
-    return list(source.problems())
+    limit = min(count, data.train.limit or count)
+    return list(data.open_source(replace(data.train, limit=limit)).problems())

@@ -11,20 +11,12 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from cli_helpers import recipe, refused
+from cli_helpers import HELD_OUT, recipe, refused
 
 from sppo_lit.cli import main
 from sppo_lit.memory_use import CLEAR_REFS, peak_mib, reset_peak
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-HELD_OUT = {"data.val": [{"path": "arithmetic", "limit": 4}]}
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No network, and a seed that does not reach other tests."""
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+pytestmark = [pytest.mark.usefixtures("alone"), pytest.mark.filterwarnings("ignore")]
 
 
 def rows(tmp_path: Path) -> list[dict[str, str]]:

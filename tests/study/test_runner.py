@@ -14,20 +14,17 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from cli_helpers import ROOT, refused
+from cli_helpers import HELD_OUT, ROOT, refused
 from test_plan import study
 
 from sppo_lit.cli import main
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-HELD_OUT = {"data.val": [{"path": "arithmetic", "limit": 4}]}
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No network, and a seed that does not reach other tests."""
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def this_checkout(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of a study run this checkout."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
 
