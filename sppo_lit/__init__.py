@@ -10,9 +10,9 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "SPPOModule": "sppo_lit.module",
-    "SupervisedModule": "sppo_lit.supervised",
-    "MathDataModule": "sppo_lit.datamodule",
+    "SPPOModule": "sppo_lit.training.module",
+    "SupervisedModule": "sppo_lit.training.supervised",
+    "MathDataModule": "sppo_lit.training.datamodule",
 }
 __all__ = ["MathDataModule", "SPPOModule", "SupervisedModule", "__version__"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sppo_lit.cli import main
+from sppo_lit.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / "data" / "arithmetic" / "base"

@@ -15,7 +15,7 @@ from cli_helpers import BASE, SMALL, recipe, refused
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, CLIPConfig, PreTrainedTokenizerFast, T5Config
 
 from sppo_lit.callbacks import checkpoint as checkpoint_callback
-from sppo_lit.cli import main
+from sppo_lit.cli.main import main
 
 pytestmark = [pytest.mark.usefixtures("alone"), pytest.mark.filterwarnings("ignore")]
 
@@ -370,6 +370,6 @@ def test_a_bug_of_ours_is_no_mistake_of_the_user(tmp_path: Path, monkeypatch: py
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise KeyError("bug")
 
-    monkeypatch.setattr("sppo_lit.module.SPPOModule.collect", broken)
+    monkeypatch.setattr("sppo_lit.training.module.SPPOModule.collect", broken)
     with pytest.raises(KeyError, match="bug"):
         main(["run", str(recipe(tmp_path))])

@@ -19,7 +19,7 @@ import yaml
 from cli_helpers import ROOT, recipe
 
 from sppo_lit import __version__
-from sppo_lit.cli import lightning_main, main, translate
+from sppo_lit.cli.main import lightning_main, main, translate
 from sppo_lit.errors import InputError
 
 pytestmark = [pytest.mark.usefixtures("alone"), pytest.mark.filterwarnings("ignore")]
@@ -233,7 +233,7 @@ def test_the_saved_recipe_of_a_run_resumes_and_evaluates_it(tmp_path: Path, caps
 def test_interrupt_says_how_to_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sppo_lit.module import SPPOModule
+    from sppo_lit.training.module import SPPOModule
 
     collect = SPPOModule.collect
 
@@ -259,12 +259,12 @@ def test_interrupt_before_the_first_iteration_leaves_nothing(
     def interrupted(*args: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sppo_lit.policy_module.load_tokenizer", interrupted)
+    monkeypatch.setattr("sppo_lit.training.policy_module.load_tokenizer", interrupted)
     assert main(["run", str(recipe(tmp_path))]) == 130
     assert capsys.readouterr().err == "sppo: interrupted\n"
     assert not (tmp_path / "runs").exists()
     monkeypatch.undo()
-    monkeypatch.setattr("sppo_lit.module.SPPOModule.collect", interrupted)
+    monkeypatch.setattr("sppo_lit.training.module.SPPOModule.collect", interrupted)
     assert main(["run", str(recipe(tmp_path))]) == 130
     assert not (tmp_path / "runs").exists()
 
@@ -289,7 +289,7 @@ def test_refusal_and_bug_as_the_shell_sees_them(tmp_path: Path) -> None:
     refused = run("run", recipe(tmp_path, {"modle": 1}))
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "unknown key modle" in refused.stderr
     code = (
-        "import sys, sppo_lit.module as m, sppo_lit.cli as c\n"
+        "import sys, sppo_lit.training.module as m, sppo_lit.cli.main as c\n"
         "m.SPPOModule.collect = lambda self, encoded: 1 // 0\n"
         "sys.exit(c.main())"
     )

@@ -11,13 +11,13 @@ import pytest
 import torch
 from cli_helpers import ROOT, recipe, refused
 
-from sppo_lit import doctor_cli
-from sppo_lit.callbacks.console import console
-from sppo_lit.cli import main
+from sppo_lit.cli import doctor as doctor_cli
+from sppo_lit.cli.main import main
 from sppo_lit.models import critics
 from sppo_lit.models.critics import ScalarCritic
 from sppo_lit.models.policy import Policy, TokenTerms
 from sppo_lit.rollout import torch_engine
+from sppo_lit.utils.console import console
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 WARM = ROOT / "data" / "arithmetic" / "warmstart"

@@ -16,7 +16,7 @@ import torch
 from cli_helpers import ROOT, recipe, refused
 from troubles import SignalAt, SmallFiles, SmallMemory, callback
 
-from sppo_lit.cli import main
+from sppo_lit.cli.main import main
 from sppo_lit.models.critics import ScalarCritic
 from sppo_lit.models.policy import Policy
 

@@ -15,12 +15,12 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from sppo_lit.datamodule import MathDataModule, ProblemSet
 from sppo_lit.errors import InputError
 from sppo_lit.models.loading import ModelSource, load_causal_lm, load_tokenizer
-from sppo_lit.module import SPPOModule
 from sppo_lit.problems.arithmetic import ArithmeticTask
 from sppo_lit.settings import KLSettings, OptimizerSettings, RewardSettings
+from sppo_lit.training.datamodule import MathDataModule, ProblemSet
+from sppo_lit.training.module import SPPOModule
 from sppo_lit.types import RolloutBatch, Sampling
 
 DROPOUT = {"attention_dropout": 0.4}

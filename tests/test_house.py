@@ -227,8 +227,8 @@ def test_functions_on_tensors_tell_shapes(where: str) -> None:
 def test_importing_the_package_is_cheap() -> None:
     """The processes that judge answers must not load torch, nor should `sppo --help`."""
     code = (
-        "import sys, sppo_lit, sppo_lit.cli, sppo_lit.types, sppo_lit.rewards.answers\n"
-        "sppo_lit.cli.main(['--help'])\n"
+        "import sys, sppo_lit, sppo_lit.cli.main, sppo_lit.types, sppo_lit.rewards.math.answers\n"
+        "sppo_lit.cli.main.main(['--help'])\n"
         "assert not {'torch', 'lightning', 'transformers'} & set(sys.modules), 'heavy import'"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -248,7 +248,7 @@ def test_a_wheel_carries_recipes_and_weights(tmp_path: Path) -> None:
         assert f"sppo_lit/share/{path.relative_to(ROOT).as_posix()}" in names
     assert "sppo_lit/py.typed" in names and not any("tests/" in n or "downloads/" in n for n in names)
     code = (
-        "import sys; sys.path.insert(0, 'site'); from sppo_lit.cli import main, translate\n"
+        "import sys; sys.path.insert(0, 'site'); from sppo_lit.cli.main import main, translate\n"
         "assert main(['list']) == 0; print(translate(['recipes/quickstart.yaml'])[2])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env={})

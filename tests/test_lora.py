@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from sppo_lit.cli import main
-from sppo_lit.distributed import unsharded_copy, whole_parameters
+from sppo_lit.cli.main import main
+from sppo_lit.distributed.collectives import unsharded_copy, whole_parameters
 from sppo_lit.errors import InputError
 from sppo_lit.models.lora import adapters, add_adapters
 from sppo_lit.models.policy import Policy

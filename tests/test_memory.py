@@ -11,14 +11,14 @@ import torch
 from cli_helpers import BASE, ROOT, SMALL, recipe
 from transformers import Qwen2Config
 
-from sppo_lit.callbacks.console import console
-from sppo_lit.cli import main
+from sppo_lit.cli.main import main
+from sppo_lit.doctor.memory import Plan, disk_bytes, kept_bytes, needs, network, networks, peak
 from sppo_lit.errors import InputError
-from sppo_lit.memory import Plan, disk_bytes, kept_bytes, needs, network, networks, peak
 from sppo_lit.models.critics import ScalarCritic
 from sppo_lit.models.loading import ModelSource, load_causal_lm, load_critic, load_tokenizer
 from sppo_lit.models.policy import Policy
-from sppo_lit.module import SPPOModule
+from sppo_lit.training.module import SPPOModule
+from sppo_lit.utils.console import console
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 WARM = ROOT / "data" / "arithmetic" / "warmstart"

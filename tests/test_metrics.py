@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from sppo_lit.metrics import (
+from sppo_lit.training.metrics import (
     NO_ANSWER,
     AccuracyAtK,
     answer_id,

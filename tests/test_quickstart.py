@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from sppo_lit.cli import main
+from sppo_lit.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -10,11 +10,11 @@ import pytest
 import yaml
 
 from sppo_lit.algorithms.specs import ALGORITHMS
-from sppo_lit.cli import translate
+from sppo_lit.cli.main import translate
+from sppo_lit.cli.recipe_cli import check_trainer, settings_of
 from sppo_lit.errors import InputError
-from sppo_lit.lightning_cli import check_trainer, settings_of
-from sppo_lit.policy_module import check_minibatch
 from sppo_lit.problems.sources import SOURCES
+from sppo_lit.training.policy_module import check_minibatch
 
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")  # kept back by `run`
 ROOT = Path(__file__).resolve().parents[1]

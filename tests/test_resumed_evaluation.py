@@ -16,8 +16,8 @@ import pytest
 from cli_helpers import ROOT, recipe
 
 from sppo_lit.callbacks.journal import SETTINGS, Journal
-from sppo_lit.cli import main
-from sppo_lit.policy_module import PolicyModule
+from sppo_lit.cli.main import main
+from sppo_lit.training.policy_module import PolicyModule
 from sppo_lit.types import Problem, Scored, Verdict
 
 pytestmark = [pytest.mark.usefixtures("alone"), pytest.mark.filterwarnings("ignore")]

@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sppo_lit.datamodule import MathDataModule, ProblemSet
 from sppo_lit.errors import InputError
 from sppo_lit.models.loading import ModelSource
 from sppo_lit.problems.arithmetic import ArithmeticTask
 from sppo_lit.settings import OptimizerSettings
-from sppo_lit.supervised import SolutionBatch, SupervisedModule
+from sppo_lit.training.datamodule import MathDataModule, ProblemSet
+from sppo_lit.training.supervised import SolutionBatch, SupervisedModule
 from sppo_lit.types import Problem, Sampling
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1}

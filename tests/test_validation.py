@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from cli_helpers import recipe, refused
 
-from sppo_lit.cli import main
+from sppo_lit.cli.main import main
 
 pytestmark = [pytest.mark.usefixtures("alone"), pytest.mark.filterwarnings("ignore")]
 VAL = {"data.val": [{"path": "arithmetic", "limit": 6}], "trainer.check_val_every_n_epoch": 1}
@@ -60,6 +60,6 @@ def test_a_model_never_trained_here_needs_no_critic(
     def load(*args: Any) -> Any:
         raise AssertionError("a critic was loaded")
 
-    monkeypatch.setattr("sppo_lit.rollout_module.load_critic", load)
+    monkeypatch.setattr("sppo_lit.training.rollout_module.load_critic", load)
     assert main(["run", "validate", str(recipe(tmp_path, VAL))]) == 0
     assert len(completions(tmp_path)) == 6

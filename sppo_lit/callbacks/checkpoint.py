@@ -13,8 +13,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from sppo_lit.callbacks.console import console, remove, replace
 from sppo_lit.errors import InputError
+from sppo_lit.utils.console import console, remove, replace
 
 
 class IterationCheckpoint(ModelCheckpoint):

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 
-from sppo_lit.distributed import reduced
+from sppo_lit.distributed.collectives import reduced
 from sppo_lit.errors import InputError
 
 NEVER = 10**9

@@ -12,8 +12,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from sppo_lit.callbacks.console import console, shorten, visible
 from sppo_lit.types import RolloutBatch, Scored
+from sppo_lit.utils.console import console, shorten, visible
 
 
 class CompletionsTable(Callback):

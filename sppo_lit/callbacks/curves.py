@@ -9,11 +9,11 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 
-from sppo_lit.callbacks.console import console, run_folder, written_whole
 from sppo_lit.callbacks.panels import LEGEND_COLUMNS, panels_for
 from sppo_lit.errors import InputError
-from sppo_lit.logs import Series, read_metrics
-from sppo_lit.looks import STYLE
+from sppo_lit.utils.console import console, run_folder, written_whole
+from sppo_lit.utils.plotting import STYLE
+from sppo_lit.utils.run_log import Series, read_metrics
 
 
 class Curves(Callback):

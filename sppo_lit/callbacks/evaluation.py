@@ -12,10 +12,10 @@ import torch.distributed
 from lightning.pytorch.callbacks import Callback
 from rich.table import Table
 
-from sppo_lit.callbacks.console import console, run_folder
 from sppo_lit.callbacks.journal import Journal, write_completions
-from sppo_lit.metrics import AccuracyAtK
+from sppo_lit.training.metrics import AccuracyAtK
 from sppo_lit.types import Scored
+from sppo_lit.utils.console import console, run_folder
 
 Result = dict[str, float]
 MEAN = "mean"

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
-from sppo_lit.callbacks.console import run_folder, written_whole
 from sppo_lit.callbacks.evaluation import Evaluation
-from sppo_lit.distributed import whole_value
+from sppo_lit.distributed.collectives import whole_value
 from sppo_lit.models.lora import merged, save_adapters
+from sppo_lit.utils.console import run_folder, written_whole
 
 CITATION = """@misc{sppo2026,
   title         = {SPPO: Sequence-Level PPO for Long-Horizon Reasoning Tasks},

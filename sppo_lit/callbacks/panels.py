@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sppo_lit.logs import Series
-from sppo_lit.looks import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY
+from sppo_lit.utils.plotting import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY
+from sppo_lit.utils.run_log import Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

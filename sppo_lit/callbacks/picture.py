@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar as Bar
 from rich.table import Table
 from rich.text import Text
 
-from sppo_lit.callbacks.console import duration
+from sppo_lit.utils.console import duration
 
 PHASES = {
     "sampling": "sampling responses",

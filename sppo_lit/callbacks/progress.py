@@ -14,10 +14,10 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from sppo_lit.callbacks import console as shared
 from sppo_lit.callbacks.clock import Clock
 from sppo_lit.callbacks.evaluation import Evaluation
 from sppo_lit.callbacks.picture import View, picture, plain
+from sppo_lit.utils import console as shared
 
 
 @dataclass

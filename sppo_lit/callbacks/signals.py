@@ -11,8 +11,8 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from sppo_lit.callbacks.console import console
-from sppo_lit.launching import launched, launched_ranks, watch_ranks
+from sppo_lit.distributed.processes import launched, launched_ranks, watch_ranks
+from sppo_lit.utils.console import console
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SHOW_CURSOR = b"\x1b[?25h"

@@ -12,11 +12,11 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from sppo_lit.callbacks import console as shared
-from sppo_lit.callbacks.console import duration, run_folder
 from sppo_lit.callbacks.evaluation import Evaluation
 from sppo_lit.callbacks.export import auto_class
 from sppo_lit.errors import Stopped
+from sppo_lit.utils import console as shared
+from sppo_lit.utils.console import duration, run_folder
 
 PLACES = {
     "curves": "curves.png",

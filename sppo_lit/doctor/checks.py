@@ -13,13 +13,13 @@ from torch import Tensor
 
 from sppo_lit.algorithms.batching import micro_batches, pad_rows
 from sppo_lit.algorithms.masking import masked_sum, response_mask
-from sppo_lit.callbacks.console import visible
-from sppo_lit.datamodule import MathDataModule
 from sppo_lit.doctor.report import Check
 from sppo_lit.models.critics import ScalarCritic
 from sppo_lit.models.loading import eos_token_ids
-from sppo_lit.policy_module import Encoded, PolicyModule
+from sppo_lit.training.datamodule import MathDataModule
+from sppo_lit.training.policy_module import Encoded, PolicyModule
 from sppo_lit.types import Completion, Problem
+from sppo_lit.utils.console import visible
 
 GOLDS = 300
 """Rows whose gold answer is judged."""

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sppo_lit.doctor.memory import Need
 from sppo_lit.errors import InputError
-from sppo_lit.memory import Need
 
 GIB = 2**30
 

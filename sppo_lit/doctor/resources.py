@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import psutil
 import torch
 
+from sppo_lit.doctor.memory import Need, Plan, peak
 from sppo_lit.doctor.report import Check, size
-from sppo_lit.memory import Need, Plan, peak
 
 
 def memory_check(estimate: Sequence[Need], plan: Plan, processes: int, there: int, kind: str) -> Check:

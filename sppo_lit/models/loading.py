@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from sppo_lit.errors import InputError
-from sppo_lit.paths import find
+from sppo_lit.utils.paths import find
 
 NEW_HEADS = ("score.", "classifier.")
 """Parameters that a sequence classifier made from a causal language model is expected to lack."""

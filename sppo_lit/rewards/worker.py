@@ -94,8 +94,8 @@ class _Judge:
     """Judges the rows of one chunk after the other under the settings the parent sent."""
 
     def __init__(self, settings: dict[str, Any], sink: int) -> None:
-        from sppo_lit.rewards import answers  # noqa: F401 - loaded before the first answer is timed
         from sppo_lit.rewards.custom import load_reward
+        from sppo_lit.rewards.math import answers  # noqa: F401 - loaded before the first answer is timed
 
         self.deadline = _Deadline(settings["deadline"])
         self.sink = sink
@@ -132,7 +132,7 @@ class _Judge:
         return extra
 
     def verdict(self, response: str, gold: str, finished: bool) -> tuple[Any, ...]:
-        from sppo_lit.rewards import answers
+        from sppo_lit.rewards.math import answers
 
         try:
             with self.deadline:

@@ -11,12 +11,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
-from sppo_lit.callbacks.console import console as shared
 from sppo_lit.callbacks.progress import is_interactive
 from sppo_lit.errors import CommandParser
 from sppo_lit.study import screen
 from sppo_lit.study.plan import TRAIN, Job, Study, jobs, read
 from sppo_lit.study.runner import Runner
+from sppo_lit.utils.console import console as shared
 
 
 def study(arguments: Sequence[str]) -> int:
@@ -49,9 +49,9 @@ def check(plan: Study, todo: Sequence[Job]) -> None:
     Raises:
         InputError: the cell and what is wrong with it.
     """
-    from sppo_lit.cli import translate
+    from sppo_lit.cli.main import translate
+    from sppo_lit.cli.recipe_cli import settings_of
     from sppo_lit.errors import InputError
-    from sppo_lit.lightning_cli import settings_of
 
     for cell in dict.fromkeys(job.cell for job in todo):
         first = next(job for job in todo if job.cell == cell and job.stage == TRAIN)
@@ -108,8 +108,8 @@ def write_plan(plan: Study) -> None:
 
 def report(plan: Study, console: Console) -> None:
     """Write the report and say where it is, or why there is none."""
-    from sppo_lit.analysis.report import write
     from sppo_lit.errors import InputError
+    from sppo_lit.study.analysis.report import write
 
     try:
         console.print(f"report: {write(plan.out)}", markup=False, soft_wrap=True)

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from sppo_lit.errors import InputError
-from sppo_lit.paths import find
+from sppo_lit.utils.paths import find
 
 NAME = r"[A-Za-z0-9][\w.-]*"
 """Of a cell or a further command: it becomes a folder."""

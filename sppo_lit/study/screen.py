@@ -10,9 +10,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from sppo_lit.callbacks.console import duration, shorten, visible
 from sppo_lit.study.plan import TRAIN, Job, Study
 from sppo_lit.study.state import Progress, last_lines
+from sppo_lit.utils.console import duration, shorten, visible
 
 LOOKS = {"waiting": "dim", "running": "cyan", "done": "green", "failed": "red", "stopped": "yellow"}
 URGENCY = ("running", "failed", "stopped", "waiting", "done")

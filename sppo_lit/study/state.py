@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sppo_lit.logs import read_metrics
 from sppo_lit.study.plan import TRAIN, Job
+from sppo_lit.utils.run_log import read_metrics
 
 State = Literal["waiting", "running", "done", "failed", "stopped"]
 

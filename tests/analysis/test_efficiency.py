@@ -12,12 +12,12 @@ import pytest
 import yaml
 from evaluations import evaluation
 
-from sppo_lit.analysis import efficiency, memory_by_phase
-from sppo_lit.analysis.report import write
-from sppo_lit.analysis.runs import ALGORITHMS, SPARE, find_runs, looks
-from sppo_lit.analysis.tables import tables
-from sppo_lit.cli import main
+from sppo_lit.cli.main import main
 from sppo_lit.errors import InputError
+from sppo_lit.study.analysis import efficiency, memory_by_phase
+from sppo_lit.study.analysis.report import write
+from sppo_lit.study.analysis.runs import ALGORITHMS, SPARE, find_runs, looks
+from sppo_lit.study.analysis.tables import tables
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

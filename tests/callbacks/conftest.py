@@ -176,7 +176,7 @@ def make_trainer(folder, callbacks, epochs=3, **settings) -> pl.Trainer:
 @pytest.fixture
 def screen(monkeypatch):
     """The shared console, recording plain text at a fixed width: `screen()` is what was printed."""
-    from sppo_lit.callbacks import console as shared
+    from sppo_lit.utils import console as shared
 
     monkeypatch.setattr(shared.console, "_width", 140)
     monkeypatch.setattr(shared.console, "record", True)

@@ -13,8 +13,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cli_helpers import HELD_OUT, recipe, refused
 
-from sppo_lit.cli import main
-from sppo_lit.memory_use import CLEAR_REFS, peak_mib, reset_peak
+from sppo_lit.cli.main import main
+from sppo_lit.utils.peak_memory import CLEAR_REFS, peak_mib, reset_peak
 
 pytestmark = [pytest.mark.usefixtures("alone"), pytest.mark.filterwarnings("ignore")]
 

@@ -16,9 +16,9 @@ from sppo_lit.callbacks import (
     RunSummary,
 )
 from sppo_lit.callbacks.completions import pick, table
-from sppo_lit.callbacks.console import console, shorten, visible
 from sppo_lit.callbacks.evaluation import flatten
 from sppo_lit.callbacks.evaluation import table as results_table
+from sppo_lit.utils.console import console, shorten, visible
 
 
 def rows(folder):

@@ -16,14 +16,14 @@ from transformers import (
 )
 
 from sppo_lit.callbacks import Curves, Evaluation, HuggingFaceExport, IterationCheckpoint, RunProgress, RunSummary
-from sppo_lit.callbacks import console as shared
-from sppo_lit.callbacks.console import duration, written_whole
 from sppo_lit.callbacks.curves import draw
 from sppo_lit.callbacks.panels import moving_average
 from sppo_lit.callbacks.picture import View, picture, plain, sparkline
 from sppo_lit.callbacks.progress import Pace
 from sppo_lit.callbacks.summary import commands
-from sppo_lit.logs import read_metrics
+from sppo_lit.utils import console as shared
+from sppo_lit.utils.console import duration, written_whole
+from sppo_lit.utils.run_log import read_metrics
 
 PNG = b"\x89PNG"
 

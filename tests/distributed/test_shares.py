@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from sppo_lit import distributed
 from sppo_lit.algorithms.batching import shared_minibatches
-from sppo_lit.distributed import sum_gradients
+from sppo_lit.distributed import collectives as distributed
+from sppo_lit.distributed.collectives import sum_gradients
 
 
 @pytest.mark.parametrize(("problems", "samples", "size"), [(16, 1, 8), (32, 1, 32), (8, 4, 8), (24, 5, 12)])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sppo_lit.rewards.answers import equivalent, extract_answer, gold_error, judge, judge_exact, readable
+from sppo_lit.rewards.math.answers import equivalent, extract_answer, gold_error, judge, judge_exact, readable
 from sppo_lit.rewards.shaping import overlong_penalty
 
 CASES = Path(__file__).with_name("cases.txt")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sppo_lit.audit import audit, show
-from sppo_lit.cli import main
+from sppo_lit.cli.audit import audit, show
+from sppo_lit.cli.main import main
 from sppo_lit.errors import InputError
 from sppo_lit.types import Problem
 

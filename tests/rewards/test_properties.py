@@ -5,9 +5,9 @@ import string
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sppo_lit.rewards.answers import extract_answer, judge_exact
-from sppo_lit.rewards.equivalence import compare
-from sppo_lit.rewards.latex import normalize
+from sppo_lit.rewards.math.answers import extract_answer, judge_exact
+from sppo_lit.rewards.math.equivalence import compare
+from sppo_lit.rewards.math.latex import normalize
 
 settings.register_profile("rewards", max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("rewards")

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cli_helpers import HELD_OUT, ROOT, refused
 from test_plan import study
 
-from sppo_lit.cli import main
+from sppo_lit.cli.main import main
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

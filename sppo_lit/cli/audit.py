@@ -1,0 +1,238 @@
+"""Looking through a data set before a run: gold answers that cannot be matched, and verdicts that disagree."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sppo_lit.errors import CommandParser, InputError
+from sppo_lit.rewards.math.answers import gold_error
+from sppo_lit.rewards.math.equivalence import ambiguity
+from sppo_lit.rewards.verifier import VerifierPool
+from sppo_lit.types import Problem
+
+READABLE = "sppo_lit.rewards.math.answers:readable"
+KINDS = {
+    "unparsable": "the gold answer cannot be read: no answer can be right",
+    "not_itself": "the gold answer in \\boxed{} does not equal the gold answer",
+    "ambiguous": "the gold answer can be read in two formats",
+    "conflict": "the same problem has another gold answer elsewhere",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row worth a look: its key, one of `KINDS`, the gold answer, and why."""
+
+    key: str
+    kind: str
+    gold: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A saved completion whose verdict is not the one recorded: line number from 1, rewards before and now."""
+
+    line: int
+    key: str
+    gold: str
+    answer: str | None
+    recorded: float
+    reward: float
+    reason: str
+
+
+@dataclass
+class AuditReport:
+    """What an audit found.
+
+    Attributes:
+        rows: problems read.
+        dropped: rows the source left out, by reason; empty where it is not known.
+        findings: rows with something wrong, in their order.
+        completions: saved completions scored again.
+        disagreements: those among them whose verdict changed.
+        reasons: how often each reason was given to a completion.
+        seconds: wall-clock time of the audit.
+    """
+
+    rows: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    completions: int = 0
+    disagreements: list[Disagreement] = field(default_factory=list)
+    reasons: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def unusable(self) -> int:
+        """Rows that no answer can match: unparsable, or not equal to themselves."""
+        return len({f.key for f in self.findings if f.kind in ("unparsable", "not_itself")})
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as JSON objects."""
+        return {**asdict(self), "unusable": self.unusable}
+
+    def write(self, path: Path) -> None:
+        """Write `to_json` to a file; InputError if that fails."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write the report {path}: {error.strerror}") from error
+
+
+def audit(
+    problems: Iterable[Problem],
+    completions: Path | str | None = None,
+    *,
+    dropped: Mapping[str, int] | None = None,
+    workers: int = 2,
+    deadline: float = 5.0,
+) -> AuditReport:
+    """Check every gold answer, and score saved completions again.
+
+    Args:
+        problems: rows of any source; open it so that rows are neither dropped nor de-duplicated for their answers.
+        completions: JSON lines with ``text`` (or ``response``), the ``reward`` recorded, and ``gold``, or ``problem``
+            (the key of a problem) where there is no gold; ``finished`` is True unless given. The files that the
+            evaluation writes are of this form.
+        dropped: rows the source left out, by reason.
+        workers: judging processes.
+        deadline: seconds for each answer.
+
+    Raises:
+        InputError: a line of `completions` is no JSON object, or lacks text, reward or gold.
+    """
+    start = time.monotonic()
+    rows = list(problems)
+    golds_by_key = {p.key: p.answer for p in rows}
+    saved = [] if completions is None else list(_read_completions(Path(completions), golds_by_key))
+    saved = [] if completions is None else list(_read_completions(Path(completions), {p.key: p.answer for p in rows}))
+    report = AuditReport(rows=len(rows), dropped=dict(dropped or {}))
+    with VerifierPool(workers, deadline, rewards={READABLE: 1.0}) as pool:
+        golds = [p.answer for p in rows]
+        verdicts, read = pool.score_shaped([f"\\boxed{{{gold}}}" for gold in golds], golds)
+        first: dict[str, Problem] = {}
+        for problem, verdict, readable in zip(rows, verdicts, read, strict=True):
+            found = [(k, d) for k, d in _look(problem, verdict.reward, verdict.reason, readable, first) if d]
+            report.findings += [Finding(problem.key, kind, problem.answer, detail) for kind, detail in found]
+        _score_again(report, pool, saved)
+    report.seconds = time.monotonic() - start
+    return report
+
+
+def _look(
+    problem: Problem, reward: float, reason: str, readable: float, first: dict[str, Problem]
+) -> Iterator[tuple[str, str]]:
+    other = first.setdefault(problem.prompt, problem)
+    if not readable:
+        yield "unparsable", gold_error(problem.answer) or "neither mathematics nor words"
+    elif reward != 1:
+        yield "not_itself", reason
+    yield "ambiguous", ambiguity(problem.answer)
+    if other.answer != problem.answer:
+        yield "conflict", f"{other.answer} in {other.key}"
+
+
+def _score_again(report: AuditReport, pool: VerifierPool, saved: list[dict[str, Any]]) -> None:
+    verdicts = pool.score([s["text"] for s in saved], [s["gold"] for s in saved], [s["finished"] for s in saved])
+    report.completions = len(saved)
+    report.reasons = dict(Counter(v.reason for v in verdicts))
+    for item, verdict in zip(saved, verdicts, strict=True):
+        if (item["reward"] > 0) != (verdict.reward > 0):
+            report.disagreements.append(
+                Disagreement(
+                    item["line"],
+                    item["key"],
+                    item["gold"],
+                    verdict.answer,
+                    item["reward"],
+                    verdict.reward,
+                    verdict.reason,
+                )
+            )
+
+
+def _read_completions(path: Path, golds: dict[str, str]) -> Iterator[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError as error:
+        raise InputError(f"cannot read completions {path}: {error.strerror}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{where}: not JSON ({error.msg}); each line must be one completion") from error
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: not a JSON object; each line must be one completion")
+        key = str(row.get("problem", ""))
+        text, gold, reward = row.get("text", row.get("response")), row.get("gold", golds.get(key)), row.get("reward")
+        if not isinstance(text, str) or gold is None or not isinstance(reward, (int, float)):
+            raise InputError(f"{where}: needs 'text', 'reward' and 'gold' (or the key of a known 'problem')")
+        finished = bool(row.get("finished", True))
+        yield {"line": number, "key": key, "text": text, "gold": str(gold), "reward": reward, "finished": finished}
+
+
+def show(report: AuditReport, console: Console, limit: int = 20) -> None:
+    """Print the report: a summary, then at most `limit` rows of each kind of finding and of the disagreements."""
+    kinds = Counter(f.kind for f in report.findings)
+    share = report.unusable / report.rows if report.rows else 0.0
+    console.print(
+        f"[bold]{report.rows:,}[/bold] rows in {report.seconds:.1f} s: [bold]{report.unusable:,}[/bold] with a gold "
+        f"answer that nothing can match ({100 * share:.2f} %)"
+    )
+    if report.dropped:
+        console.print("left out: " + ", ".join(f"{n:,} {reason}" for reason, n in report.dropped.items()))
+    for kind, meaning in KINDS.items():
+        found = [f for f in report.findings if f.kind == kind]
+        if found:
+            table = Table(
+                "row", "gold answer", "why", title=Text(f"{kinds[kind]:,} {kind}: {meaning}"), title_justify="left"
+            )
+            for f in found[:limit]:
+                table.add_row(Text(f.key), Text(f.gold[:80]), Text(f.detail[:100]))
+            console.print(table)
+            if len(found) > limit:
+                console.print(f"  … and {len(found) - limit:,} more; the JSON report has all")
+    if report.completions:
+        counts = ", ".join(f"{n:,} {reason}" for reason, n in sorted(report.reasons.items(), key=lambda item: -item[1]))
+        console.print(
+            f"[bold]{report.completions:,}[/bold] completions scored again ({counts}): "
+            f"[bold]{len(report.disagreements):,}[/bold] verdicts differ from those recorded"
+        )
+    if report.disagreements:
+        table = Table("line", "problem", "gold answer", "answer", "recorded", "now", "reason")
+        for d in report.disagreements[:limit]:
+            cells = (d.line, d.key, d.gold[:60], (d.answer or "–")[:60], d.recorded, d.reward, d.reason)
+            table.add_row(*(Text(str(cell)) for cell in cells))
+        console.print(table)
+
+
+def options(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line of `sppo audit`: dataset, completions, json, split, limit.
+
+    Raises:
+        InputError: an unknown flag or a missing data set.
+    """
+    parser = CommandParser(prog="sppo audit", description="Check the gold answers of a data set, and saved verdicts.")
+    parser.add_argument("dataset", metavar="DATASET", help="a name such as gsm8k, a Hub id, a file or a folder")
+    parser.add_argument("--completions", type=Path, metavar="FILE", help="JSON lines to score again")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything found there")
+    parser.add_argument("--split", metavar="S", help="split to read")
+    parser.add_argument("--limit", type=int, metavar="N", help="read at most so many problems")
+    return parser.parse_args(list(arguments))

@@ -1,0 +1,134 @@
+"""`sppo doctor`: the recipe's module and data, built and set up as for a run, looked at instead of trained."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+
+from sppo_lit.algorithms.specs import ALGORITHMS
+from sppo_lit.callbacks.checkpoint import free_bytes
+from sppo_lit.cli.recipe_cli import RecipeCLI, run
+from sppo_lit.doctor.checks import Examination
+from sppo_lit.doctor.memory import Plan, disk_bytes, needs
+from sppo_lit.doctor.report import Check, show
+from sppo_lit.doctor.resources import disk_check, memory_check, memory_there
+from sppo_lit.models.loading import ModelSource
+from sppo_lit.settings import LoraSettings
+from sppo_lit.training.policy_module import PolicyModule, check_minibatch
+from sppo_lit.utils.console import console
+
+ALONE = {"strategy": "auto", "devices": 1, "num_nodes": 1, "logger": False, "num_sanity_val_steps": 0}
+"""How the trainer is set for the examination."""
+
+
+class DoctorCLI(RecipeCLI):
+    """A recipe under examination. Memory is estimated for the run that was asked for; all else is one process."""
+
+    wishes: argparse.Namespace
+
+    def before_instantiate_classes(self) -> None:
+        """Estimate from the configuration alone, before anything is loaded."""
+        super().before_instantiate_classes()
+        self.save_config_callback = None
+        settings = self.config[self.subcommand]
+        cuda = settings.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        there, kind = memory_there(cuda)
+        if self.wishes.memory:
+            there, kind = int(self.wishes.memory * 2**30), "memory asked for"
+        local = local_processes(settings.trainer.devices, cuda)
+        plan = plan_of(settings, local)
+        self.estimate, self.ranks = needs(plan), plan.ranks
+        sharing = 1 if cuda or self.wishes.memory else local
+        check = memory_check(self.estimate, plan, sharing, there, kind)
+        self.checks = [check, disk_check(disk_bytes(plan), free_bytes(self._runs()), self._runs())]
+        if cuda and local > torch.cuda.device_count():
+            found = f"{local} GPUs are asked for, {torch.cuda.device_count()} are here"
+            self.checks.append(Check("devices", False, found, "change --devices"))
+
+    def instantiate_classes(self) -> None:
+        """Unless there is nothing to load."""
+        if not self.wishes.no_load:
+            super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """One process that neither logs nor validates first."""
+        trainer = self._get(self.config_init, "trainer")
+        for key, value in ALONE.items():
+            trainer[key] = value
+        return super().instantiate_trainer(**kwargs)
+
+    def after_instantiate_classes(self) -> None:
+        """Last checks, of the run that was asked for."""
+        if not self.wishes.no_load and isinstance(self.model, PolicyModule):
+            check_minibatch(self.datamodule.problems_per_epoch, self.model, self.ranks)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if self.wishes.no_load:
+            return
+        examination = Examination(self.wishes.problems)
+        trainer: Any = self.trainer
+        trainer.callbacks = [examination]  # the built-in ones draw, save and evaluate
+        trainer.fit(self.model, datamodule=self.datamodule)
+        self.checks += examination.checks
+
+
+def doctor(wishes: argparse.Namespace, arguments: list[str]) -> int:
+    """Examine a recipe and print the report; 0 if all is good, else 1.
+
+    Args:
+        wishes: see `sppo_lit.doctor.report.options`.
+        arguments: as for a run.
+
+    Raises:
+        InputError: anything the user can mend.
+    """
+    cli: Any = run(arguments, type("DoctorCLI", (DoctorCLI,), {"wishes": wishes}))
+    show(cli.checks, cli.estimate, console)
+    return int(any(not check.good for check in cli.checks))
+
+
+def plan_of(settings: Any, processes: int) -> Plan:
+    """What the recipe asks of a process.
+
+    Args:
+        settings: the parsed recipe.
+        processes: on each node.
+    """
+    trainer, data = settings.trainer, settings.data
+    model = settings.model.get("init_args", settings.model)
+    ranks = processes * int(trainer.num_nodes)
+    kl, lora, policy = model.get("kl"), model.get("lora"), _source(model.policy)
+    spec = ALGORITHMS.get(model.get("algorithm", ""))  # supervised training has none
+    limits = (model.sampling.max_new_tokens, model.evaluation.max_new_tokens or 0)
+    return Plan(
+        policy=policy,
+        critic=_source(model.get("critic")) or policy,
+        critic_kind=spec.critic if spec else "none",
+        reference=(_source(kl.reference) or (None if lora else policy)) if kl and kl.coef else None,
+        precision=str(trainer.precision or "32-true"),
+        ranks=ranks,
+        sharded=trainer.strategy == "fsdp",
+        micro_batch_tokens=model.micro_batch_tokens,
+        prompt_tokens=data.max_prompt_tokens,
+        response_tokens=max(limits),
+        concurrent=model.max_concurrent,
+        gradient_checkpointing=bool(model.get("gradient_checkpointing", False)),
+        cpu_offload=bool(model.get("cpu_offload", False)),
+        lora=LoraSettings(**lora.as_dict()) if lora else None,
+    )
+
+
+def local_processes(devices: Any, cuda: bool) -> int:
+    """Processes on this machine that Lightning's `devices` stands for."""
+    if isinstance(devices, (list, tuple)):
+        return len(devices)
+    text = str(devices)
+    if text in ("auto", "-1"):
+        return torch.cuda.device_count() if cuda else 1
+    return len([part for part in text.split(",") if part.strip()]) if "," in text else int(text)
+
+
+def _source(entry: Any) -> Any:
+    return ModelSource(**entry.as_dict()) if entry else None

@@ -1,0 +1,247 @@
+"""The command line: `lightning run RECIPE`, `sppo …`. A thin layer over LightningCLI.
+
+A recipe is a plain LightningCLI YAML; every `--trainer.*`, `--model.*`, `--data.*` overrides it. A user's mistake is
+answered with one line and exit code 2; `--debug` shows the traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sppo_lit import __version__
+from sppo_lit.distributed import processes
+from sppo_lit.errors import InputError, Stopped
+from sppo_lit.utils.paths import find, shipped_root
+
+STAGES = ("fit", "validate")
+SHORT_FLAGS = ("strategy", "devices", "num_nodes", "accelerator", "precision", "max_epochs")
+"""Flags that stand for `--trainer.<flag>`."""
+
+USAGE = """\
+usage: {name} run [fit|validate] RECIPE [--flag value …]
+       {name} list
+       {name} doctor RECIPE [--no-load] [--memory GIB] [--problems N]
+                     [--flag value …]
+       {name} audit DATASET [--completions FILE] [--json FILE]
+                     [--split S] [--limit N]
+       {name} study FILE [--seeds N,N] [--only CELL,CELL] [--report]
+       {name} figure NAME [SOURCE …] [--out FILE]
+
+run          trains (fit, the default) or evaluates a checkpoint (validate)
+list         shows the recipes and what each is for
+doctor       checks a recipe's models, data, memory and disk before a long run
+audit        checks the gold answers of a data set and saved verdicts
+study        runs a grid of algorithms and seeds, and reports on it
+figure       draws one figure from runs or evaluations
+--version    shows the version
+
+examples:
+  {name} run recipes/quickstart.yaml
+  {name} run recipes/quickstart.yaml --max_epochs 20 --seed_everything 2
+  {name} run fit RECIPE --ckpt_path last         resume the newest run
+  {name} run validate RECIPE --ckpt_path CKPT    evaluate a file, last or best
+  {name} run fit RECIPE --help                   every setting
+  {name} run fit RECIPE --print_config           the recipe with all defaults
+  {name} doctor RECIPE --devices 4 --strategy fsdp --no-load --memory 80
+                                                 memory only, nothing loaded
+
+short for --trainer.FLAG: --strategy --devices --num_nodes --accelerator
+                          --precision --max_epochs
+--debug shows the traceback of an error"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The `sppo` command; returns the exit code."""
+    return _run("sppo", list(sys.argv[1:] if argv is None else argv))
+
+
+def lightning_main(argv: Sequence[str] | None = None) -> int:
+    """The `lightning` command: `run` is ours, anything else is handed to lightning-sdk if it is installed."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["run"]:
+        return _run("lightning", arguments)
+    try:
+        entry = importlib.import_module("lightning_sdk.cli.entrypoint")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "lightning_sdk":
+            raise  # it is there, but broken
+    else:
+        return int(entry.main_cli() or 0)  # reads sys.argv
+    if not arguments or arguments[0] in OWN:
+        return _run("lightning", arguments)
+    print(
+        f"lightning: '{arguments[0]}' is no command of sppo-lit (try 'lightning run RECIPE'); other commands need "
+        "pip install lightning-sdk",
+        file=sys.stderr,
+    )
+    return 2
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE.format(name=name))
+        return 0
+    if arguments[0] == "--version":
+        print(f"sppo-lit {__version__}")
+        return 0
+    try:
+        if command := COMMANDS.get(arguments[0]):
+            return command(arguments[1:])
+        if arguments[0] == "run":
+            arguments = arguments[1:]
+        return train_or_validate(translate(arguments))
+    except InputError as error:
+        if debug:
+            traceback.print_exc()
+        else:
+            print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except Stopped as stop:
+        if processes.launched():
+            return 0  # else Lightning would take it for a failure and kill the others
+        if stop.line:
+            print(f"{name}: {stop.line}", file=sys.stderr)
+        return 128 + stop.signum
+    except KeyboardInterrupt as interrupt:
+        if debug:
+            traceback.print_exc()
+        elif interrupt.args or interrupt.__cause__ is None:  # else the run's summary has said where it stopped
+            print(f"{name}: {' '.join(map(str, interrupt.args)) or 'interrupted'}", file=sys.stderr)
+        return 130
+
+
+def translate(arguments: Sequence[str]) -> list[str]:
+    """`[fit|validate] RECIPE --flag value` as LightningCLI wants it: `fit --config RECIPE --trainer.flag value`.
+
+    Raises:
+        InputError: no recipe, unknown stage, missing file.
+    """
+    rest = list(arguments)
+    stage = rest.pop(0) if rest and rest[0] in STAGES else "fit"
+    recipe = rest.pop(0) if rest and not rest[0].startswith("-") else None
+    if recipe is None and "--help" not in rest and "-h" not in rest:
+        raise InputError("no recipe given; 'sppo list' shows them, e.g. recipes/quickstart.yaml")
+    flags = []
+    for argument in rest:
+        flag, equals, value = argument.removeprefix("--").partition("=")
+        short = argument.startswith("--") and flag in SHORT_FLAGS
+        flags.append(f"--trainer.{flag}{equals}{value}" if short else argument)
+    if recipe is None:
+        return [stage, *flags]
+    path = Path(find(recipe))
+    if not path.is_file():
+        known = "a stage is one of " + ", ".join(STAGES) if not recipe.endswith((".yaml", ".yml")) else "no such file"
+        raise InputError(f"recipe {recipe}: {known}; 'sppo list' shows the recipes")
+    return [stage, "--config", str(path), *flags]
+
+
+def list_recipes(arguments: Sequence[str] = ()) -> int:
+    """Print every recipe with the first line of its opening comment."""
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.text import Text
+
+    roots = (shipped_root() / "recipes", Path("recipes"))  # the user's own go before those shipped, as in `find`
+    found = {path.relative_to(root).as_posix(): path for root in roots for path in root.rglob("*.yaml")}
+    console = Console(highlight=False)
+    for name in sorted(found, key=lambda name: (name.count("/"), name)):
+        title = found[name].read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+        console.print(Text(f"recipes/{name}", "bold"))
+        console.print(Padding(Text(title.removeprefix("#").strip()), (0, 0, 0, 2)))
+    return 0
+
+
+def audit_data(arguments: Sequence[str]) -> int:
+    """Report which gold answers of a data set cannot be matched, and which saved verdicts change.
+
+    Raises:
+        InputError: unknown flag, data set or completions that cannot be read.
+    """
+    from rich.console import Console
+
+    from sppo_lit.cli.audit import audit, options, show
+    from sppo_lit.problems.sources import open_problems
+
+    args = options(arguments)
+    console = Console(highlight=False)
+    source = open_problems(args.dataset, args.split, limit=args.limit, prompt_suffix=None, skip_bad_rows=True)
+    problems = source.problems()
+    report = audit(problems, args.completions, dropped=source.dropped)
+    show(report, console)
+    if args.json:
+        report.write(args.json)
+        console.print(f"report: {args.json}", markup=False)
+    return 0
+
+
+def run_study(arguments: Sequence[str]) -> int:
+    """Run what is not done yet of a grid of runs, and report on it; 1 if any run failed.
+
+    Raises:
+        InputError: anything the user can mend.
+    """
+    from sppo_lit.study.command import study
+
+    return study(arguments)
+
+
+def draw_figure(arguments: Sequence[str]) -> int:
+    """Draw one figure and print its numbers.
+
+    Raises:
+        InputError: anything the user can mend.
+    """
+    from sppo_lit.study.analysis.command import figure
+
+    return figure(arguments)
+
+
+def examine(arguments: Sequence[str]) -> int:
+    """Check a recipe before a long run; 0 if all is good, else 1.
+
+    Raises:
+        InputError: anything the user can mend.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from sppo_lit.cli.doctor import doctor
+    from sppo_lit.doctor.report import options
+
+    wishes, rest = options(arguments)
+    return doctor(wishes, translate(rest))
+
+
+def train_or_validate(arguments: list[str]) -> int:
+    """Parse a recipe, build everything, run; 0 if it went well.
+
+    Raises:
+        InputError: anything the user can mend.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from sppo_lit.cli.recipe_cli import run
+
+    run(arguments)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "list": list_recipes,
+    "doctor": examine,
+    "audit": audit_data,
+    "study": run_study,
+    "figure": draw_figure,
+}
+"""Besides `run`."""
+
+OWN = (*COMMANDS, "-h", "--help", "--version")
+"""Besides `run`, what `lightning` answers itself where there is no lightning-sdk."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

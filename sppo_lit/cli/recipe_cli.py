@@ -1,0 +1,375 @@
+"""LightningCLI with this project's module, data, callbacks, loggers and one-line errors."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import signal
+import warnings
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from sppo_lit.callbacks.checkpoint import IterationCheckpoint
+from sppo_lit.callbacks.clock import Clock
+from sppo_lit.callbacks.completions import CompletionsTable
+from sppo_lit.callbacks.curves import Curves
+from sppo_lit.callbacks.evaluation import Evaluation
+from sppo_lit.callbacks.export import HuggingFaceExport
+from sppo_lit.callbacks.journal import has_unfinished
+from sppo_lit.callbacks.progress import RunProgress
+from sppo_lit.callbacks.signals import StopSignals
+from sppo_lit.callbacks.summary import RunSummary
+from sppo_lit.cli.messages import explain, is_lost_connection, one_line
+from sppo_lit.cli.resume import (
+    RunCSVLogger,
+    response_settings,
+    run_of,
+    unfinished_run,
+    usable_checkpoint,
+)
+from sppo_lit.distributed import processes
+from sppo_lit.distributed.collectives import ShardedStrategy
+from sppo_lit.errors import InputError, Stopped
+from sppo_lit.training.datamodule import MathDataModule
+from sppo_lit.training.module import SPPOModule
+from sppo_lit.training.policy_module import PolicyModule, check_minibatch
+from sppo_lit.training.rollout_module import RolloutModule
+
+CALLBACKS = {
+    "clock": Clock,
+    "signals": StopSignals,
+    "progress": RunProgress,
+    "completions": CompletionsTable,
+    "evaluation": Evaluation,
+    "checkpoint": IterationCheckpoint,
+    "export": HuggingFaceExport,
+    "curves": Curves,
+    "summary": RunSummary,
+}
+"""Built in; each is set by its top-level key in a recipe. Order is the order in which they act."""
+
+STAGES = ("fit", "validate")
+
+TRAINER_DEFAULTS = {
+    "max_epochs": 100,
+    "log_every_n_steps": 1,
+    "num_sanity_val_steps": -1,
+    "use_distributed_sampler": False,
+    "enable_model_summary": False,
+}
+
+QUIET = (
+    ".*LightningCLI's args parameter is intended to run.*",  # this command line translates its arguments
+    ".*does not have many workers.*",
+    ".*The number of training batches.*",
+    ".*Consider setting `persistent_workers.*",
+    ".*is an instance of `nn.Module` and is already saved.*",
+    ".*exists and is not empty.*",
+    ".*in eval mode at the start of training.*",  # transformers loads models so; their dropout is off anyway
+    ".*isinstance.treespec, LeafSpec.*",
+    ".*when logging on epoch level in distributed setting.*",  # the evaluation has reduced its numbers itself
+    ".*deprecated.*",
+)
+"""Lightning's warnings that do not apply here, mostly because the one batch is made on the spot."""
+
+QUIET_LOGGERS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.seed",
+    "lightning.fabric.utilities.distributed",
+)
+"""Say which devices there are, advertise other loggers, and tell the seed: nothing that a user has to know."""
+
+
+class RecipeCLI(LightningCLI):
+    """One recipe, one run.
+
+    Args:
+        arguments: as LightningCLI takes them.
+        recipe: the file among them, if there is one.
+        made: this object is appended to it at once, so that it is known where construction (which runs) fails.
+
+    Attributes:
+        keys: every key of a recipe.
+    """
+
+    def __init__(self, arguments: list[str], recipe: Path | None, made: list[RecipeCLI]) -> None:
+        made.append(self)
+        self.recipe = recipe
+        self.keys: list[str] = []
+        self.started = 0  # iterations of the checkpoint that the run starts from
+        self.new_folders: list[Path] = []
+        self.continued: Path | None = None
+        self.asked: dict[str, Any] | None = None  # what the responses of an evaluation depend on
+        named = recipe is not None and names_a_class(recipe)
+        strict = {"exit_on_error": False, "allow_abbrev": False}
+        super().__init__(
+            PolicyModule if named else SPPOModule,
+            MathDataModule,
+            subclass_mode_model=named,
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=1,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={**strict, **{stage: dict(strict) for stage in self.subcommands()}},
+            args=arguments,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The stages that a recipe has."""
+        return {stage: arguments for stage, arguments in LightningCLI.subcommands().items() if stage in STAGES}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The built-in callbacks, the run's name and wandb."""
+        for key, callback in CALLBACKS.items():
+            parser.add_lightning_class_args(callback, key)
+        parser.add_argument("--run_name", type=str | None, default=None, help="Folder of the run in lightning_logs.")
+        parser.add_argument("--wandb", type=str | None, default=None, help="Also log to this Weights & Biases project.")
+        self.keys = [action.dest for action in parser._actions]
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "validate":
+            parser.set_defaults({"verbose": False})  # Lightning's table says again what ours has said
+        return parser
+
+    def _parse_ckpt_path(self) -> None:
+        """Checkpoints hold no hyperparameters: the recipe does."""
+
+    def before_instantiate_classes(self) -> None:
+        """Check checkpoint and trainer settings before anything is built or written."""
+        settings = self.config[self.subcommand]
+        check_trainer(settings.trainer)
+        model = settings.model.get("init_args", settings.model)
+        if model.get("cpu_offload") and settings.trainer.strategy != "fsdp":
+            raise InputError("model.cpu_offload needs --strategy fsdp; add it, or leave model.cpu_offload out")
+        if self.subcommand == "fit" and not settings.data.train.path:
+            raise InputError(
+                f"{self.recipe or 'command line'}: data.train.path is missing; give it in the recipe or as "
+                "--data.train.path VALUE ('validate' does without)"
+            )
+        settings.run_name = self._runs().name  # so that the run's config.yaml finds the same folder
+        if settings.get("ckpt_path"):
+            resume = self.subcommand == "fit"
+            file, self.started = usable_checkpoint(settings.ckpt_path, self._runs(), resume)
+            settings.ckpt_path = str(file)
+            self.continued = run_of(file, self._runs()) if resume else None
+            if resume and 0 <= (settings.trainer.max_epochs or -1) <= self.started:
+                raise InputError(
+                    f"--ckpt_path {file}: it is from iteration {self.started} and the run ends at --max_epochs "
+                    f"{settings.trainer.max_epochs}; raise --max_epochs to train on"
+                )
+        if self.subcommand == "validate":
+            self.asked = response_settings(settings)
+            if settings.evaluation.resume:
+                self.continued = unfinished_run(self._folder_of_runs(), self.asked)
+
+    def after_instantiate_classes(self) -> None:
+        """Last checks before anything is sampled."""
+        if self.subcommand == "validate" and isinstance(self.model, RolloutModule):
+            self.model.policy_only = not (self._get(self.config, "ckpt_path") or self.model.evaluation.values)
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks:
+            if isinstance(callback, Evaluation):
+                callback.settings = self.asked
+        self.config[self.subcommand].ckpt_path = None  # the config.yaml of a resumed run starts no resume by itself
+        if self.subcommand == "fit" and isinstance(self.model, PolicyModule):
+            check_minibatch(self.datamodule.problems_per_epoch, self.model, self.trainer.world_size)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """With TensorBoard and CSV loggers in the run's folder, unless the recipe brings its own."""
+        if self._get(self.config_init, "trainer").get("logger") in (None, True):
+            kwargs["logger"] = self._loggers()
+        if self._get(self.config_init, "trainer").get("strategy") == "fsdp":
+            model = self._get(self.config, "model")
+            offload = bool(model.get("init_args", model).get("cpu_offload"))
+            kwargs["strategy"] = ShardedStrategy(offload)  # Lightning's own needs a GPU and cannot hold two models
+        if self.continued:
+            kwargs["num_sanity_val_steps"] = 0  # the interrupted run has evaluated these weights
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, MisconfigurationException, ModuleNotFoundError) as error:
+            raise InputError(
+                f"trainer: {one_line(error).rstrip('.')}; correct --accelerator, --devices, --strategy or --precision"
+            ) from error
+
+    def _runs(self) -> Path:
+        """Folder of this recipe's runs."""
+        root = Path(self._get(self.config, "trainer").get("default_root_dir") or "lightning_logs")
+        name = self._get(self.config, "run_name")
+        if name is None and self.recipe is not None:
+            parent = self.recipe.parent.name
+            name = self.recipe.stem if parent in ("recipes", "") else f"{parent}-{self.recipe.stem}"
+        return root / (name or "run")
+
+    def _folder_of_runs(self) -> Path:
+        """Where this run's folder lies: evaluations lie beside the runs of training."""
+        runs = self._runs()
+        return runs if self.subcommand == "fit" else runs.with_name(f"{runs.name}-{self.subcommand}")
+
+    def _loggers(self) -> list[Logger]:
+        runs = self._folder_of_runs()
+        version = self.continued.name if self.continued else None
+        csv = RunCSVLogger(runs.parent, runs.name, version, self.started)
+        folder = Path(csv.log_dir)
+        self.new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
+        purge: dict[str, Any] = {"purge_step": self.started + 1} if self.continued else {}
+        loggers: list[Logger] = [csv, TensorBoardLogger(runs.parent, name=runs.name, version=csv.version, **purge)]
+        if project := self._get(self.config, "wandb"):
+            try:
+                from lightning.pytorch.loggers import WandbLogger
+
+                loggers.append(WandbLogger(project=project, name=f"{runs.name}-{csv.version}", save_dir=folder))
+            except ModuleNotFoundError:
+                raise InputError("--wandb needs the extra: pip install 'sppo-lit[wandb]'") from None
+        return loggers
+
+    def launched_ranks(self) -> processes.Ranks:
+        """Processes that the trainer has launched."""
+        trainer = getattr(self, "trainer", None)
+        return processes.launched_ranks(trainer) if trainer is not None else []
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether an evaluation has left responses that the same command goes on from."""
+        folder = self.continued or (self.new_folders[0] if self.new_folders else None)
+        return self.subcommand == "validate" and folder is not None and has_unfinished(folder / "evaluations")
+
+    def discard_unused_folder(self) -> None:
+        """Remove the folders that this run made, if it ended without a finished iteration, response or finding."""
+        done = getattr(getattr(self, "model", None), "iteration", 0)
+        if rank() or not self.new_folders or (self.subcommand == "fit" and done > self.started) or self.goes_on:
+            return
+        if any(self.new_folders[0].rglob("bad_minibatch-*")):
+            return
+        shutil.rmtree(self.new_folders[0], ignore_errors=True)
+        for parent in self.new_folders[1:]:
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
+
+
+def run(arguments: list[str], kind: type[RecipeCLI] = RecipeCLI) -> RecipeCLI:
+    """Run LightningCLI, of this kind, on translated arguments, and return it.
+
+    Raises:
+        InputError: anything the user can mend, in one line; a run folder that holds nothing yet is removed.
+        KeyboardInterrupt: Ctrl-C before anything runs; its argument, if any, is a line that was not printed yet.
+        Stopped: SIGINT or SIGTERM.
+    """
+    be_quiet()
+    recipe = Path(arguments[2]) if arguments[1:2] == ["--config"] else None
+    made: list[RecipeCLI] = []
+    try:
+        with processes.together():
+            return kind(arguments, recipe, made)
+    except BaseException as error:
+        others = [process for cli in made for process in cli.launched_ranks()]
+        if is_lost_connection(error):
+            processes.wait_for_end(others)  # the rank that died first has said why, or will be named
+        for cli in made:
+            cli.discard_unused_folder()
+        processes.end(others, grace=processes.GRACE if isinstance(error, (InputError, Stopped)) else 0.0)
+        interrupted = isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
+        if interrupted or isinstance(error, Stopped):
+            told = made[0].subcommand == "fit"  # by RunSummary
+            more = "; the same command goes on from the responses on disk" if made[0].goes_on else ""
+            stop = "" if told else f"interrupted{more}"
+            if isinstance(error, Stopped):
+                raise Stopped(error.signum, stop) from error
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning has switched it off
+            raise KeyboardInterrupt(*([stop] if stop else [])) from error
+        if line := explain(error, recipe, arguments, made[0].keys if made else []):
+            raise InputError(line) from error
+        raise
+
+
+class _Parsed(Exception):
+    """Raised in place of building anything."""
+
+
+class _ParsingCLI(RecipeCLI):
+    def instantiate_classes(self) -> None:
+        raise _Parsed
+
+
+def settings_of(arguments: list[str]) -> Any:
+    """All settings of a command line as `run` takes it, defaults included; nothing is built.
+
+    Raises:
+        InputError: as `run` would.
+    """
+    recipe = Path(arguments[2]) if arguments[1:2] == ["--config"] else None
+    made: list[RecipeCLI] = []
+    be_quiet()
+    try:
+        _ParsingCLI(arguments, recipe, made)
+    except _Parsed:
+        return made[0].config[made[0].subcommand]
+    except Exception as error:
+        if line := explain(error, recipe, arguments, made[0].keys if made else []):
+            raise InputError(line) from error
+        raise
+    raise AssertionError("built something")
+
+
+def rank() -> int:
+    """Of this process, before and after Lightning has begun to distribute."""
+    return int(getattr(rank_zero_only, "rank", 0) or 0)
+
+
+def be_quiet() -> None:
+    """Leave the screen to this project's own lines; warnings that a user should read still come through."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    for message in QUIET:
+        warnings.filterwarnings("ignore", message)
+    for name in QUIET_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def names_a_class(recipe: Path) -> bool:
+    """Whether the recipe's `model` says which LightningModule it is, instead of settings of `SPPOModule`.
+
+    Raises:
+        InputError: no valid YAML mapping.
+    """
+    try:
+        content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        what = f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else one_line(error)
+        raise InputError(f"{recipe}: no valid YAML ({what}); correct it") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{recipe}: no recipe; write a YAML mapping with the keys model, data and trainer")
+    return isinstance(content.get("model"), dict) and "class_path" in content["model"]
+
+
+def check_trainer(settings: Any) -> None:
+    """Refuse what this project does not support, before anything is loaded.
+
+    Args:
+        settings: the recipe's `trainer`.
+
+    Raises:
+        InputError: unknown strategy, float16, or clipping where Lightning would do it.
+    """
+    strategy, precision = settings.get("strategy"), str(settings.get("precision"))
+    known = {"auto", *StrategyRegistry.available_strategies()} - {"fsdp_cpu_offload"}
+    if isinstance(strategy, str) and strategy not in known:
+        raise InputError(f"--strategy {strategy} is unknown; use auto, ddp or fsdp")
+    if precision in ("16", "16-mixed", "16-true", "transformer-engine-float16"):
+        raise InputError(f"--precision {precision} is not supported (float16 needs a gradient scaler); use bf16-mixed")
+    if settings.get("gradient_clip_val") is not None:
+        raise InputError("trainer.gradient_clip_val has no effect here; set model.policy_optimizer.clip_norm instead")
+    if settings.get("accumulate_grad_batches") not in (None, 1):
+        raise InputError("trainer.accumulate_grad_batches has no effect here; set model.micro_batch_tokens instead")

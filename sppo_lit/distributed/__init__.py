@@ -1,0 +1,1 @@
+"""Collectives, sharding and processes of one machine."""

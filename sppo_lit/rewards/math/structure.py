@@ -1,0 +1,176 @@
+"""The outer shape of an answer: relations, lists, sets, tuples, intervals, unions, matrices. Text in, text out."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from sppo_lit.rewards.math.latex import matrix_rows, split_top, unwrap
+
+_GREEK = "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|kappa|lambda|mu|nu|xi|rho|sigma|tau|phi|varphi|chi|psi|omega"
+_NAME = re.compile(
+    rf"(?:m ?)?(?:\\(?:angle|triangle|widehat|overline) ?)?"
+    rf"(?:[A-Za-z]|[A-Z][A-Za-z]{{1,11}}|[A-Za-z]{{3,12}}|\\(?:{_GREEK}|Delta|Omega)"
+    rf"|\\(?:text|overline) ?\{{[^{{}}]*\}}"
+    rf"|\{{[A-Z]{{1,4}}\}}|\([a-z](?:, ?[a-z]){{1,4}}\))(?:_\{{?\w+\}}?)?'*(?:\([A-Za-z0-9,]{{1,6}}\))?'*"
+)
+_RELATION = r"\\approx(?![a-z])|\\le(?![a-z])|\\ge(?![a-z])|\\ne(?![a-z])|\\in(?![a-z])|=|<|>"
+_FLIP = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
+_COMMAND = re.compile(r"\\text ?\{[^{}]*\}|\\[A-Za-z]+")
+_BUILDER = re.compile(r"\\\{ ?[A-Za-z] ?(?:\\mid(?![a-z])|:|\||\\in ?\\mathbb\{R\} ?(?:\\mid(?![a-z])|:|\|)) ?(.*)\\\}")
+_CLOSERS = {"(": ")[]", "[": ")]", "\\{": ("\\}",)}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """An answer taken apart.
+
+    Attributes:
+        kind: ``value``, ``equation``, ``inequality``, ``list``, ``set``, ``tuple``, ``union`` or ``matrix``.
+        items: the parts as text; both sides of an equation, the rows (joined by ``&``) of a matrix.
+        brackets: the outer signs of a tuple or interval; the signs of an inequality.
+        name: what is said to equal the value, e.g. ``x`` in ``x = 5``.
+        lhs_rhs: the two sides, where `name` was taken off.
+    """
+
+    kind: str
+    items: tuple[str, ...]
+    brackets: str = ""
+    name: str = ""
+    lhs_rhs: tuple[str, str] = ("", "")
+
+
+def has_variable(s: str) -> bool:
+    """Whether letters other than e and i stand in `s` as variables."""
+    bare = _COMMAND.sub(" ", s)
+    return any(c.isalpha() and c not in "ei" for c in bare) or any(f"\\{g}" in s for g in _GREEK.split("|"))
+
+
+def is_name(s: str) -> bool:
+    """Whether `s` can stand left of an equals sign as the name of a value."""
+    return len(s) < 60 and _NAME.fullmatch(s) is not None
+
+
+def shape(s: str) -> Shape:
+    """The outermost shape of normalized text `s`."""
+    if m := _BUILDER.fullmatch(s):
+        s = m[1].strip()
+    cases = [p for _, p in split_top(s, r"\\cup(?![a-z])")]
+    if len(cases) > 1 and all(len(split_top(case, _RELATION)) > 1 for case in cases):
+        return Shape("union", tuple(cases))
+    parts = split_top(s, _RELATION)
+    if len(parts) > 1 and len(split_top(s, "[,;]")) == 1:
+        return _relation(parts)
+    return _plain(s)
+
+
+def _relation(parts: list[tuple[str, str]]) -> Shape:
+    signs, pieces = [p[0] for p in parts[1:]], [p[1] for p in parts]
+    if all(sign in ("=", "\\approx", "\\in") for sign in signs):
+        if len(pieces) == 2 and is_name(pieces[1]) and not is_name(pieces[0]) and pieces[0]:
+            pieces.reverse()
+        if not pieces[0] or is_name(pieces[0]):
+            inner = _chain(pieces[1:], signs[1:])
+            return Shape(inner.kind, inner.items, inner.brackets, pieces[0], (pieces[0], pieces[1]))
+        if len(pieces) == 2 and (has_variable(pieces[0]) or has_variable(pieces[1])) and signs[0] == "=":
+            return Shape("equation", (pieces[0], pieces[1]))
+        return _chain(pieces, signs)
+    interval = _interval(signs, pieces)
+    if interval:
+        return Shape(_plain(interval).kind, _plain(interval).items, _plain(interval).brackets, _variable(pieces))
+    return Shape("inequality", tuple(pieces), " ".join(signs))
+
+
+def _chain(pieces: list[str], signs: list[str]) -> Shape:
+    """``a = b \\approx c``: the exact part, all of whose members must agree."""
+    exact = [pieces[0]]
+    for sign, piece in zip(signs, pieces[1:], strict=True):
+        if sign != "=":
+            break
+        exact.append(piece)
+    return _plain(exact[0]) if len(exact) == 1 else Shape("chain", tuple(exact))
+
+
+def _variable(pieces: list[str]) -> str:
+    return next((p for p in pieces if is_name(p)), "")
+
+
+def _interval(signs: list[str], pieces: list[str]) -> str:
+    """The interval that ``a < x \\le b`` or ``x > a`` describes; empty if it is another kind of inequality."""
+    if len(pieces) == 3 and is_name(pieces[1]):
+        low, high = pieces[0], pieces[2]
+        if set(signs) <= {">", "\\ge"}:
+            signs, low, high = [_FLIP[sign] for sign in reversed(signs)], high, low
+        if set(signs) <= {"<", "\\le"}:
+            return ("(" if signs[0] == "<" else "[") + f"{low},{high}" + (")" if signs[1] == "<" else "]")
+        return ""
+    if len(pieces) != 2:
+        return ""
+    sign, (left, right) = signs[0], pieces
+    if is_name(right) and not is_name(left):
+        left, right, sign = right, left, _FLIP.get(sign, sign)
+    if not is_name(left) or has_variable(right):
+        return ""
+    return {
+        "<": f"(-\\infty,{right})",
+        "\\le": f"(-\\infty,{right}]",
+        ">": f"({right},\\infty)",
+        "\\ge": f"[{right},\\infty)",
+        "\\ne": f"(-\\infty,{right})\\cup({right},\\infty)",
+    }.get(sign, "")
+
+
+def _plain(s: str) -> Shape:
+    s = unwrap(s, "{", "}")
+    rows = matrix_rows(s)
+    if rows is not None:
+        return Shape("matrix", tuple("&".join(row) for row in rows))
+    pieces = [p for _, p in split_top(s, r"\\cup(?![a-z])")]
+    if len(pieces) > 1:
+        return Shape("union", tuple(pieces))
+    items = [p for _, p in split_top(s, "[,;]")]
+    if len(items) > 1:
+        return Shape("list", _expand([i for i in items if i]))
+    if "\\pm" in s or "\\mp" in s:
+        inner = _bracketed(s)
+        if inner is None:
+            return Shape("list", _expand([s]))
+    return _bracketed(s) or Shape("value", (s,))
+
+
+def _expand(items: list[str]) -> tuple[str, ...]:
+    """Items with ``\\pm`` written out as two."""
+    out: list[str] = []
+    for item in items:
+        if "\\pm" in item or "\\mp" in item:
+            out.append(item.replace("\\pm", "+").replace("\\mp", "-"))
+            out.append(item.replace("\\pm", "-").replace("\\mp", "+"))
+        else:
+            out.append(item)
+    return tuple(out)
+
+
+def _bracketed(s: str) -> Shape | None:
+    left = s[:2] if s.startswith("\\{") else s[:1]
+    right = s[-2:] if s.endswith("\\}") else s[-1:]
+    if left not in _CLOSERS or right not in _CLOSERS[left] or len(s) < len(left) + len(right):
+        return None
+    inner = s[len(left) : len(s) - len(right)].strip()
+    if any(depth < 0 for depth in _depths(inner)):
+        return None  # "(a)(b)": the outer signs belong to different pairs
+    if inner.startswith("\\begin") and matrix_rows(inner) is not None:
+        return _plain(inner)
+    items = [p for _, p in split_top(inner, "[,;]")]
+    if left == "\\{":
+        return Shape("set", _expand([i for i in items if i]))
+    if len(items) == 1:
+        return _plain(inner) if left + right == "()" and inner else None
+    return Shape("tuple", tuple(items), left + right)
+
+
+def _depths(s: str) -> list[int]:
+    depths, depth = [], 0
+    for char in s:
+        depth += (char in "([{") - (char in ")]}")
+        depths.append(depth)
+    return depths

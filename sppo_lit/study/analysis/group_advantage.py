@@ -1,0 +1,96 @@
+"""What a group of N responses says of one of them, against A = R − V (paper, figure 2), by exact binomial sums."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sppo_lit.study.analysis.efficiency import percent_axis
+from sppo_lit.study.analysis.pictures import picture
+from sppo_lit.study.analysis.runs import ALGORITHMS
+
+N = 8
+EPS = 1e-6
+
+
+def group_advantages(n: int = N) -> tuple[np.ndarray, np.ndarray]:
+    """GRPO's advantage in a group of which c = 0 … n responses are correct: (R − mean) / (sample std + 1e-6).
+
+    Args:
+        n: size of the group.
+
+    Returns:
+        [n + 1] of a correct response (NaN for c = 0) and [n + 1] of an incorrect one (NaN for c = n).
+    """
+    share = np.arange(n + 1) / n
+    deviation = np.sqrt(share * (1 - share) * n / (n - 1))
+    right, wrong = (1 - share) / (deviation + EPS), -share / (deviation + EPS)
+    right[0] = wrong[n] = np.nan
+    return right, wrong
+
+
+def expected(p: np.ndarray, n: int = N) -> dict[str, np.ndarray]:
+    """What to expect of a group of n responses to a problem that is solved with probability p, and of A = R − p.
+
+    Args:
+        p: [M] in [0, 1].
+        n: size of the group.
+
+    Returns:
+        [M] each: correct and incorrect, the expected advantage of a correct and an incorrect response, given that it is
+        one (its n − 1 fellows are binomial); magnitude, the expected |A| of any response; zero_gradient, the chance
+        that all n are equal; and value_correct, value_incorrect, value_magnitude, the same of A = R − V with V = p.
+    """
+    right, wrong = group_advantages(n)
+    fellows = np.stack([math.comb(n - 1, k) * p**k * (1 - p) ** (n - 1 - k) for k in range(n)])  # [n, M]
+    correct, incorrect = right[1:] @ fellows, wrong[:-1] @ fellows
+    return {
+        "correct": correct,
+        "incorrect": incorrect,
+        "magnitude": p * correct - (1 - p) * incorrect,
+        "zero_gradient": p**n + (1 - p) ** n,
+        "value_correct": 1 - p,
+        "value_incorrect": -p,
+        "value_magnitude": 2 * p * (1 - p),
+    }
+
+
+def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:
+    """Write the figure.
+
+    Args:
+        sources: not needed.
+        out: PNG to write; an SVG of the same name beside it.
+
+    Returns:
+        success probability → numbers of `expected`, for a few of them.
+
+    Raises:
+        InputError: no matplotlib.
+    """
+    p = np.linspace(0, 1, 401)
+    found = expected(p)
+    group, value = ALGORITHMS["grpo"][1], ALGORITHMS["sppo"][1]
+    with picture(out, 9.4, 3.2) as figure:
+        advantage, magnitude, nothing = figure.subplots(1, 3)
+        advantage.set_title("Advantage of a response")
+        for name, style in (("correct", "-"), ("incorrect", "--")):
+            advantage.plot(p, found[name], style, color=group, label=f"GRPO, N = {N}: {name}")
+            advantage.plot(p, found[f"value_{name}"], style, color=value, label=f"A = R − V: {name}")
+        advantage.axhline(0, color="#999999", linewidth=0.8)
+        magnitude.set_title("Expected |A|")
+        magnitude.plot(p, found["magnitude"], color=group)
+        magnitude.plot(p, found["value_magnitude"], color=value)
+        nothing.set_title(f"Groups without gradient (N = {N})")
+        nothing.plot(p, found["zero_gradient"], color=group)
+        percent_axis(nothing)
+        for axis in (advantage, magnitude, nothing):
+            axis.set(xlim=(0, 1), xlabel="success probability p")
+        figure.legend(loc="outside lower center", ncols=4)
+    few = np.array([0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98])
+    numbers = expected(few)
+    return {f"p = {x:g}": {name: float(v[i]) for name, v in numbers.items()} for i, x in enumerate(few)}

@@ -1,0 +1,73 @@
+"""Peak memory of each phase of an iteration (paper, figure 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from sppo_lit.errors import InputError
+from sppo_lit.study.analysis.pictures import picture
+from sppo_lit.study.analysis.runs import Run, find_runs, grouped, looks
+
+PHASES = ("rollout", "verify", "values", "update")
+PEAK = "peak"
+
+
+def measure(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
+    """Peak memory in MiB: the most of all iterations, mean over seeds.
+
+    Args:
+        runs: with ``memory/<phase>`` logged.
+
+    Returns:
+        label → phase, and "peak" for the largest of them, → MiB; phases that an algorithm does not have are missing.
+
+    Raises:
+        InputError: no run has logged its memory.
+    """
+    found = {}
+    for label, group in grouped(runs).items():
+        most = [
+            {phase: max(run.series[f"memory/{phase}"][1]) for phase in PHASES if f"memory/{phase}" in run.series}
+            for run in group
+        ]
+        if any(most):
+            phases = {p: mean(m[p] for m in most if p in m) for p in PHASES if any(p in m for m in most)}
+            found[label] = {**phases, PEAK: mean(max(m.values()) for m in most if m)}
+    if not found:
+        raise InputError("memory: no run has logged it; it is known on CUDA, and on Linux where the peak can be reset")
+    return found
+
+
+def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:
+    """Write the figure: bars of every algorithm for each phase and the whole iteration.
+
+    Args:
+        sources: run folders, or folders that hold them.
+        out: PNG to write; an SVG of the same name beside it.
+
+    Returns:
+        Numbers of `measure`.
+
+    Raises:
+        InputError: no run with memory logged, or no matplotlib.
+    """
+    runs = find_runs(sources)
+    numbers = measure(runs)
+    style = looks(runs)
+    phases = [p for p in (*PHASES, PEAK) if any(p in row for row in numbers.values())]
+    with picture(out, 8.6, 3.2) as figure:
+        axis = figure.subplots()
+        width = 0.8 / len(numbers)
+        for i, (label, row) in enumerate(numbers.items()):
+            title, color = style[label]
+            places = [j + (i - (len(numbers) - 1) / 2) * width for j, p in enumerate(phases) if p in row]
+            axis.bar(places, [row[p] for p in phases if p in row], width * 0.92, color=color, label=title)
+        names = [p if p != PEAK else "whole iteration" for p in phases]
+        axis.set_xticks(range(len(phases)), names)
+        axis.set_ylabel("peak memory (MiB)")
+        axis.grid(visible=False, axis="x")
+        figure.legend(loc="outside right center")
+    return numbers

@@ -1,0 +1,112 @@
+"""The report of a study: one page with all figures that its runs allow, and their numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from sppo_lit.errors import InputError
+from sppo_lit.study.analysis.figures import FIGURES, Figure
+from sppo_lit.study.analysis.responses import files
+from sppo_lit.study.analysis.runs import find_runs, study_of
+from sppo_lit.study.analysis.tables import TextTable, tables, text
+
+
+def write(out: Path) -> Path:
+    """Draw the figures of a study and write its page and numbers.
+
+    Args:
+        out: the study's folder, as `sppo study` leaves it.
+
+    Returns:
+        ``<out>/report/index.html``; beside it are ``numbers.json`` and PNG and SVG of each figure.
+
+    Raises:
+        InputError: no run with a finished iteration.
+    """
+    from jinja2 import Environment
+
+    runs = find_runs([out])
+    folder = out / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn: dict[str, dict[str, Any]] = {}
+    missing: dict[str, str] = {}
+    for name, figure in FIGURES.items():
+        try:
+            drawn[name] = figure.draw(sources(out, figure), folder / f"{name}.png")
+        except InputError as error:
+            missing[name] = f"{name}: {str(error).removeprefix(f'{name}: ')}"
+    study = study_of([out])
+    listed = {
+        f"{run.label}, seed {run.seed}": {
+            "iterations": int(run.series["rollout/accuracy"][0][-1]),
+            "training accuracy": run.series["rollout/accuracy"][1][-1],
+            "held-out accuracy": run.series.get("val/accuracy", ([], [math.nan]))[1][-1],
+        }
+        for run in runs
+    }
+    settings = [
+        TextTable(
+            "Cells",
+            ["cell", "flags"],
+            [[cell, flags_of({**study.get("common", {}), **flags})] for cell, flags in study.get("cells", {}).items()],
+        )
+    ]
+    template = resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
+    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
+    html = page.render(
+        title=study.get("title", out.name),
+        recipe=study.get("recipe"),
+        budget=", ".join(f"{text(value)} {unit}" for unit, value in study.get("budget", {}).items()),
+        baseline=study.get("baseline"),
+        figures=[(name, FIGURES[name].about, tables(numbers)) for name, numbers in drawn.items()],
+        missing=missing,
+        settings=settings,
+        runs=tables(listed, "Runs"),
+    )
+    (folder / "numbers.json").write_text(json.dumps(finite(drawn), indent=1), encoding="utf-8")
+    (folder / "index.html").write_text(html, encoding="utf-8")
+    return folder / "index.html"
+
+
+def sources(out: Path, figure: Figure) -> list[Path]:
+    """What a figure reads of a study: everything, or of each cell one evaluation that was run after its first seed.
+
+    Raises:
+        InputError: no evaluation has what the figure needs.
+    """
+    if figure.reads != "evaluations":
+        return [out]
+    seeds = study_of([out]).get("seeds", [])
+    folders = sorted(out.glob(f"after/*/seed-{seeds[0] if seeds else '*'}/*/version_*"))
+    cells = {folder.parent.name: folder for folder in reversed(folders) if has_field(folder, figure.field)}
+    if not cells:
+        raise InputError(f"no evaluation has the critic's {figure.field}; add one to the study's 'after'")
+    return [cells[name] for name in sorted(cells)]
+
+
+def has_field(run: Path, field: str) -> bool:
+    """Whether the responses of a run's latest evaluation have a field that is not null."""
+    try:
+        with files(run)[0].open(encoding="utf-8") as opened:
+            return json.loads(opened.readline()).get(field) is not None
+    except (InputError, ValueError):
+        return False
+
+
+def flags_of(flags: Mapping[str, Any]) -> str:
+    """Flags in one line."""
+    return ", ".join(f"{key}: {value if isinstance(value, str) else json.dumps(value)}" for key, value in flags.items())
+
+
+def finite(value: Any) -> Any:
+    """The same with None for numbers that JSON has not, and keys as text."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

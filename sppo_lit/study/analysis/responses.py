@@ -1,0 +1,67 @@
+"""Responses of evaluations, as `callbacks.evaluation` writes them to disk."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sppo_lit.errors import InputError
+from sppo_lit.training.metrics import GREEDY
+
+Record = dict[str, Any]
+"""One line of the file: `problem`, `level`, `sample`, `reward`, `value`, `values` …"""
+
+
+def read(source: Path) -> list[Record]:
+    """Responses of one evaluation.
+
+    Args:
+        source: a JSONL file, or a run folder, of which the latest evaluation is taken, all sets of it.
+
+    Raises:
+        InputError: nothing there, or no such lines in it.
+    """
+    records: list[Record] = []
+    for file in files(source):
+        for number, line in enumerate(file.read_bytes().rstrip(b"\n").split(b"\n"), start=1):
+            try:
+                record = json.loads(line)
+                records.append({**record, "problem": f"{file.stem} {record['problem']}", "reward": record["reward"]})
+            except (ValueError, KeyError, TypeError):
+                raise InputError(
+                    f"{file}, line {number}: no response of an evaluation; give a file of a run's evaluations folder"
+                ) from None
+    if not records:
+        raise InputError(f"{source}: no responses in it; give a file of a run's evaluations folder")
+    return records
+
+
+def files(source: Path) -> list[Path]:
+    """The file itself, or those of the latest evaluation in a run folder.
+
+    Raises:
+        InputError: there is none.
+    """
+    if source.is_file():
+        return [source]
+    found = {p: re.fullmatch(r".+-iteration-(\d+)\.jsonl", p.name) for p in (source / "evaluations").glob("*.jsonl")}
+    iterations = {p: int(match[1]) for p, match in found.items() if match}
+    if not iterations:
+        raise InputError(f"{source}: no such file, and no run folder with finished evaluations; give one of them")
+    return sorted(p for p, i in iterations.items() if i == max(iterations.values()))
+
+
+def samples(records: Sequence[Record]) -> list[Record]:
+    """Those that were sampled; the greedy ones where nothing was."""
+    drawn = [r for r in records if r["sample"] != GREEDY]
+    return drawn or list(records)
+
+
+def label(source: Path) -> str:
+    """What a source is called in a figure: the run, and the set where one file was given."""
+    if source.is_file() and source.parent.name == "evaluations":
+        return f"{source.parts[-4]}/{source.parts[-3]} · {source.stem}" if len(source.parts) > 3 else source.stem
+    return source.stem if source.is_file() else "/".join(source.resolve().parts[-2:])

@@ -1,0 +1,1 @@
+"""Training: LightningModules, the DataModule and the parts they are made of."""

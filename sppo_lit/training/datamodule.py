@@ -1,0 +1,336 @@
+"""Streams problems and has rollouts generated for every epoch: one epoch, one batch, one iteration."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from sppo_lit.errors import InputError
+from sppo_lit.problems.arithmetic import ArithmeticTask
+from sppo_lit.problems.prompts import encode_problems
+from sppo_lit.problems.sources import open_problems
+from sppo_lit.training.policy_module import Encoded, PolicyModule, check_limits
+from sppo_lit.types import Problem
+from sppo_lit.utils.console import console
+
+
+@dataclass(frozen=True)
+class ProblemSet:
+    """One set of problems.
+
+    Attributes:
+        path: "arithmetic" (procedural, see `data.arithmetic`), a name such as "gsm8k", a Hub id, or a local file or
+            folder.
+        split: split to read; the source's own where None.
+        limit: at most this many problems; how many are generated, for arithmetic (where None: 1,000 held-out ones,
+            training ones without end).
+        name: what keys and results call it; by default the source's own name.
+        streaming: read a large Hub source as it goes instead of all at once (training only; then in source order).
+        skip_bad_rows: count rows without problem or answer and corrupt lines, instead of stopping at the first.
+    """
+
+    path: str
+    split: str | None = None
+    limit: int | None = None
+    name: str | None = None
+    streaming: bool = False
+    skip_bad_rows: bool = False
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise InputError(f"{self.path}: limit is {self.limit}; it must be at least 1, or null for all problems")
+
+
+class ProblemStream(Protocol):
+    """An endless sequence of problems with a position."""
+
+    def take(self, start: int, count: int) -> list[Encoded]:
+        """Problems `start` … `start + count − 1` of the stream."""
+
+
+class MathDataModule(pl.LightningDataModule):
+    """Problems for training and validation.
+
+    Iteration i trains on problems i·n … (i+1)·n − 1 of an endless stream, so a resumed run needs no saved position.
+    Rank r of w takes every w-th of them.
+
+    Args:
+        train: what to train on; needed only to train.
+        val: held-out sets.
+        arithmetic: the procedural task, where `train` or `val` names it.
+        problems_per_epoch: n, problems of one iteration over all ranks.
+        max_prompt_tokens: longer prompts are dropped and counted.
+        system: system message for tokenizers with a chat template.
+    """
+
+    def __init__(
+        self,
+        train: ProblemSet = ProblemSet(""),
+        val: list[ProblemSet] | None = None,
+        arithmetic: ArithmeticTask = ArithmeticTask(),  # noqa: B008 - frozen
+        problems_per_epoch: int = 256,
+        max_prompt_tokens: int = 1024,
+        system: str | None = None,
+    ) -> None:
+        super().__init__()
+        check_limits("data", problems_per_epoch=problems_per_epoch, max_prompt_tokens=max_prompt_tokens)
+        self.train, self.val = train, val or []
+        self.arithmetic = arithmetic
+        self.problems_per_epoch = problems_per_epoch
+        self.max_prompt_tokens = max_prompt_tokens
+        self.system = system
+        self.stream: ProblemStream | None = None
+        self.val_sets: dict[str, list[Encoded]] = {}
+
+    @property
+    def module(self) -> PolicyModule:
+        """The module under training, which owns tokenizer and verifier."""
+        assert self.trainer is not None
+        return self.trainer.lightning_module  # type: ignore[return-value]
+
+    @property
+    def val_names(self) -> list[str]:
+        """Names of the validation sets, in the order of their data loaders."""
+        return list(self.val_sets)
+
+    def setup(self, stage: str) -> None:
+        """Read, check and encode the problems that this stage needs.
+
+        Raises:
+            InputError: missing or empty source, bad row, no prompt short enough.
+        """
+        if stage == "fit" and self.stream is None:
+            self.stream = self._open_train()
+        if not self.val_sets:
+            for problem_set in self.val:
+                encoded = self._load(problem_set, "val")
+                self.val_sets[_unused(_name_of(problem_set, encoded), self.val_sets)] = encoded
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """One batch: the rollouts of this iteration on this rank."""
+        return _loader(_IterationRollouts(self))
+
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        """Per set this rank's share of the problems: in one batch, but in `validate` in chunks.
+
+        (Chunks cost some speed, since the last responses of each are sampled by themselves; in `fit` a run goes on from
+        its checkpoint.)
+        """
+        size = None
+        if self.trainer is not None and self.trainer.state.fn == "validate":
+            evaluation = self.module.evaluation
+            size = max(1, evaluation.chunk // evaluation.responses)
+        return [_loader(_chunks(self.trainer, encoded, size)) for encoded in self.val_sets.values()]
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Batches are made on their device by `collect`; problems have no tensors."""
+        return batch
+
+    def problems_of(self, iteration: int) -> list[Encoded]:
+        """This rank's problems of 0-based `iteration`."""
+        assert self.stream is not None
+        n = self.problems_per_epoch
+        return _share(self.trainer, self.stream.take(iteration * n, n))
+
+    def _open_train(self) -> ProblemStream:
+        seed = self.module.seed
+        generated = self.train.path == "arithmetic"
+        if generated and self.train.limit is None:
+            return _Generated(self, seed)
+        if self.train.streaming and not generated:
+            return _Streamed(self)
+        return _Shuffled(self._load(self.train, "train"), seed)
+
+    def _load(self, problem_set: ProblemSet, use: str) -> list[Encoded]:
+        """A whole set, checked, encoded and reported in one line."""
+        dropped: Counter[str] = Counter()
+        if problem_set.path == "arithmetic":
+            split = problem_set.split or use
+            problems = [self.arithmetic.problem(i, split) for i in range(problem_set.limit or 1000)]
+        else:
+            source = self.open_source(problem_set)
+            problems, wrong = self.parsable(source.problems())
+            dropped.update(source.dropped)
+            dropped["gold_unparsable"] += wrong
+            if not problems:
+                raise InputError(
+                    f"{problem_set.path}: none of its {wrong} gold answers can be checked; give answers as numbers or "
+                    "LaTeX, without \\boxed"
+                )
+        encoded, too_long = self.encode(problems, problem_set.path, self.max_prompt_tokens)
+        dropped["prompt_too_long"] += too_long
+        self.report(f"{use}: {_name_of(problem_set, encoded)}", len(encoded), dropped)
+        return encoded
+
+    def open_source(self, problem_set: ProblemSet) -> Any:
+        """The problems of a set as they are in their source; see `open_problems`."""
+        return open_problems(
+            problem_set.path,
+            problem_set.split,
+            streaming=problem_set.streaming,
+            limit=problem_set.limit,
+            skip_bad_rows=problem_set.skip_bad_rows,
+            name=problem_set.name,
+        )
+
+    def parsable(self, problems: Sequence[Problem]) -> tuple[list[Problem], int]:
+        """Problems whose gold answer is judged equal to itself, and how many are not.
+
+        At one sample per prompt a gold answer that nothing equals would give a false advantage.
+        """
+        golds = [p.answer for p in problems]
+        verdicts = self.module.verifier.score([f"\\boxed{{{gold}}}" for gold in golds], golds)
+        kept = [p for p, v in zip(problems, verdicts, strict=True) if v.reward == 1]
+        return kept, len(problems) - len(kept)
+
+    def encode(self, problems: Sequence[Problem], path: str, limit: int) -> tuple[list[Encoded], int]:
+        """Problems with their prompt ids, and how many were left out for a prompt of more than `limit` tokens.
+
+        Raises:
+            InputError: every prompt is longer; `path` is named.
+        """
+        try:
+            return encode_problems(problems, self.module.tokenizer, limit, self.system)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+
+    def report(self, what: str, kept: int, dropped: Counter[str]) -> None:
+        """Print how many problems were kept and why others were not."""
+        if self.trainer is not None and self.trainer.is_global_zero:
+            reasons = ", ".join(f"{n:,} {reason}" for reason, n in sorted(dropped.items()) if n)
+            console.print(f"{what}: {kept:,} problems" + (f"; dropped {reasons}" if reasons else ""))
+
+
+class _IterationRollouts(Dataset):  # type: ignore[type-arg]
+    """The only batch of an epoch, made when it is asked for."""
+
+    def __init__(self, data: MathDataModule) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Any:
+        module = self.data.module
+        return module.collect(self.data.problems_of(module.iteration))  # type: ignore[operator]
+
+
+class _Generated:
+    """The arithmetic task's own endless stream; every seed of a run has its own."""
+
+    STRIDE = 10_000_000
+    ATTEMPTS = 100
+
+    def __init__(self, data: MathDataModule, seed: int) -> None:
+        self.data, self.offset, self.split = data, seed * self.STRIDE, data.train.split or "train"
+        self.take(0, 1)
+
+    def take(self, start: int, count: int) -> list[Encoded]:
+        return [self._problem(self.offset + i) for i in range(start, start + count)]
+
+    def _problem(self, index: int) -> Encoded:
+        """Problem `index`, or another in its place where its prompt is too long: iterations are of one size."""
+        data, shortest = self.data, 10**9
+        for attempt in range(self.ATTEMPTS):
+            problem = data.arithmetic.problem(index + attempt * self.STRIDE * 1_000_000, self.split)
+            [entry], _ = data.encode([problem], "arithmetic", 10**9)
+            shortest = min(shortest, len(entry[1]))
+            if shortest <= data.max_prompt_tokens:
+                return entry
+        raise InputError(
+            f"arithmetic: all prompts are longer than max_prompt_tokens = {data.max_prompt_tokens} (the shortest has "
+            f"{shortest} tokens): raise the limit or lower data.arithmetic.max_operations"
+        )
+
+
+class _Shuffled:
+    """A finite set, in a new random order each time it has been gone through."""
+
+    def __init__(self, encoded: list[Encoded], seed: int) -> None:
+        self.encoded, self.seed = encoded, seed
+        self.orders: dict[int, list[int]] = {}
+
+    def take(self, start: int, count: int) -> list[Encoded]:
+        size = len(self.encoded)
+        return [self.encoded[self._order(i // size)[i % size]] for i in range(start, start + count)]
+
+    def _order(self, turn: int) -> list[int]:
+        if turn not in self.orders:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + turn)
+            self.orders = {turn: torch.randperm(len(self.encoded), generator=generator).tolist()}
+        return self.orders[turn]
+
+
+class _Streamed:
+    """A source too large to hold, read in its order; a resumed run reads up to its position and goes on."""
+
+    CHUNK = 256
+
+    def __init__(self, data: MathDataModule) -> None:
+        self.data = data
+        self.position = 0
+        self.entries = self._entries()
+
+    def take(self, start: int, count: int) -> list[Encoded]:
+        if start < self.position:
+            self.position, self.entries = 0, self._entries()
+        for _ in range(start - self.position):
+            next(self.entries)
+        self.position = start + count
+        return [next(self.entries) for _ in range(count)]
+
+    def _entries(self) -> Iterator[Encoded]:
+        data = self.data
+        while True:
+            source = data.open_source(data.train)
+            dropped: Counter[str] = Counter()
+            problems, kept = iter(source), 0
+            while chunk := [p for p, _ in zip(problems, range(self.CHUNK), strict=False)]:
+                parsable, wrong = data.parsable(chunk)
+                encoded, too_long = data.encode(parsable, data.train.path, 10**9) if parsable else ([], 0)
+                short = [entry for entry in encoded if len(entry[1]) <= data.max_prompt_tokens]
+                dropped.update(gold_unparsable=wrong, prompt_too_long=too_long + len(encoded) - len(short))
+                kept += len(short)
+                yield from short
+            if not kept:
+                reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(dropped.items()) if n)
+                raise InputError(
+                    f"{data.train.path}: no usable problem in it ({reasons}); raise data.max_prompt_tokens or take "
+                    "other data"
+                )
+            data.report(f"train: {data.train.path}, one pass", kept, dropped + source.dropped)
+
+
+def _loader(batches: Any) -> DataLoader[Any]:
+    return DataLoader(batches, batch_size=None, collate_fn=_as_it_is)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _share(trainer: pl.Trainer | None, entries: list[Encoded]) -> list[Encoded]:
+    """Every world-size-th entry, beginning at this rank."""
+    return entries if trainer is None else entries[trainer.global_rank :: trainer.world_size]
+
+
+def _chunks(trainer: pl.Trainer | None, entries: list[Encoded], size: int | None) -> list[list[Encoded]]:
+    """This rank's entries in chunks of `size`, equally many on all ranks; the last may be empty. None: in one."""
+    share = _share(trainer, entries)
+    most = len(entries) if trainer is None else -(-len(entries) // trainer.world_size)
+    size = size or most
+    return [share[start : start + size] for start in range(0, most, size)]
+
+
+def _name_of(problem_set: ProblemSet, encoded: list[Encoded]) -> str:
+    return problem_set.name or encoded[0][0].source or problem_set.path
+
+
+def _unused(name: str, taken: dict[str, Any]) -> str:
+    return name if name not in taken else f"{name}_{len(taken)}"

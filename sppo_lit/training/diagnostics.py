@@ -1,0 +1,104 @@
+"""What practitioners read of an iteration, over all ranks: of its rollouts, and of its optimizer steps."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import get_args
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sppo_lit.algorithms.losses import approx_kl
+from sppo_lit.algorithms.masking import masked_moments, masked_sum, response_mask
+from sppo_lit.distributed.collectives import gathered, reduced
+from sppo_lit.training.metrics import brier, explained_variance
+from sppo_lit.types import Reason, RolloutBatch
+
+
+def rollout_metrics(batch: RolloutBatch, old_logprobs: Tensor, seconds: dict[str, float]) -> dict[str, float]:
+    """Of all ranks' rollouts and advantages, before any update.
+
+    Args:
+        batch: this rank's.
+        old_logprobs: [B, T] float32, under the weights before any update.
+        seconds: wall-clock of each phase on this rank.
+    """
+    mask = response_mask(batch.response_lengths, batch.response_ids.shape[1])
+    gap = reduced(masked_sum((batch.logprobs - old_logprobs).abs(), mask))
+    slowest = reduced(gap.new_tensor(seconds.get("rollout", 0.0)), dist.ReduceOp.MAX)
+    names = get_args(Reason)
+    found = Counter(s.verdict.reason for s in batch.scored)
+    truncated = sum(not s.finished for s in batch.scored)
+    counts = reduced(gap.new_tensor([*(found[name] for name in names), truncated], dtype=torch.int64))
+    rewards, labels, lengths = gathered(batch.rewards), gathered(batch.labels), gathered(batch.response_lengths).float()
+    kept = gathered(batch.kept.to(torch.int32)).float()
+    *shares, truncation = (counts / len(rewards)).tolist()
+    return {
+        "rollout/reward": float(rewards.mean()),
+        "rollout/accuracy": float(labels.mean()),
+        "rollout/response_length": float(lengths.mean()),
+        "rollout/truncation_rate": truncation,
+        "rollout/tokens_per_second": float(lengths.sum() / slowest.clamp(min=1e-9)),
+        "rollout/logprob_gap": float(gap / lengths.sum()),
+        "rollout/kept": float(kept.mean()),
+        **{f"rollout/reason/{name}": share for name, share in zip(names, shares, strict=True)},
+        **_spread(batch.advantages, mask),
+    }
+
+
+def _spread(advantages: Tensor, mask: Tensor) -> dict[str, float]:
+    """Mean and standard deviation of the advantages: over responses, or over tokens where it varies by token."""
+    weights = mask if advantages.ndim == 2 else torch.ones_like(advantages, dtype=torch.bool)
+    mean, squares, count = masked_moments(advantages, weights, reduced)
+    return {"advantage/mean": float(mean), "advantage/std": float((squares / count).sqrt())}
+
+
+def critic_metrics(batch: RolloutBatch) -> dict[str, float]:
+    """How well V before the update foretold the verdicts.
+
+    A token-level critic is read at the prompt, where it knows as much as a scalar one; `critic/brier_at_end` is of its
+    prediction before the last token.
+    """
+    labels = gathered(batch.labels)
+    by_token = batch.values.ndim == 2
+    values = gathered(batch.values[:, 0].contiguous() if by_token else batch.values)
+    found = {
+        "critic/value_mean": float(values.mean()),
+        "critic/brier": float(brier(values, labels)),
+        "critic/explained_variance": float(explained_variance(values, labels)),
+    }
+    if by_token:
+        last = batch.values.gather(1, batch.response_lengths[:, None] - 1).squeeze(1)
+        found["critic/brier_at_end"] = float(brier(gathered(last), labels))
+    return found
+
+
+def reference_metrics(batch: RolloutBatch) -> dict[str, float]:
+    """KL(π ‖ π_ref) per token, of the policy that sampled (k3)."""
+    mask = response_mask(batch.response_lengths, batch.response_ids.shape[1])
+    kl = reduced(masked_sum(approx_kl(batch.reference, batch.logprobs), mask))
+    return {"rollout/kl_reference": float(kl / reduced(mask.sum()))}
+
+
+def step_metrics(steps: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Optimizer steps of an iteration as one number each: extremes of the ratio, means of everything else.
+
+    `policy/first_ratio_deviation` is max |r − 1| of the first minibatch: 0, or π and π_old are not the same function.
+    A step skipped for a gradient that is not finite is left out of the mean norm and counted in `*/skipped_steps`.
+    """
+    metrics: dict[str, float] = {}
+    names = sorted({name for step in steps for name in step})
+    for name in names:
+        values = torch.stack([step[name].float() for step in steps if name in step])
+        if name.endswith("grad_norm"):
+            finite = values.isfinite()
+            metrics[name.replace("grad_norm", "skipped_steps")] = float((~finite).sum())
+            values = values[finite] if finite.any() else values
+        reduce = {"policy/ratio_min": torch.min, "policy/ratio_max": torch.max}.get(name, torch.mean)
+        metrics[name] = float(reduce(values))
+    if first := next((step for step in steps if "policy/ratio_max" in step), None):
+        metrics["policy/first_ratio_deviation"] = max(
+            float(first["policy/ratio_max"]) - 1, 1 - float(first["policy/ratio_min"])
+        )
+    return metrics

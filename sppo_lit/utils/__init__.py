@@ -1,0 +1,1 @@
+"""Console, files, plotting style and peak memory: what every package may use."""
