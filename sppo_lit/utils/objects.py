@@ -1,0 +1,68 @@
+"""Objects of the user's own, named in a recipe: a reward, an algorithm, an engine, a source of problems."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+from sppo_lit.errors import InputError
+
+FORMS = "package.module.name, package.module:name or path/to/file.py:name"
+
+
+def names_object(spec: str) -> bool:
+    """Whether `spec` has the form of an object's name (see `FORMS`); a plain word has not."""
+    place, _, name = spec.rpartition(":")
+    if place:
+        return name.isidentifier()
+    return "." in spec and all(part.isidentifier() for part in spec.split("."))
+
+
+def check_object(spec: str, what: str) -> None:
+    """Refuse what cannot be the name of an object, without importing anything.
+
+    Args:
+        spec: see `FORMS`.
+        what: the setting it stands in, for the message.
+
+    Raises:
+        InputError: another form, or the file does not exist.
+    """
+    if not names_object(spec):
+        raise InputError(f"{what} {spec!r}: give {FORMS}")
+    place = spec.rpartition(":")[0]
+    if place.endswith(".py") and not Path(place).is_file():
+        raise InputError(f"{what} {spec!r}: no file {place}; give path/to/file.py:name")
+
+
+def load_object(spec: str, what: str) -> Any:
+    """The object that `spec` names.
+
+    Args:
+        spec: see `FORMS`.
+        what: the setting it stands in, for the message.
+
+    Raises:
+        InputError: the file, the module or the object does not exist, or importing it fails.
+    """
+    check_object(spec, what)
+    place, _, name = spec.rpartition(":") if ":" in spec else spec.rpartition(".")
+    try:
+        module = _module_from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except Exception as error:
+        raise InputError(f"{what} {spec!r}: importing {place} failed: {type(error).__name__}: {error}") from error
+    if not hasattr(module, name):
+        raise InputError(f"{what} {spec!r}: {place} has no {name}")
+    return getattr(module, name)
+
+
+def _module_from_file(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(f"sppo_own_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
