@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import yaml
+from sppo_lit.training.policy_module import check_minibatch
 
 from sppo_lit.algorithms.specs import ALGORITHMS
 from sppo_lit.cli.main import translate
 from sppo_lit.cli.recipe_cli import check_trainer, settings_of
 from sppo_lit.errors import InputError
 from sppo_lit.problems.sources import SOURCES
-from sppo_lit.training.policy_module import check_minibatch
 
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")  # kept back by `run`
 ROOT = Path(__file__).resolve().parents[1]
