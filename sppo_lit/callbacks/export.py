@@ -15,7 +15,8 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 from sppo_lit.callbacks.evaluation import Evaluation
 from sppo_lit.distributed.collectives import whole_value
 from sppo_lit.models.lora import merged, save_adapters
-from sppo_lit.utils.console import run_folder, written_whole
+from sppo_lit.training.run_folder import run_folder
+from sppo_lit.utils.files import written_whole
 
 CITATION = """@misc{sppo2026,
   title         = {SPPO: Sequence-Level PPO for Long-Horizon Reasoning Tasks},

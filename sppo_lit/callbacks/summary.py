@@ -15,8 +15,9 @@ from rich.text import Text
 from sppo_lit.callbacks.evaluation import Evaluation
 from sppo_lit.callbacks.export import auto_class
 from sppo_lit.errors import Stopped
+from sppo_lit.training.run_folder import run_folder
 from sppo_lit.utils import console as shared
-from sppo_lit.utils.console import duration, run_folder
+from sppo_lit.utils.console import duration
 
 PLACES = {
     "curves": "curves.png",

@@ -18,7 +18,8 @@ from torch import Tensor
 from sppo_lit.algorithms.batching import micro_batches
 from sppo_lit.distributed.collectives import is_sharded, ranks, reduced
 from sppo_lit.errors import InputError, Stopped
-from sppo_lit.utils.console import console, run_folder
+from sppo_lit.training.run_folder import run_folder
+from sppo_lit.utils.console import console
 
 T = TypeVar("T")
 
