@@ -210,7 +210,7 @@ def draw_figure(arguments: Sequence[str]) -> int:
     Raises:
         InputError: anything the user can mend.
     """
-    from sppo_lit.study.analysis.command import figure
+    from sppo_lit.study.figure_command import figure
 
     return figure(arguments)
 

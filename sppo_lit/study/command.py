@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 
 from sppo_lit.errors import CommandParser, InputError
-from sppo_lit.study import screen
+from sppo_lit.study import display
 from sppo_lit.study.plan import TRAIN, Job, Study, jobs, read
 from sppo_lit.study.runner import Runner
 from sppo_lit.utils.console import console as shared
@@ -73,14 +73,14 @@ def run(plan: Study, todo: Sequence[Job], console: Console, file: str) -> bool:
 
     def changed(job: Job) -> None:
         if live is None:
-            console.print(screen.line(job, runner.progress[job]), markup=False, soft_wrap=True)
+            console.print(display.line(job, runner.progress[job]), markup=False, soft_wrap=True)
 
     runner = Runner(plan, todo, changed)
     write_plan(plan)
     start = time.monotonic()
 
     def picture() -> object:
-        return screen.table(plan, runner.progress, console.height, time.monotonic() - start)
+        return display.table(plan, runner.progress, console.height, time.monotonic() - start)
 
     try:
         if is_interactive(console):
@@ -92,7 +92,7 @@ def run(plan: Study, todo: Sequence[Job], console: Console, file: str) -> bool:
             console.print(picture())
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"study stopped; what is done is kept: 'sppo study {file}' goes on") from None
-    screen.failures(console, todo, runner.progress)
+    display.failures(console, todo, runner.progress)
     return all(p.state == "done" for p in runner.progress.values())
 
 
@@ -114,7 +114,7 @@ def write_plan(plan: Study) -> None:
 
 def report(plan: Study, console: Console) -> None:
     """Write the report and say where it is, or why there is none."""
-    from sppo_lit.study.analysis.report import write
+    from sppo_lit.study.report import write
 
     try:
         console.print(f"report: {write(plan.out)}", markup=False, soft_wrap=True)
