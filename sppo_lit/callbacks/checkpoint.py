@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,8 @@ from torch import Tensor, nn
 
 from sppo_lit.errors import InputError
 from sppo_lit.training.protocols import training_module
-from sppo_lit.utils.console import console, remove, replace
+from sppo_lit.utils.console import console
+from sppo_lit.utils.files import duplicate, flush, free_bytes, remove, replace
 
 
 class IterationCheckpoint(ModelCheckpoint):
@@ -202,28 +201,3 @@ def checkpoint_bytes(module: nn.Module, weights_only: bool = False) -> int:
     for p in module.parameters():
         size += p.numel() * p.element_size() * (3 if p.requires_grad and not weights_only else 1)
     return size
-
-
-def free_bytes(folder: Path) -> int:
-    """Free bytes of the disk that `folder` is on or will be on."""
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(existing).free
-
-
-def flush(path: Path) -> None:
-    """Have a file on the disk itself, so that a power cut after it took another's place does not lose both."""
-    if path.is_file():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-
-
-def duplicate(source: Path, target: Path) -> None:
-    """A second name for the same file, or a copy where the file system has no hard links. Files are never rewritten."""
-    remove(target)
-    if source.is_dir():
-        shutil.copytree(source, target)
-        return
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -11,7 +11,9 @@ from lightning.pytorch.loggers import CSVLogger
 
 from sppo_lit.callbacks.panels import LEGEND_COLUMNS, panels_for
 from sppo_lit.errors import InputError
-from sppo_lit.utils.console import console, run_folder, written_whole
+from sppo_lit.training.run_folder import run_folder
+from sppo_lit.utils.console import console
+from sppo_lit.utils.files import written_whole
 from sppo_lit.utils.plotting import STYLE
 from sppo_lit.utils.run_log import Series, read_metrics
 

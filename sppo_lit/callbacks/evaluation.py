@@ -15,8 +15,9 @@ from rich.table import Table
 from sppo_lit.callbacks.journal import Journal, write_completions
 from sppo_lit.training.metrics import AccuracyAtK
 from sppo_lit.training.protocols import training_module
+from sppo_lit.training.run_folder import run_folder
 from sppo_lit.types import Problem, Scored
-from sppo_lit.utils.console import console, run_folder
+from sppo_lit.utils.console import console
 
 Result = dict[str, float]
 MEAN = "mean"

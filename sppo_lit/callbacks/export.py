@@ -15,7 +15,8 @@ from sppo_lit.callbacks.evaluation import Evaluation
 from sppo_lit.distributed.sharding import whole_value
 from sppo_lit.models.lora import merged, save_adapters
 from sppo_lit.training.protocols import callbacks_of, training_module
-from sppo_lit.utils.console import run_folder, written_whole
+from sppo_lit.training.run_folder import run_folder
+from sppo_lit.utils.files import written_whole
 
 CITATION = """@misc{sppo2026,
   title         = {SPPO: Sequence-Level PPO for Long-Horizon Reasoning Tasks},

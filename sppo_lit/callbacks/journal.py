@@ -10,7 +10,7 @@ from typing import Any
 
 from sppo_lit.training.metrics import GREEDY
 from sppo_lit.types import Problem, Scored, Verdict
-from sppo_lit.utils.console import written_whole
+from sppo_lit.utils.files import written_whole
 
 SETTINGS = "unfinished.json"
 """In the folder of an evaluation that has not ended: what its responses depend on."""

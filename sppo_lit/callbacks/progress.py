@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.live import Live
 
 from sppo_lit.callbacks.clock import Clock
@@ -176,7 +176,7 @@ class RunProgress(ProgressBar):
     # --- inside
     def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._count(trainer, pl_module)
-        if self._enabled and self._live is None and is_interactive(shared.console):
+        if self._enabled and self._live is None and shared.is_interactive(shared.console):
             self._started = time.monotonic()
             self._live = Live(
                 get_renderable=self._picture,
@@ -222,9 +222,3 @@ class RunProgress(ProgressBar):
     def _picture(self) -> RenderableType:
         self._time()
         return picture(self._view)
-
-
-def is_interactive(console: Console) -> bool:
-    """Whether a live display makes sense: a real terminal, also where colours are forced into a log file."""
-    isatty = getattr(console.file, "isatty", None)
-    return bool(isatty and isatty()) and console.is_terminal and not console.is_dumb_terminal

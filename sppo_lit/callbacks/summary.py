@@ -16,8 +16,9 @@ from sppo_lit.callbacks.evaluation import Evaluation
 from sppo_lit.callbacks.export import auto_class
 from sppo_lit.errors import Stopped
 from sppo_lit.training.protocols import BoundaryKeeper, callbacks_of, training_module
+from sppo_lit.training.run_folder import run_folder
 from sppo_lit.utils import console as shared
-from sppo_lit.utils.console import duration, run_folder
+from sppo_lit.utils.console import duration
 
 PLACES = {
     "curves": "curves.png",

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from sppo_lit.algorithms.specs import ALGORITHMS
-from sppo_lit.callbacks.checkpoint import free_bytes
 from sppo_lit.cli.recipe_cli import RecipeCLI, run
 from sppo_lit.doctor.checks import Examination
 from sppo_lit.doctor.memory import Plan, disk_bytes, needs
@@ -18,6 +17,7 @@ from sppo_lit.models.loading import ModelSource
 from sppo_lit.settings import LoraSettings
 from sppo_lit.training.policy_module import PolicyModule, check_minibatch
 from sppo_lit.utils.console import console
+from sppo_lit.utils.files import free_bytes
 
 ALONE = {"strategy": "auto", "devices": 1, "num_nodes": 1, "logger": False, "num_sanity_val_steps": 0}
 """How the trainer is set for the examination."""

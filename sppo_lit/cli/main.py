@@ -12,13 +12,14 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from sppo_lit import __version__
+from sppo_lit.cli import STAGES
 from sppo_lit.distributed import processes
 from sppo_lit.errors import InputError, Stopped
 from sppo_lit.utils.paths import find, shipped_root
 
-STAGES = ("fit", "validate")
 SHORT_FLAGS = ("strategy", "devices", "num_nodes", "accelerator", "precision", "max_epochs")
 """Flags that stand for `--trainer.<flag>`."""
 
@@ -189,7 +190,18 @@ def run_study(arguments: Sequence[str]) -> int:
     """
     from sppo_lit.study.command import study
 
-    return study(arguments)
+    return study(arguments, run_settings)
+
+
+def run_settings(arguments: Sequence[str]) -> Any:
+    """Settings that `sppo run` would use for these arguments, defaults included; nothing is built.
+
+    Raises:
+        InputError: anything the user can mend.
+    """
+    from sppo_lit.cli.recipe_cli import settings_of
+
+    return settings_of(translate(arguments))
 
 
 def draw_figure(arguments: Sequence[str]) -> int:
@@ -198,7 +210,7 @@ def draw_figure(arguments: Sequence[str]) -> int:
     Raises:
         InputError: anything the user can mend.
     """
-    from sppo_lit.study.analysis.command import figure
+    from sppo_lit.study.figure_command import figure
 
     return figure(arguments)
 

@@ -27,6 +27,7 @@ from sppo_lit.callbacks.journal import has_unfinished
 from sppo_lit.callbacks.progress import RunProgress
 from sppo_lit.callbacks.signals import StopSignals
 from sppo_lit.callbacks.summary import RunSummary
+from sppo_lit.cli import STAGES
 from sppo_lit.cli.messages import explain, is_lost_connection, one_line
 from sppo_lit.cli.resume import (
     RunCSVLogger,
@@ -55,8 +56,6 @@ CALLBACKS = {
     "summary": RunSummary,
 }
 """Built in; each is set by its top-level key in a recipe. Order is the order in which they act."""
-
-STAGES = ("fit", "validate")
 
 TRAINER_DEFAULTS = {
     "max_epochs": 100,

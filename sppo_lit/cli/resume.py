@@ -17,7 +17,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from sppo_lit.callbacks.journal import unfinished_settings
 from sppo_lit.errors import InputError
-from sppo_lit.utils.console import console, written_whole
+from sppo_lit.utils.console import console
+from sppo_lit.utils.files import written_whole
 from sppo_lit.utils.paths import find
 
 

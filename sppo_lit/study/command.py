@@ -5,22 +5,29 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
 
-from sppo_lit.callbacks.progress import is_interactive
-from sppo_lit.errors import CommandParser
-from sppo_lit.study import screen
+from sppo_lit.errors import CommandParser, InputError
+from sppo_lit.study import display
 from sppo_lit.study.plan import TRAIN, Job, Study, jobs, read
 from sppo_lit.study.runner import Runner
 from sppo_lit.utils.console import console as shared
+from sppo_lit.utils.console import is_interactive
 
 
-def study(arguments: Sequence[str]) -> int:
-    """The command; 1 if any run failed.
+def study(arguments: Sequence[str], settings_of: Callable[[Sequence[str]], object]) -> int:
+    """Run the jobs of a study that are not done yet, and write its report.
+
+    Args:
+        arguments: command-line arguments after ``sppo study``.
+        settings_of: parses the arguments of ``sppo run``; raises `InputError` if a recipe does not have a flag.
+
+    Returns:
+        Exit code: 1 if any run failed, else 0.
 
     Raises:
         InputError: a bad file or flag, in the study or in the recipe's settings.
@@ -37,28 +44,27 @@ def study(arguments: Sequence[str]) -> int:
     todo = jobs(plan, options.seeds, options.only)
     failed = False
     if not options.report:
-        check(plan, todo)
+        check(todo, settings_of)
         failed = not run(plan, todo, shared, options.file)
     report(plan, shared)
     return int(failed)
 
 
-def check(plan: Study, todo: Sequence[Job]) -> None:
+def check(jobs: Sequence[Job], settings_of: Callable[[Sequence[str]], object]) -> None:
     """Refuse a flag that the recipe does not have before hours are spent on other cells.
+
+    Args:
+        jobs: the jobs to run; the training of each cell is checked once.
+        settings_of: parses the arguments of ``sppo run``.
 
     Raises:
         InputError: the cell and what is wrong with it.
     """
-    from sppo_lit.cli.main import translate
-    from sppo_lit.cli.recipe_cli import settings_of
-    from sppo_lit.errors import InputError
-
-    for cell in dict.fromkeys(job.cell for job in todo):
-        first = next(job for job in todo if job.cell == cell and job.stage == TRAIN)
+    for job in {job.cell: job for job in jobs if job.stage == TRAIN}.values():
         try:
-            settings_of(translate(first.arguments[1:]))
+            settings_of(job.arguments[1:])
         except InputError as error:
-            raise InputError(f"cell {cell}: {error}") from error
+            raise InputError(f"cell {job.cell}: {error}") from error
 
 
 def run(plan: Study, todo: Sequence[Job], console: Console, file: str) -> bool:
@@ -67,14 +73,14 @@ def run(plan: Study, todo: Sequence[Job], console: Console, file: str) -> bool:
 
     def changed(job: Job) -> None:
         if live is None:
-            console.print(screen.line(job, runner.progress[job]), markup=False, soft_wrap=True)
+            console.print(display.line(job, runner.progress[job]), markup=False, soft_wrap=True)
 
     runner = Runner(plan, todo, changed)
     write_plan(plan)
     start = time.monotonic()
 
     def picture() -> object:
-        return screen.table(plan, runner.progress, console.height, time.monotonic() - start)
+        return display.table(plan, runner.progress, console.height, time.monotonic() - start)
 
     try:
         if is_interactive(console):
@@ -86,7 +92,7 @@ def run(plan: Study, todo: Sequence[Job], console: Console, file: str) -> bool:
             console.print(picture())
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"study stopped; what is done is kept: 'sppo study {file}' goes on") from None
-    screen.failures(console, todo, runner.progress)
+    display.failures(console, todo, runner.progress)
     return all(p.state == "done" for p in runner.progress.values())
 
 
@@ -108,8 +114,7 @@ def write_plan(plan: Study) -> None:
 
 def report(plan: Study, console: Console) -> None:
     """Write the report and say where it is, or why there is none."""
-    from sppo_lit.errors import InputError
-    from sppo_lit.study.analysis.report import write
+    from sppo_lit.study.report import write
 
     try:
         console.print(f"report: {write(plan.out)}", markup=False, soft_wrap=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sppo_lit.errors import InputError
 from sppo_lit.study.plan import TRAIN, Job, Study
-from sppo_lit.study.state import Progress, differs, is_done, write_note
+from sppo_lit.study.progress import Progress, differs, is_done, write_note
 
 POLL = 0.2
 """Seconds between two looks at the processes."""

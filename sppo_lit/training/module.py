@@ -394,9 +394,11 @@ class SPPOModule(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Count what is to come, and ask who knows responses already."""
         stores = [c.stored_response for c in callbacks_of(self.trainer) if isinstance(c, ResponseStore)]
-        self.evaluator.begin(self.trainer.val_dataloaders, stores)
+        self.evaluator.begin(self.trainer.val_dataloaders or [], stores)
 
-    def validation_step(self, batch: Intact[list[Encoded]], batch_idx: int, dataloader_idx: int = 0) -> list[Scored]:
+    def validation_step(  # type: ignore[override]
+        self, batch: Intact[list[Encoded]], batch_idx: int, dataloader_idx: int = 0
+    ) -> list[Scored]:
         """Answer held-out problems: greedily, and with k samples each; the `Evaluation` callback adds them up."""
         return self.evaluator.answer(batch.content, dataloader_idx, self.iteration)
 

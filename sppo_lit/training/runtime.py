@@ -45,14 +45,13 @@ class Runtime:
     def of(cls, module: pl.LightningModule) -> Runtime:
         """The runtime of a module that has a trainer."""
         trainer, strategy = module.trainer, module.trainer.strategy
-        blocks = isinstance(strategy, ParallelStrategy)
         return cls(
             device=strategy.root_device,
             rank=trainer.global_rank,
             ranks=trainer.world_size,
             autocast=trainer.precision_plugin.forward_context,
             backward=module.manual_backward,
-            local_gradients=strategy.block_backward_sync if blocks else nullcontext,
+            local_gradients=strategy.block_backward_sync if isinstance(strategy, ParallelStrategy) else nullcontext,
         )
 
     def say(self, line: str) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints lie on iteration boundaries, are whole or absent, and resume to the right number of iterations."""
 
 import os
+import shutil
 from collections import namedtuple
 
 import pytest
@@ -103,7 +104,7 @@ def test_failed_save_leaves_the_old_checkpoint(fake, monkeypatch):
 
 def test_full_disk_is_one_clear_line_before_training(fake, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(module_under_test.shutil, "disk_usage", lambda path: usage(10, 9, 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 1))
     module = fake.module()
     with pytest.raises(InputError) as error:
         fake([IterationCheckpoint()], module=module)

@@ -22,7 +22,8 @@ from sppo_lit.callbacks.picture import View, picture, plain, sparkline
 from sppo_lit.callbacks.progress import Pace
 from sppo_lit.callbacks.summary import commands
 from sppo_lit.utils import console as shared
-from sppo_lit.utils.console import duration, written_whole
+from sppo_lit.utils.console import duration
+from sppo_lit.utils.files import written_whole
 from sppo_lit.utils.run_log import read_metrics
 
 PNG = b"\x89PNG"

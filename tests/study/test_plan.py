@@ -12,6 +12,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cli_helpers import ROOT, recipe, refused
 
+from sppo_lit.cli.main import run_settings
 from sppo_lit.errors import InputError
 from sppo_lit.study.command import check
 from sppo_lit.study.plan import TRAIN, jobs, read
@@ -106,7 +107,7 @@ def test_devices_are_given_out_in_turn(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("file", sorted((ROOT / "recipes" / "study").glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_studies_fit_their_recipes(file: Path) -> None:
     plan = read(str(file))
-    check(plan, jobs(plan))
+    check(jobs(plan), run_settings)
     assert plan.baseline in plan.cells
 
 

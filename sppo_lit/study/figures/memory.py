@@ -8,8 +8,8 @@ from statistics import mean
 from typing import Any
 
 from sppo_lit.errors import InputError
-from sppo_lit.study.analysis.pictures import picture
-from sppo_lit.study.analysis.runs import Run, find_runs, grouped, looks
+from sppo_lit.study.figures.drawing import saved_figure
+from sppo_lit.study.runs import Run, find_runs, grouped, styles
 
 PHASES = ("rollout", "verify", "values", "update")
 PEAK = "peak"
@@ -56,9 +56,9 @@ def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:
     """
     runs = find_runs(sources)
     numbers = measure(runs)
-    style = looks(runs)
+    style = styles(runs)
     phases = [p for p in (*PHASES, PEAK) if any(p in row for row in numbers.values())]
-    with picture(out, 8.6, 3.2) as figure:
+    with saved_figure(out, 8.6, 3.2) as figure:
         axis = figure.subplots()
         width = 0.8 / len(numbers)
         for i, (label, row) in enumerate(numbers.items()):

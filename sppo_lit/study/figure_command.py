@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sppo_lit.errors import CommandParser, InputError
-from sppo_lit.study.analysis.figures import FIGURES
-from sppo_lit.study.analysis.tables import TextTable, tables
+from sppo_lit.study.figures.specs import FIGURES
+from sppo_lit.study.tables import TextTable, tables
 
 
 def figure(arguments: Sequence[str]) -> int:

@@ -14,10 +14,10 @@ from evaluations import evaluation
 
 from sppo_lit.cli.main import main
 from sppo_lit.errors import InputError
-from sppo_lit.study.analysis import efficiency, memory_by_phase
-from sppo_lit.study.analysis.report import write
-from sppo_lit.study.analysis.runs import ALGORITHMS, SPARE, find_runs, looks
-from sppo_lit.study.analysis.tables import tables
+from sppo_lit.study.figures import efficiency, memory
+from sppo_lit.study.report import write
+from sppo_lit.study.runs import ALGORITHMS, SPARE, find_runs, styles
+from sppo_lit.study.tables import tables
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -100,7 +100,7 @@ def test_labels_and_colours(tmp_path: Path) -> None:
     run(tmp_path, "quickstart", "sppo", 1, [(0, 0.1), (1, 0.2)])
     run(tmp_path / "b", "quickstart", "grpo", 1, [(0, 0.1), (1, 0.2)])
     run(tmp_path, "small_critic", "sppo", 1, [(0, 0.1), (1, 0.2)])
-    found = looks(find_runs([tmp_path]))
+    found = styles(find_runs([tmp_path]))
     assert found == {
         "quickstart · grpo": ("quickstart · grpo", ALGORITHMS["grpo"][1]),
         "quickstart · sppo": ("quickstart · sppo", ALGORITHMS["sppo"][1]),
@@ -116,7 +116,7 @@ def test_an_algorithm_has_a_title_and_a_colour() -> None:
 
 
 def test_peak_memory_by_phase(study: Path) -> None:
-    numbers = memory_by_phase.measure(find_runs([study]))
+    numbers = memory.measure(find_runs([study]))
     assert numbers["grpo"] == {"rollout": 53, "update": 100, "peak": 100}
     assert numbers["sppo"] == {"rollout": 102, "update": 200, "peak": 200}
 

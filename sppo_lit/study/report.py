@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from sppo_lit.errors import InputError
-from sppo_lit.study.analysis.figures import FIGURES, Figure
-from sppo_lit.study.analysis.responses import files
-from sppo_lit.study.analysis.runs import find_runs, study_of
-from sppo_lit.study.analysis.tables import TextTable, tables, text
+from sppo_lit.study.figures.specs import FIGURES, Figure
+from sppo_lit.study.responses import files
+from sppo_lit.study.runs import find_runs, study_of
+from sppo_lit.study.tables import TextTable, tables, text
 
 
 def write(out: Path) -> Path:

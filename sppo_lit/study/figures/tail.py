@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sppo_lit.errors import InputError
-from sppo_lit.study.analysis.pictures import picture
-from sppo_lit.study.analysis.responses import Record, label, read, samples
+from sppo_lit.study.figures.drawing import saved_figure
+from sppo_lit.study.responses import Record, label, read, samples
 from sppo_lit.training.metrics import Z95, auroc
 from sppo_lit.utils.plotting import BLUE, GREEN, GREY, ORANGE
 
@@ -174,7 +174,7 @@ def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:
         InputError: no such data, no values in it, or no matplotlib.
     """
     numbers = {label(source): measure(table(read(source), source)) for source in sources}
-    with picture(out, 15.5, 0.4 + 3.3 * len(numbers)) as figure:
+    with saved_figure(out, 15.5, 0.4 + 3.3 * len(numbers)) as figure:
         rows = figure.subplots(len(numbers), 4, squeeze=False, sharex="col", sharey="col")
         for axes, (name, found) in zip(rows, numbers.items(), strict=True):
             _row(axes, name, found)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from sppo_lit.study.analysis import calibration, efficiency, group_advantage, memory_by_phase, tail
+from sppo_lit.study.figures import calibration, efficiency, group_advantage, memory, tail
 
 
 class Figure(NamedTuple):
@@ -29,7 +29,7 @@ class Figure(NamedTuple):
 FIGURES = {
     "efficiency": Figure(efficiency.draw, "held-out accuracy against training time and sampled tokens"),
     "ablation": Figure(efficiency.draw_ablation, "the same of SPPO, PPO and PPO+BCE"),
-    "memory": Figure(memory_by_phase.draw, "peak memory of each phase of an iteration"),
+    "memory": Figure(memory.draw, "peak memory of each phase of an iteration"),
     "group_advantage": Figure(group_advantage.draw, "GRPO's advantage of a response against A = R − V", "nothing"),
     "calibration": Figure(calibration.draw, "V(prompt) against Avg@k", "evaluations", "value"),
     "tail": Figure(tail.draw, "where along a response a token-level critic knows its outcome", "evaluations", "values"),

@@ -7,7 +7,7 @@ import torch
 from evaluations import evaluation, line, write
 
 from sppo_lit.errors import InputError
-from sppo_lit.study.analysis.tail import Responses, clustered_mean, draw, measure, stays_above
+from sppo_lit.study.figures.tail import Responses, clustered_mean, draw, measure, stays_above
 
 
 def flat_then_apart(at: float, tokens: int = 201, responses: int = 40) -> Responses:

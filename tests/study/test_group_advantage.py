@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sppo_lit.algorithms.advantages import group_normalised
-from sppo_lit.study.analysis.group_advantage import draw, expected
+from sppo_lit.study.figures.group_advantage import draw, expected
 
 N = 5
 

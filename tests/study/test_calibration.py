@@ -8,7 +8,7 @@ import torch
 from evaluations import evaluation, line, write
 
 from sppo_lit.errors import InputError
-from sppo_lit.study.analysis.calibration import draw, leave_one_out, measure, reliability
+from sppo_lit.study.figures.calibration import draw, leave_one_out, measure, reliability
 from sppo_lit.training.metrics import auroc
 
 VALUES = torch.tensor([0.9, 0.6, 0.6, 0.2, 0.35], dtype=torch.float64)

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sppo_lit.study.plan import TRAIN, Job, Study
-from sppo_lit.study.state import Progress, last_lines
+from sppo_lit.study.progress import Progress, last_lines
 from sppo_lit.utils.console import duration, shorten, visible
 
 LOOKS = {"waiting": "dim", "running": "cyan", "done": "green", "failed": "red", "stopped": "yellow"}

@@ -107,7 +107,7 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return groups
 
 
-def looks(runs: Sequence[Run]) -> dict[str, tuple[str, str]]:
+def styles(runs: Sequence[Run]) -> dict[str, tuple[str, str]]:
     """Title and colour of every label: the algorithm's own for its first label, spare colours for further ones."""
     spare, taken, found = iter(SPARE * 9), set(), {}
     for label, group in grouped(runs).items():

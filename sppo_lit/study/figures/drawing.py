@@ -20,7 +20,7 @@ FIGURE: Any = {
 
 
 @contextmanager
-def picture(out: Path, width: float, height: float) -> Iterator[Any]:
+def saved_figure(out: Path, width: float, height: float) -> Iterator[Any]:
     """A matplotlib figure to draw on; at the end of the block it is written.
 
     Args:

@@ -13,8 +13,8 @@ from torch import Tensor
 from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
 
 from sppo_lit.errors import InputError
-from sppo_lit.study.analysis.pictures import picture
-from sppo_lit.study.analysis.responses import Record, label, read, samples
+from sppo_lit.study.figures.drawing import saved_figure
+from sppo_lit.study.responses import Record, label, read, samples
 from sppo_lit.training.metrics import auroc, avg_at_k, brier
 from sppo_lit.utils.plotting import BLUE, GREY, ORANGE
 
@@ -151,7 +151,7 @@ def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:
     """
     tables = {label(source): table(read(source), source) for source in sources}
     numbers = {name: measure(*found) for name, found in tables.items()}
-    with picture(out, 0.3 + 3.9 * len(tables), 7.0) as figure:
+    with saved_figure(out, 0.3 + 3.9 * len(tables), 7.0) as figure:
         shape = {"height_ratios": [0.18, 1, 1], "width_ratios": [1, 0.18] * len(tables)}
         axes = figure.subplots(3, 2 * len(tables), squeeze=False, gridspec_kw=shape)
         for column, (name, (values, correct, _)) in enumerate(tables.items()):

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from sppo_lit.study.analysis.efficiency import percent_axis
-from sppo_lit.study.analysis.pictures import picture
-from sppo_lit.study.analysis.runs import ALGORITHMS
+from sppo_lit.study.figures.drawing import saved_figure
+from sppo_lit.study.figures.efficiency import percent_axis
+from sppo_lit.study.runs import ALGORITHMS
 
 N = 8
 EPS = 1e-6
@@ -75,7 +75,7 @@ def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:
     p = np.linspace(0, 1, 401)
     found = expected(p)
     group, value = ALGORITHMS["grpo"][1], ALGORITHMS["sppo"][1]
-    with picture(out, 9.4, 3.2) as figure:
+    with saved_figure(out, 9.4, 3.2) as figure:
         advantage, magnitude, nothing = figure.subplots(1, 3)
         advantage.set_title("Advantage of a response")
         for name, style in (("correct", "-"), ("incorrect", "--")):

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from sppo_lit.errors import InputError
-from sppo_lit.study.analysis.pictures import picture
-from sppo_lit.study.analysis.runs import Run, find_runs, grouped, looks, study_of
+from sppo_lit.study.figures.drawing import saved_figure
+from sppo_lit.study.runs import Run, find_runs, grouped, study_of, styles
 from sppo_lit.utils.plotting import GREY
 
 SCORE = "val/accuracy"
@@ -164,12 +164,12 @@ def comparable(runs: Sequence[Run]) -> list[Run]:
 
 def _draw(runs: list[Run], out: Path, baseline: str | None) -> dict[str, Any]:
     numbers = measure(runs, baseline)
-    with picture(out, 8.6, 3.4) as figure:
+    with saved_figure(out, 8.6, 3.4) as figure:
         axes = figure.subplots(1, 2, sharey=True)
         for axis, cost in zip(axes, ("seconds", "tokens"), strict=True):
             curves = {label: [curve(run, cost) for run in group] for label, group in grouped(runs).items()}
             scale, unit = _scale(max(x[-1] for group in curves.values() for x, _ in group), cost)
-            for label, (title, color) in looks(runs).items():
+            for label, (title, color) in styles(runs).items():
                 grid, mean, half = mean_curve(curves[label])
                 axis.plot(grid / scale, mean, color=color, label=title)
                 if len(curves[label]) > 1:
@@ -188,7 +188,7 @@ def _draw(runs: list[Run], out: Path, baseline: str | None) -> dict[str, Any]:
         handles, labels = axes[0].get_legend_handles_labels()
         if numbers["baseline"] is not None:
             handles.append(axes[0].lines[-1])
-            labels.append(f"best of {looks(runs)[numbers['baseline']][0]}")
+            labels.append(f"best of {styles(runs)[numbers['baseline']][0]}")
         figure.legend(handles, labels, loc="outside right center")
     return numbers
 
