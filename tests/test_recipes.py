@@ -84,7 +84,7 @@ def test_recipe(path: Path) -> None:
     model = settings.model.get("init_args", settings.model)
     spec = ALGORITHMS[model.get("algorithm", "sppo")]
     samples = model.get("samples_per_prompt") or spec.samples_per_prompt
-    assert settings.data.problems_per_epoch * samples % model.minibatch_size == 0
+    assert settings.data.problems_per_epoch * samples % model.batch.minibatch_size == 0
     assert settings.data.val, "no held-out problems"
     trains = [settings.data.train] if path.stem != "benchmarks" else []
     for problem_set in (*trains, *settings.data.val):
@@ -103,7 +103,7 @@ def test_recipe_says_what_the_paper_says(key: str) -> None:
     assert (model.policy.path, model.critic.path) == (paper["policy"], paper["critic"])
     assert model.policy.init == model.critic.init == "pretrained"
     assert (data.train.path, data.problems_per_epoch) == (paper["data"], paper["prompts"])
-    assert model.minibatch_size == paper["minibatch"]
+    assert model.batch.minibatch_size == paper["minibatch"]
     assert (data.max_prompt_tokens, model.sampling.max_new_tokens) == (paper["max_prompt"], 8192)
     assert trainer.max_epochs == paper["iterations"]
     for optimizer, lr in ((model.policy_optimizer, 1e-6), (model.critic_optimizer, paper["critic_lr"])):
@@ -111,9 +111,9 @@ def test_recipe_says_what_the_paper_says(key: str) -> None:
         assert (optimizer.schedule, optimizer.warmup_iterations, optimizer.clip_norm) == ("constant", 0, 1.0)
     assert model.policy_optimizer.weight_decay == paper["weight_decay"]
     assert (model.sampling.temperature, model.sampling.top_p, model.sampling.top_k) == (0.6, 1.0, 0)
-    assert (model.clip_low, model.clip_high, model.dual_clip) == (0.2, 0.2, 3.0)
-    assert (model.ppo_epochs, model.critic_warmup, model.aggregation) == (1, 0, None)
-    assert trainer.precision == "bf16-mixed" and model.gradient_checkpointing
+    assert (model.ppo.clip_low, model.ppo.clip_high, model.ppo.dual_clip) == (0.2, 0.2, 3.0)
+    assert (model.ppo.epochs, model.ppo.critic_warmup, model.ppo.aggregation) == (1, 0, None)
+    assert trainer.precision == "bf16-mixed" and model.memory.gradient_checkpointing
     assert [s.path for s in data.val] == ["aime24", "aime25", "amc23", "math500", "minerva"]
     assert (model.evaluation.samples, model.evaluation.temperature) == (paper["avg_at"], 0.6)
     assert model.evaluation.max_new_tokens in (None, 8192)
@@ -137,7 +137,7 @@ def test_nothing_but_the_algorithm_changes_between_the_recipes_of_a_folder(folde
         assert other.trainer == first.trainer
         sequences = other.data.problems_per_epoch * spec.samples_per_prompt
         assert abs(sequences / first.data.problems_per_epoch - 1) < 0.1, "as much sampling per iteration"
-        assert (other.model.critic_warmup > 0) == (spec.critic == "token"), "as the paper warms its critic up"
+        assert (other.model.ppo.critic_warmup > 0) == (spec.critic == "token"), "as the paper warms its critic up"
 
 
 def test_benchmarks_of_a_model_never_trained_here() -> None:

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 from cli_helpers import ROOT, recipe
+from sppo_lit.training.policy_module import PolicyModule
 
 from sppo_lit.callbacks.journal import SETTINGS, Journal
 from sppo_lit.cli.main import main
-from sppo_lit.training.policy_module import PolicyModule
 from sppo_lit.types import Problem, Scored, Verdict
 
 pytestmark = [pytest.mark.usefixtures("alone"), pytest.mark.filterwarnings("ignore")]
@@ -90,7 +90,7 @@ def test_interrupted_and_run_again(
         file.write(b'{"problem": "arithmetic/other/4", "samp')  # killed while writing
     sampled.clear()
     sampled.stop_after = 10**9
-    assert main(evaluate(tmp_path, "--model.max_concurrent", "3")) == 0
+    assert main(evaluate(tmp_path, "--model.rollout.max_concurrent", "3")) == 0
     shown = capsys.readouterr().out
     assert f"goes on in {run}: {on_disk} responses are there" in shown
     assert not set(first) & set(sampled) and len(sampled) == ALL - on_disk

@@ -37,7 +37,6 @@ class Evaluation(Callback):
         resume: go on from the responses that an interrupted `validate` has left; false samples all of them anew.
 
     Attributes:
-        settings: what the responses depend on, set by the command line in `validate`; None: nothing is kept for later.
         first: numbers of the first evaluation of this run, by set, then name; kept in checkpoints.
         last: numbers of the latest one.
         history: (iteration, ``val/accuracy``) of every evaluation.
@@ -45,13 +44,21 @@ class Evaluation(Callback):
 
     def __init__(self, jsonl: bool = True, resume: bool = True) -> None:
         self.jsonl, self.resume = jsonl, resume
-        self.settings: Mapping[str, Any] | None = None
+        self._settings: Mapping[str, Any] | None = None  # what the responses depend on
         self._journal: Journal | None = None
         self.first: dict[str, Result] = {}
         self.last: dict[str, Result] = {}
         self.history: list[tuple[int, float]] = []
         self._metrics: dict[str, AccuracyAtK] = {}
         self._responses: dict[str, list[Scored]] = {}
+
+    def keep_responses(self, settings: Mapping[str, Any]) -> None:
+        """Write finished responses to disk at once, so that an interrupted evaluation goes on from them.
+
+        Args:
+            settings: what the responses depend on; those of other settings are not used.
+        """
+        self._settings = settings
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Every rank starts with every set, also with those of which it gets no problem."""
@@ -61,12 +68,12 @@ class Evaluation(Callback):
         ]
         self._metrics = {name: AccuracyAtK().to(pl_module.device) for name in names}
         self._responses = {name: [] for name in names}
-        if self.jsonl and self.settings is not None:
+        if self.jsonl and self._settings is not None:
             folder, iteration = run_folder(trainer) / "evaluations", training_module(pl_module).iteration
             files = [f"{file_name(name)}-iteration-{iteration}" for name in names]
             self._journal = Journal(folder, files, trainer.global_rank)
             if trainer.is_global_zero:
-                self._journal.begin(self.settings, fresh=not self.resume)
+                self._journal.begin(self._settings, fresh=not self.resume)
             trainer.strategy.barrier()
             stored = self._journal.read()
             if stored and trainer.is_global_zero:

@@ -15,7 +15,6 @@ from transformers import AutoTokenizer, BertConfig, GPT2Config, GPT2LMHeadModel,
 from sppo_lit.errors import InputError
 from sppo_lit.models.critics import ScalarCritic
 from sppo_lit.models.loading import (
-    ModelSource,
     disable_dropout,
     eos_token_ids,
     load_causal_lm,
@@ -23,6 +22,7 @@ from sppo_lit.models.loading import (
     load_tokenizer,
     parameter_count,
 )
+from sppo_lit.settings import ModelSource
 
 BASE = Path(__file__).resolve().parents[2] / "data" / "arithmetic" / "base"
 SMALL: dict[str, Any] = {
