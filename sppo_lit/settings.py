@@ -10,8 +10,8 @@ from typing import Literal
 from sppo_lit.algorithms.losses import KLEstimator
 from sppo_lit.errors import InputError
 from sppo_lit.models.loading import ModelSource
-from sppo_lit.rewards.custom import check_spec
 from sppo_lit.rewards.shaping import overlong_penalty
+from sppo_lit.utils.objects import check_object
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class RewardSettings:
     def check(self, max_length: int) -> None:
         """InputError for a reward that does not exist or a cache longer than the longest response."""
         for spec in self.custom:
-            check_spec(spec)
+            check_object(spec, "model.reward.custom")
         if self.overlong_cache is not None and not 0 <= self.overlong_cache <= max_length:
             raise InputError(
                 f"model.reward.overlong_cache is {self.overlong_cache}; it must be between 0 and "

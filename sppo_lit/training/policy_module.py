@@ -174,7 +174,7 @@ class PolicyModule(FaultTolerantModule):
         """The pool of judging processes, started at first use."""
         if self._verifier is None:
             s = self._verifier_settings
-            self._verifier = VerifierPool(s.workers, s.deadline, s.memory_mb, rewards=self.custom_rewards)
+            self._verifier = VerifierPool(s.workers, s.deadline, s.memory_mb, functions=list(self.custom_rewards))
         return self._verifier
 
     @torch.no_grad()

@@ -138,9 +138,9 @@ class RolloutModule(PolicyModule):
         self, encoded: Sequence[Encoded], completions: Sequence[Completion], texts: list[str], verdicts: list[Verdict]
     ) -> Tensor:
         """The policy's reward of every response, [B] float32."""
-        extra = (
-            self.verifier.custom(texts, [p.answer for p, _ in encoded]) if self.reward.custom else [0.0] * len(texts)
-        )
+        weights = self.reward.custom
+        values = self.verifier.custom(texts, [p.answer for p, _ in encoded])
+        extra = [sum(w * values[name][i] for name, w in weights.items()) for i in range(len(texts))]
         overlong = self.reward.penalties([len(c.response_ids) for c in completions], self.sampling.max_new_tokens)
         paid = [self.reward.correctness * v.reward + e + o for v, e, o in zip(verdicts, extra, overlong, strict=True)]
         return torch.tensor(paid, dtype=torch.float32, device=self.device)
