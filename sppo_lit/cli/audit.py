@@ -119,7 +119,6 @@ def audit(
     rows = list(problems)
     golds_by_key = {p.key: p.answer for p in rows}
     saved = [] if completions is None else list(_read_completions(Path(completions), golds_by_key))
-    saved = [] if completions is None else list(_read_completions(Path(completions), {p.key: p.answer for p in rows}))
     report = AuditReport(rows=len(rows), dropped=dict(dropped or {}))
     with VerifierPool(workers, deadline, functions=[READABLE]) as pool:
         golds = [p.answer for p in rows]
