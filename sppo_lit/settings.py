@@ -231,11 +231,14 @@ class VerifierSettings:
     """The worker processes that judge answers.
 
     Attributes:
+        kind: "math", or a verifier of your own: ``package.module:name`` or ``path/to/file.py:name`` of a function or
+            class that takes these settings and the names of the custom rewards (see `rewards.verifiers`).
         workers: processes.
         deadline: seconds for one answer; then its worker is killed and replaced and the answer counts as wrong.
         memory_mb: MiB of address space for each worker.
     """
 
+    kind: str = "math"
     workers: int = 2
     deadline: float = 5.0
     memory_mb: int = 2048

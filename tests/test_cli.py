@@ -64,7 +64,7 @@ def test_print_config_is_a_recipe_again(tmp_path: Path, capsys: pytest.CaptureFi
         main(["run", str(recipe(tmp_path)), "--model.batch.minibatch_size", "8", "--print_config"])
     printed = yaml.safe_load(capsys.readouterr().out)
     assert end.value.code in (0, None)
-    assert printed["model"]["minibatch_size"] == 8 and printed["model"]["clip_low"] == 0.2
+    assert printed["model"]["batch"]["minibatch_size"] == 8 and printed["model"]["ppo"]["dual_clip"] == 3.0
     assert not (tmp_path / "runs").exists()
 
 

@@ -284,7 +284,7 @@ class Examination(pl.Callback):
         except FloatingPointError as error:
             self.checks.append(Check("sampling", False, str(error), "the weights are broken or overflow: reload them"))
         except torch.OutOfMemoryError:
-            advice = "lower model.rollout.max_concurrent or model.memory.micro_batch_tokens, or set model.memory.gradient_checkpointing"
+            advice = "lower model.rollout.max_concurrent, or set model.memory.gradient_checkpointing"
             self.checks.append(Check("sampling", False, "out of GPU memory with one process", advice))
 
 

@@ -168,7 +168,7 @@ def further(study: Study, name: str, cell: str, seed: int) -> Job:
 
 
 def as_arguments(flags: Flags) -> list[str]:
-    """``{"model.ppo.clip_low": 0.2}`` → ``["--model.ppo.clip_low=0.2"]``; lists, mappings, null and booleans as JSON."""
+    """``{"model.kl.coef": 0.2}`` → ``["--model.kl.coef=0.2"]``; lists, mappings, null and booleans as JSON."""
     return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in flags.items()]
 
 
