@@ -143,7 +143,7 @@ def test_losses_equal_those_of_verl() -> None:
     new, old, advantages, values = (torch.randn(16, 11, generator=g, dtype=torch.float64) for _ in range(4))
     modes: tuple[Aggregation, ...] = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean")
     for mode in modes:
-        weights = token_weights(lengths, 11, mode, sequences=16, tokens=int(lengths.sum()), norm_length=11)
+        weights = token_weights(mask, mode, sequences=16, tokens=int(lengths.sum()), norm_length=11)
         ours = masked_sum(clipped_surrogate(new, old, advantages, mask, clip_high=0.28).loss * weights, mask)
         theirs, *_ = core.compute_policy_loss(
             old, new, advantages, mask, 0.2, 0.2, 0.28, clip_ratio_c=3.0, loss_agg_mode=mode
