@@ -230,7 +230,9 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
         InputError: an unknown flag or a missing data set.
     """
     parser = CommandParser(prog="sppo audit", description="Check the gold answers of a data set, and saved verdicts.")
-    parser.add_argument("dataset", metavar="DATASET", help="a name such as gsm8k, a Hub id, a file or a folder")
+    parser.add_argument(
+        "dataset", metavar="DATASET", help="a name such as gsm8k, a Hub id, a file, a folder or FILE.py:FUNCTION"
+    )
     parser.add_argument("--completions", type=Path, metavar="FILE", help="JSON lines to score again")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything found there")
     parser.add_argument("--split", metavar="S", help="split to read")

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sppo_lit.types import Problem
+
 BOXED_SUFFIX = "Please output the final answer within \\boxed{}."
 
 # The instructions that the Hub's DAPO-Math-17k puts around each problem.
@@ -56,6 +58,8 @@ class RawProblem:
 
 
 Converter = Callable[[Row], RawProblem]
+NumberedRow = tuple[int, "Row | Problem | BadRow"]
+"""A row with its number in the file or data set, from 1; a `Problem` needs no conversion."""
 
 
 def boxed_contents(text: str) -> list[str]:

@@ -71,7 +71,7 @@ def load_function(spec: str, what: str) -> Callable[..., Any]:
     """
     function = load_object(spec, what, kind="function")
     if not callable(function):
-        raise InputError(f"{what} {spec!r}: a {type(function).__name__} is not a function; name a function or a class")
+        raise InputError(f"{what} {spec!r}: of type {type(function).__name__}, not a function or a class")
     return function  # type: ignore[no-any-return]
 
 
