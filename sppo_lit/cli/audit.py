@@ -15,11 +15,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sppo_lit.errors import CommandParser, InputError
+from sppo_lit.errors import InputError
 from sppo_lit.rewards.math.answers import gold_error
 from sppo_lit.rewards.math.equivalence import ambiguity
 from sppo_lit.rewards.verifier import VerifierPool
 from sppo_lit.types import Problem
+from sppo_lit.utils.command import CommandParser
 
 READABLE = "sppo_lit.rewards.math.answers:readable"
 KINDS = {

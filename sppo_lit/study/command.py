@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.live import Live
 
 from sppo_lit.callbacks.progress import is_interactive
-from sppo_lit.errors import CommandParser
 from sppo_lit.study import screen
 from sppo_lit.study.plan import TRAIN, Job, Study, jobs, read
 from sppo_lit.study.runner import Runner
+from sppo_lit.utils.command import CommandParser
 from sppo_lit.utils.console import console as shared
 
 
