@@ -1,4 +1,4 @@
-"""Problem sets, by name, by Hub id or from local files, as a stream of `Problem`."""
+"""Problem sets by name, by Hub id, from local files or from the user's functions, as streams of `Problem`."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from sppo_lit.utils.objects import FORMS, names_object
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """Where a problem set lies on the Hugging Face Hub and how its rows are read.
+    """Location of a problem set on the Hugging Face Hub, and how its rows are read.
 
     Attributes:
         hub_id: ``owner/name`` on the Hub.
-        split: the split taken when none is asked for.
-        convert: from a row to the problem.
-        config: the Hub's configuration, if it has several.
+        split: the default split.
+        convert: converter of its rows.
+        config: the Hub's configuration, if there are several.
     """
 
     hub_id: str
@@ -59,19 +59,19 @@ SOURCES: dict[str, SourceSpec] = {
 
 @dataclass
 class ProblemSource:
-    """Problems in the order of their source; every iteration starts from the first and counts anew.
+    """Problems in the order of their source; every iteration starts from the first and resets the counts.
 
     Attributes:
         name: name of the data set, the first part of every `Problem.key`.
         split: its split, the second part.
-        parts: for each file or Hub split, where it lies (for messages), its converter if known, and a function that
-            opens its rows.
-        prompt_suffix: what every prompt ends with; None for the problem alone.
+        parts: of each file, Hub split or function: its place (for messages), its converter if known, and a function
+            that opens its rows.
+        prompt_suffix: end of every prompt made of a row; None for the problem alone.
         skip_bad_rows: count rows without problem or answer and corrupt lines instead of raising.
-        limit: most problems given; None for all.
-        dropped: rows left out in the latest iteration so far, by reason: `duplicate` and, with `skip_bad_rows`,
+        limit: yield at most this many problems; None for all.
+        dropped: rows dropped in the latest iteration so far, by reason: `duplicate` and, with `skip_bad_rows`,
             `no_answer`, `no_problem`, `corrupt`.
-        kept: problems given in the latest iteration so far.
+        kept: problems yielded in the latest iteration so far.
     """
 
     name: str
@@ -87,7 +87,7 @@ class ProblemSource:
         """Yield every usable problem once.
 
         Raises:
-            InputError: a bad row without `skip_bad_rows` (file and row named), or no usable problem at all.
+            InputError: a bad row without `skip_bad_rows` (file and row named), equal keys, or no usable problem.
         """
         self.dropped, self.kept = Counter(), 0
         seen: set[str] = set()
@@ -96,7 +96,7 @@ class ProblemSource:
         for row, (where, raw) in enumerate(self._raw()):
             if isinstance(raw, BadRow):
                 if not self.skip_bad_rows:
-                    raise InputError(f"{where}: {raw}; correct the row or set skip_bad_rows to leave such rows out")
+                    raise InputError(f"{where}: {raw}; correct the row or set skip_bad_rows to drop such rows")
                 self.dropped[raw.reason] += 1
                 continue
             identity = {raw.prompt} if isinstance(raw, Problem) else set(raw.identity or (raw.text,))
@@ -177,9 +177,8 @@ def open_problems(
         split: split to read; the source's own by default (``train`` where unknown). In a folder it picks the files
             named after it.
         streaming: read a Hub source row by row instead of downloading it first. All others are always read lazily.
-        limit: give at most this many problems.
-        prompt_suffix: what every prompt made of a row ends with, exactly once, after a space; None for the problem
-            alone.
+        limit: yield at most this many problems.
+        prompt_suffix: end of every prompt made of a row, exactly once and after a space; None for the problem alone.
         skip_bad_rows: count rows without problem or answer and corrupt lines instead of raising.
         name: name of the data set in keys and results; by default the table's, or that of the file, folder or function.
         config: the Hub's configuration, instead of the table's.
@@ -227,7 +226,7 @@ def _choices() -> str:
 
 
 def _name_of(path: Path) -> str:
-    """Name of a local data set; the table's if file or folder bear it, so that keys equal those of the Hub's rows."""
+    """Name of a local data set: that in `SOURCES` where it matches, so that keys equal those of the Hub's rows."""
     name = path.name if path.is_dir() else path.parent.name if split_of(path) else path.stem
     table_name = re.sub(r"_x\d+$", "", name.lower().replace("-", "_"))  # aime24_x8: each problem eight times
     return table_name if table_name in SOURCES else name
@@ -243,7 +242,7 @@ def _open_hub(spec: SourceSpec, split: str, streaming: bool) -> Iterable[dict[st
 
 
 def _number_rows(rows: Iterable[dict[str, Any]], place: str) -> Iterator[NumberedRow]:
-    """Number the rows from 1; a connection lost on the way is the user's to know, in one line."""
+    """Number the rows from 1; a lost connection is an InputError."""
     try:
         yield from enumerate(rows, start=1)
     except Exception as error:
