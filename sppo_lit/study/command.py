@@ -11,10 +11,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
-from sppo_lit.errors import CommandParser, InputError
+from sppo_lit.errors import InputError
 from sppo_lit.study import display
 from sppo_lit.study.plan import TRAIN, Job, Study, jobs, read
 from sppo_lit.study.runner import Runner
+from sppo_lit.utils.command import CommandParser
 from sppo_lit.utils.console import console as shared
 from sppo_lit.utils.console import is_interactive
 

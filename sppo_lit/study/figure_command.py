@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sppo_lit.errors import CommandParser, InputError
+from sppo_lit.errors import InputError
 from sppo_lit.study.figures.specs import FIGURES
 from sppo_lit.study.tables import TextTable, tables
+from sppo_lit.utils.command import CommandParser
 
 
 def figure(arguments: Sequence[str]) -> int:
@@ -24,7 +26,7 @@ def figure(arguments: Sequence[str]) -> int:
     parser = CommandParser(
         prog="sppo figure",
         description=f"Draw a figure as PNG and SVG and print its numbers. Figures:\n{listing}",
-        formatter_class=CommandParser.raw,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", metavar="NAME", help="which one")
     parser.add_argument("sources", metavar="SOURCE", nargs="*", type=Path, help="run folders, a study, or evaluations")

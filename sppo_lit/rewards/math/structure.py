@@ -1,4 +1,4 @@
-"""The outer shape of an answer: relations, lists, sets, tuples, intervals, unions, matrices. Text in, text out."""
+"""The outer structure of an answer: relations, lists, sets, tuples, intervals, unions, matrices. Text in, text out."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ _CLOSERS = {"(": ")[]", "[": ")]", "\\{": ("\\}",)}
 
 @dataclass(frozen=True)
 class Shape:
-    """An answer taken apart.
+    """The parts of an answer.
 
     Attributes:
-        kind: ``value``, ``equation``, ``inequality``, ``list``, ``set``, ``tuple``, ``union`` or ``matrix``.
+        kind: ``value``, ``chain`` (of equal values), ``equation``, ``inequality``, ``list``, ``set``,
+            ``tuple``, ``union`` or ``matrix``.
         items: the parts as text; both sides of an equation, the rows (joined by ``&``) of a matrix.
-        brackets: the outer signs of a tuple or interval; the signs of an inequality.
-        name: what is said to equal the value, e.g. ``x`` in ``x = 5``.
-        lhs_rhs: the two sides, where `name` was taken off.
+        brackets: the outer brackets of a tuple or interval; the relation signs of an inequality.
+        name: the name given to the value, e.g. ``x`` in ``x = 5``.
+        lhs_rhs: both sides of the relation that gave `name`.
     """
 
     kind: str
@@ -41,18 +42,18 @@ class Shape:
 
 
 def has_variable(s: str) -> bool:
-    """Whether letters other than e and i stand in `s` as variables."""
+    """Whether `s` contains letters other than e and i as variables."""
     bare = _COMMAND.sub(" ", s)
     return any(c.isalpha() and c not in "ei" for c in bare) or any(f"\\{g}" in s for g in _GREEK.split("|"))
 
 
 def is_name(s: str) -> bool:
-    """Whether `s` can stand left of an equals sign as the name of a value."""
+    """Whether `s` can be the name of a value, left of an equals sign."""
     return len(s) < 60 and _NAME.fullmatch(s) is not None
 
 
 def shape(s: str) -> Shape:
-    """The outermost shape of normalized text `s`."""
+    """The outermost structure of normalized text `s`."""
     if m := _BUILDER.fullmatch(s):
         s = m[1].strip()
     cases = [p for _, p in split_top(s, r"\\cup(?![a-z])")]
@@ -82,7 +83,7 @@ def _relation(parts: list[tuple[str, str]]) -> Shape:
 
 
 def _chain(pieces: list[str], signs: list[str]) -> Shape:
-    """``a = b \\approx c``: the exact part, all of whose members must agree."""
+    r"""``a = b \approx c``: the exact part, all of whose members must agree."""
     exact = [pieces[0]]
     for sign, piece in zip(signs, pieces[1:], strict=True):
         if sign != "=":
@@ -96,7 +97,7 @@ def _variable(pieces: list[str]) -> str:
 
 
 def _interval(signs: list[str], pieces: list[str]) -> str:
-    """The interval that ``a < x \\le b`` or ``x > a`` describes; empty if it is another kind of inequality."""
+    r"""The interval that ``a < x \le b`` or ``x > a`` describes; empty if it is another kind of inequality."""
     if len(pieces) == 3 and is_name(pieces[1]):
         low, high = pieces[0], pieces[2]
         if set(signs) <= {">", "\\ge"}:
@@ -139,7 +140,7 @@ def _plain(s: str) -> Shape:
 
 
 def _expand(items: list[str]) -> tuple[str, ...]:
-    """Items with ``\\pm`` written out as two."""
+    r"""Items with ``\pm`` written out as two."""
     out: list[str] = []
     for item in items:
         if "\\pm" in item or "\\mp" in item:
