@@ -41,7 +41,7 @@ def seconds(processes: int, strategy: str, sequences: int, iterations: int) -> d
             f"--devices={processes}",
             f"--strategy={strategy if processes > 1 else 'auto'}",
             f"--data.problems_per_epoch={sequences * processes}",
-            f"--model.minibatch_size={sequences * processes // 4}",
+            f"--model.batch.minibatch_size={sequences * processes // 4}",
             "--model.verifier.workers=1",
             "--data.val=[]",
             "--trainer.limit_val_batches=0",

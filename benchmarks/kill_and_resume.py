@@ -40,8 +40,8 @@ FLAGS = (
     "--data.problems_per_epoch=32",
     "--data.val=[{path: arithmetic, limit: 16}]",
     "--trainer.check_val_every_n_epoch=2",
-    "--model.minibatch_size=8",
-    "--model.micro_batch_tokens=512",
+    "--model.batch.minibatch_size=8",
+    "--model.memory.micro_batch_tokens=512",
     "--model.sampling.max_new_tokens=48",
     "--model.verifier.workers=1",
 )

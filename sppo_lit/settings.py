@@ -3,15 +3,137 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from sppo_lit.algorithms.losses import KLEstimator
 from sppo_lit.errors import InputError
-from sppo_lit.models.loading import ModelSource
-from sppo_lit.rewards.custom import check_spec
-from sppo_lit.rewards.shaping import overlong_penalty
+from sppo_lit.types import Aggregation, KLEstimator
+from sppo_lit.utils.objects import check_object, names_object
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from.
+
+    Attributes:
+        path: Hub id, local folder, or a `.gguf` file (extra `gguf`; the weights are dequantised).
+        init: "pretrained" takes the weights; "random" only the architecture and the tokenizer.
+        config: entries of the model's configuration to change, e.g. ``{num_hidden_layers: 1}``; with "random" only.
+        revision: Hub revision.
+    """
+
+    path: str
+    init: Literal["pretrained", "random"] = "pretrained"
+    config: dict[str, Any] = field(default_factory=dict)
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.config and self.init == "pretrained":
+            raise InputError(f"{self.path}: config changes {sorted(self.config)} need init: random")
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """How an iteration's problems become optimizer steps: problems × samples = sequences, cut into minibatches.
+
+    Attributes:
+        samples_per_prompt: N, responses to each problem; None takes the algorithm's. Supervised training has one.
+        minibatch_size: sequences of one optimizer step, over all ranks; must divide the iteration's sequences.
+    """
+
+    samples_per_prompt: int | None = None
+    minibatch_size: int = 128
+
+    def __post_init__(self) -> None:
+        _refuse("model.batch", minibatch_size=(self.minibatch_size, self.minibatch_size >= 1, "at least 1"))
+
+
+@dataclass(frozen=True)
+class PPOSettings:
+    """The update: how often, how far, and what the loss is made of.
+
+    Attributes:
+        epochs: passes over the iteration's sequences.
+        clip_low: ε below 1, of the ratio's clip range; None takes the algorithm's.
+        clip_high: ε above 1 (larger than `clip_low`: DAPO's clip-higher); None takes the algorithm's.
+        dual_clip: c of the dual clip on negative advantages; None for none.
+        aggregation: how token losses become one number; None takes the algorithm's.
+        entropy_coef: weight of the entropy bonus, per token, in nats.
+        value_clip: how far PPO's critic may move from its old value at a gain in one iteration.
+        old_logprobs: "recompute" takes them in a pass of their own, from the same micro-batches as the update, so
+            that the first minibatch's ratio is exactly 1; "sampler" reuses those taken while sampling, which saves the
+            pass and is exact up to float error in float32.
+        critic_warmup: first iterations in which only the critic learns.
+    """
+
+    epochs: int = 1
+    clip_low: float | None = None
+    clip_high: float | None = None
+    dual_clip: float | None = 3.0
+    aggregation: Aggregation | None = None
+    entropy_coef: float = 0.0
+    value_clip: float = 0.5
+    old_logprobs: Literal["recompute", "sampler"] = "recompute"
+    critic_warmup: int = 0
+
+    def __post_init__(self) -> None:
+        _refuse("model.ppo", epochs=(self.epochs, self.epochs >= 1, "at least 1"))
+
+
+@dataclass(frozen=True)
+class AdvantageSettings:
+    """How rewards become advantages, beside what the algorithm says.
+
+    Attributes:
+        gamma: discount per token, of PPO's token-level estimator.
+        lam: λ of its generalised advantage estimation.
+        whiten: shift and scale the advantages to mean 0 and variance 1; None takes the algorithm's.
+        drop_equal_groups: the policy does not learn from problems whose N responses were all paid the same.
+    """
+
+    gamma: float = 1.0
+    lam: float = 1.0
+    whiten: bool | None = None
+    drop_equal_groups: bool = False
+
+
+@dataclass(frozen=True)
+class MemorySettings:
+    """What a training step may take of the accelerator's memory.
+
+    Attributes:
+        micro_batch_tokens: most tokens, padding included, of one forward pass with gradient.
+        gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
+        cpu_offload: under `--strategy fsdp`, keep weights, gradients and optimizer states in the CPU's memory.
+    """
+
+    micro_batch_tokens: int = 16384
+    gradient_checkpointing: bool = False
+    cpu_offload: bool = False
+
+    def __post_init__(self) -> None:
+        _refuse(
+            "model.memory", micro_batch_tokens=(self.micro_batch_tokens, self.micro_batch_tokens >= 1, "at least 1")
+        )
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """What samples the responses.
+
+    Attributes:
+        engine: "torch", or a user's own factory as ``package.module.name`` or ``path/to/file.py:name``.
+        max_concurrent: most sequences decoded at once.
+    """
+
+    engine: str = "torch"
+    max_concurrent: int = 256
+
+    def __post_init__(self) -> None:
+        _refuse("model.rollout", max_concurrent=(self.max_concurrent, self.max_concurrent >= 1, "at least 1"))
+        if names_object(self.engine):
+            check_object(self.engine, "model.rollout.engine")
 
 
 @dataclass(frozen=True)
@@ -26,6 +148,7 @@ class OptimizerSettings:
         clip_norm: largest global gradient norm of one optimizer step; ``.inf`` for no clipping.
         schedule: "constant", "linear" or "cosine" decay to zero at the last iteration, after the warm-up.
         warmup_iterations: linear from 0 over this many iterations.
+        max_skipped_steps: so many steps skipped in a row, for a loss or gradient that is not finite, end the run.
     """
 
     lr: float = 1e-6
@@ -35,6 +158,7 @@ class OptimizerSettings:
     clip_norm: float = 1.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_iterations: int = 0
+    max_skipped_steps: int = 5
 
     def __post_init__(self) -> None:
         _refuse(
@@ -45,6 +169,7 @@ class OptimizerSettings:
             eps=(self.eps, self.eps >= 0, "at least 0"),
             clip_norm=(self.clip_norm, self.clip_norm > 0, "above 0 (.inf for no clipping)"),
             warmup_iterations=(self.warmup_iterations, self.warmup_iterations >= 0, "at least 0"),
+            max_skipped_steps=(self.max_skipped_steps, self.max_skipped_steps >= 1, "at least 1"),
         )
 
     def lr_at(self, iteration: int, iterations: int) -> float:
@@ -106,11 +231,14 @@ class VerifierSettings:
     """The worker processes that judge answers.
 
     Attributes:
+        kind: "math", or a verifier of your own: ``package.module:name`` or ``path/to/file.py:name`` of a function or
+            class that takes these settings and the names of the custom rewards (see `rewards.verifiers`).
         workers: processes.
         deadline: seconds for one answer; then its worker is killed and replaced and the answer counts as wrong.
         memory_mb: MiB of address space for each worker.
     """
 
+    kind: str = "math"
     workers: int = 2
     deadline: float = 5.0
     memory_mb: int = 2048
@@ -136,16 +264,10 @@ class RewardSettings:
     overlong_cache: int | None = None
     overlong_factor: float = 1.0
 
-    def penalties(self, lengths: Sequence[int], max_length: int) -> list[float]:
-        """Overlong penalty, at most 0, of responses of so many tokens."""
-        if self.overlong_cache is None:
-            return [0.0] * len(lengths)
-        return [overlong_penalty(n, max_length, self.overlong_cache, self.overlong_factor) for n in lengths]
-
     def check(self, max_length: int) -> None:
         """InputError for a reward that does not exist or a cache longer than the longest response."""
         for spec in self.custom:
-            check_spec(spec)
+            check_object(spec, "model.reward.custom")
         if self.overlong_cache is not None and not 0 <= self.overlong_cache <= max_length:
             raise InputError(
                 f"model.reward.overlong_cache is {self.overlong_cache}; it must be between 0 and "

@@ -1,4 +1,4 @@
-"""What travels between the rooms of the house, from a problem to a batch of rollouts.
+"""Records passed between packages, from a problem to a batch to learn from, and the protocols of exchangeable parts.
 
 This module imports neither torch nor Lightning at run time, so that answer-judging workers may import it.
 """
@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
+    from typing_extensions import Self
 
+Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"]
+KLEstimator = Literal["k1", "k2", "k3"]
 Reason = Literal["correct", "wrong", "no_answer", "truncated", "timeout", "unparsable", "gold_unparsable"]
 
 
@@ -119,9 +121,13 @@ class Scored:
     values: list[float] | None = None
 
 
-@dataclass
-class RolloutBatch:
-    """The rollouts of one iteration on one rank: B sequences, at most P prompt and T response tokens.
+Encoded = tuple[Problem, list[int]]
+"""A problem and its prompt's token ids."""
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Prompts with their responses on one rank: B sequences, at most P prompt and T response tokens.
 
     Both id tensors are padded on the right; masks come from the lengths, never from token ids.
 
@@ -130,61 +136,117 @@ class RolloutBatch:
         prompt_lengths: [B] int64.
         response_ids: [B, T] int64.
         response_lengths: [B] int64, the end-of-sequence token counted.
-        logprobs: [B, T] float32, log-probabilities under the policy that sampled.
-        reference: [B, T] float32, log-probabilities under the reference policy; zeros where there is none.
-        rewards: [B] float32, what the policy is paid at the end of the response (shaping included).
-        labels: [B] float32 in [0, 1], the verdicts, never shaped.
-        values: [B] float32, V before any update; [B, T] of a token-level critic, zeros on padding.
-        targets: of the same shape, what the critic learns: the labels, or the returns made of them alone.
-        advantages: [B] float32; [B, T] of a token-level estimator, zeros on padding.
-        kept: [B] bool, whether the policy learns from the response.
-        scored: the same rollouts for reading, B of them.
     """
 
     prompt_ids: Tensor
     prompt_lengths: Tensor
     response_ids: Tensor
     response_lengths: Tensor
-    logprobs: Tensor
-    reference: Tensor
-    rewards: Tensor
-    labels: Tensor
-    values: Tensor
-    targets: Tensor
-    advantages: Tensor
-    kept: Tensor
-    scored: list[Scored]
 
     def __len__(self) -> int:
         return int(self.prompt_lengths.shape[0])
+
+    @property
+    def tokens(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What policy and token-level critic read: prompt ids and lengths, response ids and lengths."""
+        return self.prompt_ids, self.prompt_lengths, self.response_ids, self.response_lengths
 
     def lengths(self) -> Tensor:
         """Prompt and response tokens of each sequence, [B] int64 on the CPU."""
         return (self.prompt_lengths + self.response_lengths).cpu()
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-        return {f.name: change(getattr(self, f.name)) for f in fields(self) if f.name != "scored"}
-
-    def to(self, device: torch.device | str) -> RolloutBatch:
-        """The same batch with every tensor on `device`."""
-        return replace(self, **self._map(lambda t: t.to(device)))
-
-    def select(self, rows: Tensor) -> RolloutBatch:
+    def select(self, rows: Tensor) -> Self:
         """The tensors of the sequences `rows` ([N] int64), padded no further than the longest of them."""
-        picked = replace(self, **self._map(lambda t: t[rows]), scored=[])
-        p, t = int(picked.prompt_lengths.max()), int(picked.response_lengths.max())
-        trimmed = picked._map(lambda value: value[:, :t] if value.ndim == 2 else value)
-        return replace(picked, **{**trimmed, "prompt_ids": picked.prompt_ids[:, :p]})
+        p, t = int(self.prompt_lengths[rows].max()), int(self.response_lengths[rows].max())
 
-    def contents(self, pieces: Sequence[Tensor]) -> dict[str, Any]:
-        """The sequences of some micro-batches ([N] int64 each) as tensors and texts, to be saved for inspection."""
-        rows = [int(row) for piece in pieces for row in piece]
-        texts = [(self.scored[row].problem.prompt, self.scored[row].text) for row in rows]
-        return {**self._map(lambda t: t[rows].cpu()), "texts": texts}
+        def pick(name: str, value: Tensor) -> Tensor:
+            picked = value[rows]
+            return picked if picked.ndim == 1 else picked[:, : p if name == "prompt_ids" else t]
+
+        return replace(self, **{name: pick(name, value) for name, value in self._tensors().items()})
+
+    def contents(self, rows: Tensor) -> dict[str, Any]:
+        """The tensors of some sequences ([N] int64) on the CPU, to be saved for inspection."""
+        return {name: value[rows].cpu() for name, value in self._tensors().items()}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if hasattr(value, "ndim")}
+
+
+@dataclass(frozen=True)
+class Rollouts(Sequences):
+    """Responses that were sampled and judged; those to one problem lie next to each other.
+
+    Attributes:
+        logprobs: [B, T] float32, log-probabilities under the policy that sampled, zeros on padding.
+        rewards: [B] float32, what the policy is paid at the end of the response (shaping included).
+        labels: [B] float32 in [0, 1], the verdicts, never shaped.
+        greedy_rewards: [B] float32, of the greedy response to the same problem; None where none was taken.
+        scored: the same responses for reading, B of them.
+        sampled_tokens: of all responses that were drawn for them, greedy ones included.
+        sampled_sequences: how many these are.
+    """
+
+    logprobs: Tensor
+    rewards: Tensor
+    labels: Tensor
+    greedy_rewards: Tensor | None
+    scored: list[Scored]
+    sampled_tokens: int
+    sampled_sequences: int
+
+    def contents(self, rows: Tensor) -> dict[str, Any]:
+        """As `Sequences.contents`, with prompts and responses as text."""
+        texts = [(self.scored[row].problem.prompt, self.scored[row].text) for row in rows.tolist()]
+        return {**super().contents(rows), "texts": texts}
+
+
+@dataclass(frozen=True)
+class TrainingBatch(Rollouts):
+    """Rollouts with all that the update needs of them, taken from the weights before any update.
+
+    Attributes:
+        values: [B] float32, V; [B, T] of a token-level critic, zeros on padding; [B] zeros without a critic.
+        targets: of the same shape, what the critic learns: the labels, or the returns made of them alone.
+        advantages: [B] float32; [B, T] of a token-level estimator, zeros on padding.
+        loss_mask: [B, T] bool, the tokens that the policy learns from.
+        reference: [B, T] float32, log-probabilities under the reference policy; None where there is none.
+        bad_values: responses, over all ranks, whose V was not finite.
+    """
+
+    values: Tensor
+    targets: Tensor
+    advantages: Tensor
+    loss_mask: Tensor
+    reference: Tensor | None
+    bad_values: int
+
+
+T = TypeVar("T")
+
+
+class Intact(Generic[T]):
+    """A batch on its way through Lightning, whose precision plugins would round the tensors of any dataclass or list.
+
+    Attributes:
+        content: the batch.
+    """
+
+    def __init__(self, content: T) -> None:
+        self.content = content
 
 
 class RolloutEngine(Protocol):
-    """Samples responses from its own copy of, or a reference to, the policy's weights."""
+    """Samples responses from its own copy of the policy's weights, or from the policy itself.
+
+    Attributes:
+        deterministic: the same keys give the same responses, whatever else is sampled beside them.
+        shares_weights: decodes with the policy's own parameters, so that nothing needs to be handed over.
+    """
+
+    deterministic: bool
+    shares_weights: bool
 
     def sync_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Take over the policy's current weights, by parameter name."""
@@ -208,6 +270,15 @@ class RolloutEngine(Protocol):
             on_progress: called with (responses finished, responses in all, tokens sampled so far).
         """
 
+    def sleep(self) -> None:
+        """Give up memory that only sampling needs, until `wake`."""
+
+    def wake(self) -> None:
+        """Be ready to sample again."""
+
+    def close(self) -> None:
+        """Free everything; the engine is not used again."""
+
 
 class Verifier(Protocol):
     """Judges responses outside the training process."""
@@ -217,5 +288,8 @@ class Verifier(Protocol):
     ) -> list[Verdict]:
         """One verdict per response, in order; never raises for what a response says, never hangs."""
 
+    def custom(self, responses: Sequence[str], golds: Sequence[str]) -> dict[str, list[float]]:
+        """The unweighted value of each custom reward for every response, by the reward's name."""
+
     def close(self) -> None:
-        """End the worker processes."""
+        """End the worker processes; new ones start when it is used again."""

@@ -34,7 +34,7 @@ def recipe(tmp_path: Path, changes: dict[str, Any] | None = None, name: str = "t
         "trainer": {"max_epochs": 2, "accelerator": "cpu", "devices": 1, "default_root_dir": str(tmp_path / "runs")},
         "model": {
             "policy": {"path": str(BASE), "init": "random", "config": dict(SMALL)},
-            "minibatch_size": 4,
+            "batch": {"minibatch_size": 4},
             "sampling": {"temperature": 1.0, "max_new_tokens": 8},
             "policy_optimizer": {"lr": 1e-3},
             "critic_optimizer": {"lr": 1e-2},

@@ -47,10 +47,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("changes", "parts"),
     [
         ({"modle": 1}, ("tiny.yaml: unknown key modle", "did you mean model", "correct or remove")),
-        ({"model.minibatchsize": 1}, ("unknown key model.minibatchsize", "did you mean model.minibatch_size")),
+        ({"model.minibatchsize": 1}, ("unknown key model.minibatchsize", "did you mean model.batch.minibatch_size")),
         ({"model.sampling.temprature": 1}, ("unknown key model.sampling.temprature", "model.sampling.temperature")),
         ({"data.val": [{"pth": "x"}]}, ("tiny.yaml: data.val: unknown key pth",)),
-        ({"model.minibatch_size": "many"}, ("tiny.yaml: model.minibatch_size: 'many'", "int")),
+        ({"model.batch.minibatch_size": "many"}, ("tiny.yaml: model.batch.minibatch_size: 'many'", "int")),
         ({"trainer.max_epochs": "long"}, ("tiny.yaml: trainer.max_epochs: 'long'", "int")),
         ({"model.policy": "folder"}, ("tiny.yaml: model.policy: 'folder' is no mapping", "--model.policy.path")),
         ({"model": ...}, ("tiny.yaml: model.policy.path is missing",)),
@@ -60,17 +60,20 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"model": {"class_path": "sppo_lit.nothing.Here"}}, ("model: class_path sppo_lit.nothing.Here",)),
         (
             {"model": {"class_path": "lightning.pytorch.demos.boring_classes.BoringModel"}},
-            ("class_path", "BoringModel", "PolicyModule"),
+            ("class_path", "BoringModel", "SPPOModule"),
         ),
         ({"model.algorithm": "ppp"}, ("model.algorithm 'ppp' is unknown", "sppo")),
         ({"model.sampling.temperature": 0.0}, ("model.sampling.temperature is 0", "set it above 0")),
         ({"model.evaluation": {"samples": 4, "temperature": 0.0}}, ("4 samples at temperature 0",)),
-        ({"model.minibatch_size": 16}, ("minibatch_size 16 is larger than the 8 sequences", "problems_per_epoch 8")),
-        ({"model.minibatch_size": 3}, ("minibatch_size 3 does not divide the 8 sequences",)),
-        ({"model.minibatch_size": 0}, ("minibatch_size is 0", "at least 1")),
+        (
+            {"model.batch.minibatch_size": 16},
+            ("minibatch_size 16 is larger than the 8 sequences", "problems_per_epoch 8"),
+        ),
+        ({"model.batch.minibatch_size": 3}, ("minibatch_size 3 does not divide the 8 sequences",)),
+        ({"model.batch.minibatch_size": 0}, ("minibatch_size is 0", "at least 1")),
         ({"data.problems_per_epoch": 0}, ("data.problems_per_epoch is 0", "at least 1")),
         ({"trainer.gradient_clip_val": 1.0}, ("gradient_clip_val", "model.policy_optimizer.clip_norm")),
-        ({"trainer.accumulate_grad_batches": 2}, ("accumulate_grad_batches", "model.micro_batch_tokens")),
+        ({"trainer.accumulate_grad_batches": 2}, ("accumulate_grad_batches", "model.memory.micro_batch_tokens")),
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
 )
@@ -83,10 +86,16 @@ def test_bad_recipe(
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        (["--model.minibatchsize", "3"], ("unknown flag --model.minibatchsize", "did you mean --model.minibatch_size")),
+        (
+            ["--model.minibatchsize", "3"],
+            ("unknown flag --model.minibatchsize", "did you mean --model.batch.minibatch_size"),
+        ),
         (["--model.minibatch", "4"], ("unknown flag --model.minibatch",)),  # no guessing of cut-off flags
-        (["--minibatch_size=3"], ("unknown flag --minibatch_size ", "did you mean --model.minibatch_size", "--help")),
-        (["--model.minibatch_size", "many"], ("--model.minibatch_size: 'many'", "int")),
+        (
+            ["--minibatch_size=3"],
+            ("unknown flag --minibatch_size ", "did you mean --model.batch.minibatch_size", "--help"),
+        ),
+        (["--model.batch.minibatch_size", "many"], ("--model.batch.minibatch_size: 'many'", "int")),
         (["--max_epochs", "long"], ("--trainer.max_epochs: 'long'", "int")),
         (["--model.policy.init", "best"], ("--model.policy.init: 'best'", "pretrained or random")),
         (["--strategy", "magic"], ("--strategy magic is unknown", "auto", "ddp")),

@@ -55,15 +55,17 @@ def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
             main(arguments)
         shown = capsys.readouterr().out
         assert end.value.code in (0, None)
-        assert "--model.minibatch_size" in shown and "--trainer.max_epochs" in shown and "--data.train.path" in shown
+        assert (
+            "--model.batch.minibatch_size" in shown and "--trainer.max_epochs" in shown and "--data.train.path" in shown
+        )
 
 
 def test_print_config_is_a_recipe_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        main(["run", str(recipe(tmp_path)), "--model.minibatch_size", "8", "--print_config"])
+        main(["run", str(recipe(tmp_path)), "--model.batch.minibatch_size", "8", "--print_config"])
     printed = yaml.safe_load(capsys.readouterr().out)
     assert end.value.code in (0, None)
-    assert printed["model"]["minibatch_size"] == 8 and printed["model"]["clip_low"] == 0.2
+    assert printed["model"]["batch"]["minibatch_size"] == 8 and printed["model"]["ppo"]["dual_clip"] == 3.0
     assert not (tmp_path / "runs").exists()
 
 
@@ -93,8 +95,8 @@ def test_list_works_elsewhere_too(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_short_flags_stand_for_the_trainers() -> None:
     file = str(ROOT / "recipes" / "quickstart.yaml")
-    given = [file, "--max_epochs", "3", "--strategy=ddp", "--model.minibatch_size", "4", "--ckpt_path", "last"]
-    flags = ["--trainer.max_epochs", "3", "--trainer.strategy=ddp", "--model.minibatch_size", "4"]
+    given = [file, "--max_epochs", "3", "--strategy=ddp", "--model.batch.minibatch_size", "4", "--ckpt_path", "last"]
+    flags = ["--trainer.max_epochs", "3", "--trainer.strategy=ddp", "--model.batch.minibatch_size", "4"]
     assert translate(given) == ["fit", "--config", file, *flags, "--ckpt_path", "last"]
     assert translate(["validate", file]) == ["validate", "--config", file]
     with pytest.raises(InputError):

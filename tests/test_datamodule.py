@@ -12,9 +12,9 @@ import lightning.pytorch as pl
 import pytest
 
 from sppo_lit.errors import InputError
-from sppo_lit.models.loading import ModelSource
 from sppo_lit.problems.arithmetic import ArithmeticTask
 from sppo_lit.rewards.verifier import VerifierPool
+from sppo_lit.settings import ModelSource
 from sppo_lit.training.datamodule import MathDataModule, ProblemSet
 from sppo_lit.training.supervised import SupervisedModule
 

@@ -161,7 +161,7 @@ def test_too_little_memory_and_disk(
 ) -> None:
     monkeypatch.setattr(doctor_cli, "free_bytes", lambda folder: 10**6)
     report = doctor(capsys, recipe(tmp_path, SOUND), "--no-load", "--memory", "0.01")
-    assert report.bad == {"memory", "disk"} and "model.max_concurrent" in report["memory"][1]
+    assert report.bad == {"memory", "disk"} and "model.rollout.max_concurrent" in report["memory"][1]
 
 
 def test_bad_input_is_refused_as_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

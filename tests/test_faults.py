@@ -154,7 +154,10 @@ def test_bad_gradients_in_a_row_end_the_run_with_the_minibatch_saved(
         return terms._replace(logprobs=terms.logprobs * float("nan"))
 
     broken_forward(monkeypatch, Policy, spoil, grad=True)
-    assert main(["run", str(recipe(tmp_path, {"model.max_skipped_steps": 3, "trainer.max_epochs": 4}))]) == 2
+    assert (
+        main(["run", str(recipe(tmp_path, {"model.policy_optimizer.max_skipped_steps": 3, "trainer.max_epochs": 4}))])
+        == 2
+    )
     error = capsys.readouterr().err
     run = runs(tmp_path, "tiny")
     file = run / "bad_minibatch-policy-rank0.pt"
@@ -169,7 +172,7 @@ def test_bad_gradients_of_the_first_iteration_leave_the_minibatch_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken_forward(monkeypatch, ScalarCritic, lambda logits: logits + float("inf"), grad=True)
-    assert main(["run", str(recipe(tmp_path, {"model.max_skipped_steps": 1}))]) == 2
+    assert main(["run", str(recipe(tmp_path, {"model.policy_optimizer.max_skipped_steps": 1}))]) == 2
     assert (runs(tmp_path, "tiny") / "bad_minibatch-critic-rank0.pt").is_file()
 
 
@@ -207,10 +210,10 @@ def test_out_of_memory_in_an_update_repeats_the_minibatch_in_smaller_pieces(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["run", str(recipe(tmp_path, name="large.yaml"))]) == 0
-    changes = {"trainer.callbacks": [callback(SmallMemory, sequences=1)], "model.micro_batch_tokens": 64}
+    changes = {"trainer.callbacks": [callback(SmallMemory, sequences=1)], "model.memory.micro_batch_tokens": 64}
     assert main(["run", str(recipe(tmp_path, changes, "small.yaml"))]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "out of memory" in line]
-    assert lines == [f"out of memory in an update: going on with model.micro_batch_tokens {n}" for n in (32, 16)]
+    assert lines == [f"out of memory in an update: going on with model.memory.micro_batch_tokens {n}" for n in (32, 16)]
     large, small = runs(tmp_path, "large"), runs(tmp_path, "small")
     counts, sizes = (
         [float(row[f"update/{k}"]) for row in rows(small)] for k in ("out_of_memory", "micro_batch_tokens")
@@ -224,7 +227,7 @@ def test_a_sequence_too_large_for_the_memory_is_one_clear_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = recipe(tmp_path, {"trainer.callbacks": [callback(SmallMemory, sequences=0)]})
-    assert "ran out of memory; lower model.micro_batch_tokens" in refused(capsys, tmp_path, ["run", file])
+    assert "ran out of memory; lower model.memory.micro_batch_tokens" in refused(capsys, tmp_path, ["run", file])
 
 
 def test_no_space_for_a_checkpoint_keeps_the_old_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

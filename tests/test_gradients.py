@@ -8,20 +8,22 @@ from __future__ import annotations
 import copy
 import itertools
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from grouped import grouped
 
 from sppo_lit.errors import InputError
-from sppo_lit.models.loading import ModelSource, load_causal_lm, load_tokenizer
+from sppo_lit.models.loading import load_causal_lm, load_tokenizer
 from sppo_lit.problems.arithmetic import ArithmeticTask
-from sppo_lit.settings import KLSettings, OptimizerSettings, RewardSettings
+from sppo_lit.settings import KLSettings, ModelSource, OptimizerSettings, RewardSettings
 from sppo_lit.training.datamodule import MathDataModule, ProblemSet
 from sppo_lit.training.module import SPPOModule
-from sppo_lit.types import RolloutBatch, Sampling
+from sppo_lit.types import Intact, Sampling, TrainingBatch
 
 DROPOUT = {"attention_dropout": 0.4}
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -41,29 +43,36 @@ class Recorded(SPPOModule):
             self.double()
 
     def on_train_start(self) -> None:
+        super().on_train_start()
         self.steps = []
         self.start = copy.deepcopy(self.policy.model)
+        for name, updater in (("policy", self.policy_updater), ("critic", self.critic_updater)):
+            if updater is not None:
+                updater._step_clipped = partial(self.record, name, updater._step_clipped)
+        # A policy that never solves anything would leave half of the equations untested.
+        calls, judge = itertools.count(), self.sampler.judge
+        self.sampler.judge = lambda *drawn: with_successes(*judge(*drawn), first=next(calls) % 2)
 
-    def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
+    def training_step(self, batch: Intact[TrainingBatch], batch_idx: int) -> None:
         self.before = copy.deepcopy(self.policy.model)
         super().training_step(batch, batch_idx)
 
-    def _critic_gradient(self, batch: RolloutBatch, pieces: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-        self.steps.append({"critic": copy.deepcopy(self.critic.model), "rows": torch.cat(pieces)})
-        return super()._critic_gradient(batch, pieces)
+    def critic_step(self, batch: TrainingBatch, pieces: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        if self.critic is not None:
+            self.steps.append({"critic": copy.deepcopy(self.critic.model), "rows": torch.cat(pieces)})
+        return super().critic_step(batch, pieces)
 
-    def _policy_gradient(self, batch: RolloutBatch, pieces: list[torch.Tensor], old: torch.Tensor) -> Any:
+    def policy_step(self, batch: TrainingBatch, pieces: list[torch.Tensor], old: torch.Tensor) -> Any:
         if self.critic is None:
             self.steps.append({"rows": torch.cat(pieces)})
         self.steps[-1]["policy"] = copy.deepcopy(self.policy.model)
-        return super()._policy_gradient(batch, pieces, old)
+        return super().policy_step(batch, pieces, old)
 
-    def optimizer_step_clipped(self, optimizer: Any, settings: OptimizerSettings) -> torch.Tensor:
-        name, network = ("policy", self.policy) if settings is self.policy_optimizer else ("critic", self.critic)
+    def record(self, name: str, step: Any) -> torch.Tensor:
         self.steps[-1][f"{name}_gradient"] = [
-            torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in network.model.parameters()
+            torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in getattr(self, name).model.parameters()
         ]
-        return super().optimizer_step_clipped(optimizer, settings)
+        return step()
 
 
 def run_iteration(precision: Any = None, iterations: int = 1, **settings: Any) -> Recorded:
@@ -79,11 +88,8 @@ def run_iteration(precision: Any = None, iterations: int = 1, **settings: Any) -
         "critic_optimizer": OptimizerSettings(lr=3e-3),
         **settings,
     }
-    module = Recorded(**options)
+    module = Recorded(**grouped(**options))
     module.exact = precision is None
-    # A policy that never solves anything would leave half of the equations untested.
-    calls = itertools.count()
-    module.judge = lambda *drawn, judge=module.judge: with_successes(*judge(*drawn), first=next(calls) % 2)
     data = MathDataModule(
         ProblemSet("arithmetic"), arithmetic=ArithmeticTask(1, 3), problems_per_epoch=16, max_prompt_tokens=32
     )
@@ -114,7 +120,7 @@ def reference_logprobs(model: Any, prompt: torch.Tensor, response: torch.Tensor,
 
 def reference_gradients(module: Recorded, step: dict[str, Any]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Gradients of the critic's and the policy's loss on one minibatch, from the paper's equations."""
-    batch, temperature, epsilon, c = module.last_rollout, module.sampling.temperature, 0.2, 3.0
+    batch, temperature, epsilon, c = module.last_rollouts, module.sampling.temperature, 0.2, 3.0
     critic, policy = step["critic"].double(), step["policy"].double()
     critic_loss, policy_loss, tokens = 0.0, 0.0, 0
     for row in step["rows"].tolist():
@@ -150,7 +156,7 @@ def assert_close(ours: list[torch.Tensor], reference: list[torch.Tensor], tolera
 def test_gradients_of_a_whole_iteration_equal_the_float64_reference(ppo_epochs: int) -> None:
     module = run_iteration(ppo_epochs=ppo_epochs)
     assert len(module.steps) == 2 * ppo_epochs
-    assert module.last_rollout.values.std() == 0, "a new critic's head is zero: V = 0.5 everywhere"
+    assert module.last_rollouts.values.std() == 0, "a new critic's head is zero: V = 0.5 everywhere"
     for step in module.steps:
         critic, policy = reference_gradients(module, step)
         assert_close(step["critic_gradient"], critic, 1e-6)
@@ -192,7 +198,7 @@ def test_custom_rewards_and_length_change_what_is_paid_but_not_the_labels(tmp_pa
     file.write_text("def short(response, gold):\n    return 1 / (1 + len(response))\n")
     reward = RewardSettings(correctness=2.0, custom={f"{file}:short": 0.5}, overlong_cache=8, overlong_factor=0.25)
     module = run_iteration("32-true", reward=reward)
-    batch, metrics = module.last_rollout, module.trainer.callback_metrics
+    batch, metrics = module.last_rollouts, module.trainer.callback_metrics
     assert batch.labels.tolist() == [float(i % 3 == 0) for i in range(16)]
     assert len(batch.rewards.unique()) > 3
     for i, scored in enumerate(batch.scored):
@@ -234,13 +240,13 @@ def reference_of(module: Recorded, step: dict[str, Any], options: dict[str, Any]
     Old log-probabilities and values come from the weights before the iteration; advantages are taken from the batch
     where they need more than the minibatch (groups, whitening), which tests/algorithms compares with references.
     """
-    batch, temperature, epsilon, c = module.last_rollout, module.sampling.temperature, 0.2, 3.0
+    batch, temperature, epsilon, c = module.last_rollouts, module.sampling.temperature, 0.2, 3.0
     critic = step["critic"].double() if module.critic is not None else None
     policy = step["policy"].double()
     start = module.start.double() if module.kl.coef else None
     critic_loss, policy_loss = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     lengths = batch.response_lengths[step["rows"]]
-    kept = [row for row in step["rows"].tolist() if bool(batch.kept[row])]
+    kept = [row for row in step["rows"].tolist() if bool(batch.loss_mask[row].any())]
     tokens = int(batch.response_lengths[kept].sum())
     for row in step["rows"].tolist():
         prompt = batch.prompt_ids[row, : batch.prompt_lengths[row]]
@@ -271,10 +277,10 @@ def reference_of(module: Recorded, step: dict[str, Any], options: dict[str, Any]
         loss = torch.where(advantage < 0, torch.minimum(loss, -advantage * c), loss)
         if module.kl.coef and module.kl.where == "loss":
             loss = loss + module.kl.coef * (torch.exp(anchor - new) - 1 - (anchor - new))
-        if module.entropy_coef:
+        if module.ppo.entropy_coef:
             logits = policy.eval()(input_ids=torch.cat([prompt, response])[None]).logits[0].double() / temperature
             p = torch.softmax(logits[len(prompt) - 1 : len(prompt) - 1 + size], dim=-1)
-            loss = loss + module.entropy_coef * (p * torch.log(p)).sum(dim=-1)
+            loss = loss + module.ppo.entropy_coef * (p * torch.log(p)).sum(dim=-1)
         weight = {
             "token-mean": 1 / tokens,
             "seq-mean-token-mean": 1 / (len(kept) * size),
@@ -302,10 +308,10 @@ def reference_of(module: Recorded, step: dict[str, Any], options: dict[str, Any]
 def test_gradients_of_the_baselines_equal_the_float64_reference(options: dict[str, Any], start: ModelSource) -> None:
     kl = KLSettings(**options.get("kl", {}))
     module = run_iteration(iterations=2, **{**options, "kl": kl, "policy": start})
-    assert len(module.last_rollout) == 16 * module.samples
+    assert len(module.last_rollouts) == 16 * module.samples
     if options.get("drop_equal_groups"):
-        assert 0 < module.last_rollout.kept.float().mean() < 1
-    for step in module.steps[-2 * module.samples * module.ppo_epochs :]:
+        assert 0 < module.last_rollouts.loss_mask.any(dim=1).float().mean() < 1
+    for step in module.steps[-2 * module.samples * module.ppo.epochs :]:
         critic, policy = reference_of(module, step, options)
         assert_close(step["policy_gradient"], policy, 1e-6)
         if critic:
@@ -315,7 +321,7 @@ def test_gradients_of_the_baselines_equal_the_float64_reference(options: dict[st
 def test_kl_in_the_reward_is_taken_from_what_is_paid_but_not_from_the_labels(start: ModelSource) -> None:
     kl = KLSettings(0.2, where="reward", estimator="k1")
     module = run_iteration(iterations=2, algorithm="rloo", samples_per_prompt=4, kl=kl, policy=start)
-    batch = module.last_rollout
+    batch = module.last_rollouts
     gap = torch.zeros(len(batch), dtype=torch.float64)
     for row in range(len(batch)):
         prompt = batch.prompt_ids[row, : batch.prompt_lengths[row]]

@@ -15,8 +15,9 @@ from sppo_lit.cli.main import main
 from sppo_lit.doctor.memory import Plan, disk_bytes, kept_bytes, needs, network, networks, peak
 from sppo_lit.errors import InputError
 from sppo_lit.models.critics import ScalarCritic
-from sppo_lit.models.loading import ModelSource, load_causal_lm, load_critic, load_tokenizer
+from sppo_lit.models.loading import load_causal_lm, load_critic, load_tokenizer
 from sppo_lit.models.policy import Policy
+from sppo_lit.settings import ModelSource
 from sppo_lit.training.module import SPPOModule
 from sppo_lit.utils.console import console
 
@@ -99,7 +100,9 @@ def test_gradient_checkpointing_keeps_only_what_layers_read(tmp_path: Path, monk
     monkeypatch.setattr(SPPOModule, "_policy_gradient", measured)
     changes = {"model.policy": {"path": str(WARM)}, "data.val": [{"path": "arithmetic", "limit": 2}]}
     for checkpointing in (False, True):
-        file = recipe(tmp_path, {**changes, "model.gradient_checkpointing": checkpointing}, f"{checkpointing}.yaml")
+        file = recipe(
+            tmp_path, {**changes, "model.memory.gradient_checkpointing": checkpointing}, f"{checkpointing}.yaml"
+        )
         assert main(["run", str(file), "--trainer.check_val_every_n_epoch", "1"]) == 0
     assert 5 * seen[True] < seen[False]
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
+from sppo_lit.algorithms.batching import check_minibatch
 from sppo_lit.algorithms.specs import ALGORITHMS
 from sppo_lit.cli.main import translate
 from sppo_lit.cli.recipe_cli import check_trainer, settings_of
 from sppo_lit.errors import InputError
 from sppo_lit.problems.sources import SOURCES
-from sppo_lit.training.policy_module import check_minibatch
 
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")  # kept back by `run`
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,8 +83,8 @@ def test_recipe(path: Path) -> None:
     check_trainer(settings.trainer)
     model = settings.model.get("init_args", settings.model)
     spec = ALGORITHMS[model.get("algorithm", "sppo")]
-    samples = model.get("samples_per_prompt") or spec.samples_per_prompt
-    assert settings.data.problems_per_epoch * samples % model.minibatch_size == 0
+    samples = model.batch.samples_per_prompt or spec.samples_per_prompt
+    assert settings.data.problems_per_epoch * samples % model.batch.minibatch_size == 0
     assert settings.data.val, "no held-out problems"
     trains = [settings.data.train] if path.stem != "benchmarks" else []
     for problem_set in (*trains, *settings.data.val):
@@ -103,7 +103,7 @@ def test_recipe_says_what_the_paper_says(key: str) -> None:
     assert (model.policy.path, model.critic.path) == (paper["policy"], paper["critic"])
     assert model.policy.init == model.critic.init == "pretrained"
     assert (data.train.path, data.problems_per_epoch) == (paper["data"], paper["prompts"])
-    assert model.minibatch_size == paper["minibatch"]
+    assert model.batch.minibatch_size == paper["minibatch"]
     assert (data.max_prompt_tokens, model.sampling.max_new_tokens) == (paper["max_prompt"], 8192)
     assert trainer.max_epochs == paper["iterations"]
     for optimizer, lr in ((model.policy_optimizer, 1e-6), (model.critic_optimizer, paper["critic_lr"])):
@@ -111,16 +111,18 @@ def test_recipe_says_what_the_paper_says(key: str) -> None:
         assert (optimizer.schedule, optimizer.warmup_iterations, optimizer.clip_norm) == ("constant", 0, 1.0)
     assert model.policy_optimizer.weight_decay == paper["weight_decay"]
     assert (model.sampling.temperature, model.sampling.top_p, model.sampling.top_k) == (0.6, 1.0, 0)
-    assert (model.clip_low, model.clip_high, model.dual_clip) == (0.2, 0.2, 3.0)
-    assert (model.ppo_epochs, model.critic_warmup, model.aggregation) == (1, 0, None)
-    assert trainer.precision == "bf16-mixed" and model.gradient_checkpointing
+    spec, ppo = ALGORITHMS["sppo"], model.ppo
+    assert (ppo.clip_low, ppo.clip_high) == (None, None), "the algorithm's own"
+    assert (spec.clip_low, spec.clip_high, ppo.dual_clip) == (0.2, 0.2, 3.0)
+    assert (model.ppo.epochs, model.ppo.critic_warmup, model.ppo.aggregation) == (1, 0, None)
+    assert trainer.precision == "bf16-mixed" and model.memory.gradient_checkpointing
     assert [s.path for s in data.val] == ["aime24", "aime25", "amc23", "math500", "minerva"]
     assert (model.evaluation.samples, model.evaluation.temperature) == (paper["avg_at"], 0.6)
     assert model.evaluation.max_new_tokens in (None, 8192)
 
 
 FOLDERS = ("arithmetic", "gsm8k", "deepscaler_1.5b", "dapo17k_7b")
-OWN = {"algorithm", "critic", "critic_optimizer", "critic_warmup", "kl", "minibatch_size", "policy_optimizer"}
+OWN = ("algorithm", "critic", "critic_optimizer", "ppo.critic_warmup", "kl", "batch.minibatch_size", "policy_optimizer")
 """What may differ between an algorithm's recipe and that of Sequence-Level PPO beside it."""
 
 
@@ -130,14 +132,15 @@ def test_nothing_but_the_algorithm_changes_between_the_recipes_of_a_folder(folde
     for algorithm, spec in ALGORITHMS.items():
         other = parse(ROOT / "recipes" / folder / f"{algorithm}.yaml")
         assert other.model.algorithm == algorithm
-        shared = [key for key in first.model.keys() if key.partition(".")[0] not in OWN]  # noqa: SIM118 - a namespace
+        keys = first.model.keys()  # leaves, such as batch.minibatch_size
+        shared = [key for key in keys if not any(f"{key}.".startswith(f"{own}.") for own in OWN)]
         assert {key: other.model[key] for key in shared} == {key: first.model[key] for key in shared}
         assert other.model.policy_optimizer.clip_norm == first.model.policy_optimizer.clip_norm
         assert (other.data.train, other.data.val) == (first.data.train, first.data.val)
         assert other.trainer == first.trainer
         sequences = other.data.problems_per_epoch * spec.samples_per_prompt
         assert abs(sequences / first.data.problems_per_epoch - 1) < 0.1, "as much sampling per iteration"
-        assert (other.model.critic_warmup > 0) == (spec.critic == "token"), "as the paper warms its critic up"
+        assert (other.model.ppo.critic_warmup > 0) == (spec.critic == "token"), "as the paper warms its critic up"
 
 
 def test_benchmarks_of_a_model_never_trained_here() -> None:
@@ -194,13 +197,8 @@ def test_comments_apart_recipes_say_only_what_differs_from_the_defaults(tmp_path
 
 
 def test_a_minibatch_must_divide_the_iteration() -> None:
-    class Model:
-        samples = 2
-
-        minibatch_size = 8
-
-    check_minibatch(4, Model)  # type: ignore[arg-type]
+    check_minibatch(4, samples=2, size=8)
     with pytest.raises(InputError, match="larger than the 6 sequences"):
-        check_minibatch(3, Model)  # type: ignore[arg-type]
+        check_minibatch(3, samples=2, size=8)
     with pytest.raises(InputError, match="does not divide the 10 sequences"):
-        check_minibatch(5, Model)  # type: ignore[arg-type]
+        check_minibatch(5, samples=2, size=8)

@@ -3,45 +3,51 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
+from grouped import grouped
 
 from sppo_lit.errors import InputError
-from sppo_lit.models.loading import ModelSource
 from sppo_lit.problems.arithmetic import ArithmeticTask
-from sppo_lit.settings import OptimizerSettings
+from sppo_lit.settings import ModelSource, OptimizerSettings
 from sppo_lit.training.datamodule import MathDataModule, ProblemSet
-from sppo_lit.training.supervised import SolutionBatch, SupervisedModule
-from sppo_lit.types import Problem, Sampling
+from sppo_lit.training.runtime import Runtime
+from sppo_lit.training.supervised import SolutionCollector, SupervisedModule
+from sppo_lit.types import Intact, Problem, Sampling, Sequences
 
+RUNTIME = Runtime(torch.device("cpu"), 0, 1, nullcontext, torch.Tensor.backward, nullcontext)
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1}
 
 
 class Recorded(SupervisedModule):
     """Keeps the first step's weights and gradient, and the loss of every iteration."""
 
-    batch: SolutionBatch
+    batch: Sequences
     before: Any
     gradient: Any = None
     losses: list[float]
 
     def on_train_start(self) -> None:
+        super().on_train_start()
         self.losses = []
+        self.updater._step_clipped = partial(self.record, self.updater._step_clipped)
 
-    def training_step(self, batch: SolutionBatch, batch_idx: int) -> None:
+    def training_step(self, batch: Intact[Sequences], batch_idx: int) -> None:
         if not self.losses:
-            self.before, self.batch = copy.deepcopy(self.policy.model), batch
+            self.before, self.batch = copy.deepcopy(self.policy.model), batch.content
         super().training_step(batch, batch_idx)
         self.losses.append(float(self.trainer.callback_metrics["policy/loss"]))
 
-    def optimizer_step_clipped(self, optimizer: Any, settings: OptimizerSettings) -> torch.Tensor:
+    def record(self, step: Any) -> torch.Tensor:
         if self.gradient is None:
             self.gradient = [p.grad.clone() for p in self.policy.model.parameters()]
-        return super().optimizer_step_clipped(optimizer, settings)
+        return step()
 
 
 def run(iterations: int, **settings: Any) -> Recorded:
@@ -50,7 +56,7 @@ def run(iterations: int, **settings: Any) -> Recorded:
         ModelSource("data/arithmetic/base", "random", SMALL),
         Sampling(max_new_tokens=24),
         policy_optimizer=OptimizerSettings(lr=1e-2),
-        **settings,
+        **grouped(**settings),
     )
     data = MathDataModule(
         ProblemSet("arithmetic"), arithmetic=ArithmeticTask(1, 3), problems_per_epoch=16, max_prompt_tokens=32
@@ -90,18 +96,18 @@ def test_gradient_and_loss_are_those_of_cross_entropy_over_full_logits(micro_bat
 def test_a_problem_without_a_worked_solution_is_named() -> None:
     module = SupervisedModule(ModelSource("data/arithmetic/base", "random", SMALL))
     with pytest.raises(InputError, match="set/7: no worked solution"):
-        module.collect([(Problem("set/7", "1+1=", "2"), [1, 2])])
+        SolutionCollector(module.tokenizer, 1, RUNTIME).collect([(Problem("set/7", "1+1=", "2"), [1, 2])], 0)
 
 
 def test_a_gradient_that_is_not_finite_skips_its_step_and_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = Recorded._negative_log_likelihood
+    whole = Recorded.loss
     calls: list[float] = []
 
-    def poisoned(self: Recorded, *arguments: Any) -> torch.Tensor:
+    def poisoned(self: Recorded, *arguments: Any) -> dict[str, torch.Tensor]:
         calls.append(float("nan") if len(calls) == 1 else 1.0)
-        return whole(self, *arguments) * calls[-1]
+        return {name: value * calls[-1] for name, value in whole(self, *arguments).items()}
 
-    monkeypatch.setattr(Recorded, "_negative_log_likelihood", poisoned)
+    monkeypatch.setattr(Recorded, "loss", poisoned)
     module = run(1, minibatch_size=8)
     metrics = module.trainer.callback_metrics
     assert len(calls) == 2 and float(metrics["policy/skipped_steps"]) == 1

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sppo_lit.errors import InputError
+
 
 def pad_rows(
     rows: Sequence[Sequence[float] | Tensor], device: torch.device | str, dtype: torch.dtype = torch.int64
@@ -54,6 +56,31 @@ def shared_minibatches(
         problem, sample = row % problems, row // problems
         minibatches.append((problem // of * samples + sample)[problem % of == rank])
     return minibatches
+
+
+def check_minibatch(problems: int, samples: int, size: int, ranks: int = 1) -> None:
+    """An iteration's sequences must be cut into whole minibatches, and both into equal shares for the ranks.
+
+    Args:
+        problems: of one iteration, over all ranks.
+        samples: of each problem.
+        size: sequences of a minibatch, over all ranks.
+        ranks: processes of the run.
+
+    Raises:
+        InputError: they cannot.
+    """
+    if problems * samples % size:
+        wrong = "is larger than" if size > problems * samples else "does not divide"
+        raise InputError(
+            f"model.batch.minibatch_size {size} {wrong} the {problems * samples} sequences of an iteration "
+            f"(data.problems_per_epoch {problems} × {samples} per problem); change one of them"
+        )
+    if problems % ranks or size % ranks:
+        raise InputError(
+            f"{ranks} processes cannot share data.problems_per_epoch {problems} and model.batch.minibatch_size {size} "
+            "equally; make both multiples of the number of processes, or change --devices"
+        )
 
 
 PASSES = 16

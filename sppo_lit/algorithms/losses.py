@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sppo_lit.types import KLEstimator
+
 LOG_RATIO_LIMIT = 20.0
 """The log-ratio is clamped to ± this before it is exponentiated: one absurd token must not make the loss infinite."""
-
-KLEstimator = Literal["k1", "k2", "k3"]
 
 
 class PolicyTerms(NamedTuple):
@@ -30,10 +30,28 @@ class PolicyTerms(NamedTuple):
     dual_clipped: Tensor
 
 
+class PolicyLoss(Protocol):
+    """A column of the table of algorithms: the policy's loss per token."""
+
+    def __call__(
+        self,
+        logprobs: Tensor,
+        old_logprobs: Tensor,
+        advantages: Tensor,
+        mask: Tensor,
+        *,
+        clip_low: float,
+        clip_high: float,
+        dual_clip: float | None,
+    ) -> PolicyTerms:
+        """See `clipped_surrogate` for shapes."""
+
+
 def clipped_surrogate(
     logprobs: Tensor,
     old_logprobs: Tensor,
     advantages: Tensor,
+    mask: Tensor,
     *,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
@@ -47,6 +65,7 @@ def clipped_surrogate(
         logprobs: [B, T], log π(token) at the sampling temperature, with gradient. Padding may hold anything finite.
         old_logprobs: [B, T], the same under the weights that sampled.
         advantages: [B] (broadcast over the response) or [B, T].
+        mask: [B, T] bool, the tokens of the loss; not needed where every token has a ratio of its own.
         clip_low: ε below 1.
         clip_high: ε above 1 (larger than `clip_low` is DAPO's clip-higher).
         dual_clip: c > 1, or None to switch it off.

@@ -6,12 +6,12 @@ A mask never multiplies: 0 × NaN is NaN, so padding is replaced (`torch.where`)
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"]
+from sppo_lit.types import Aggregation
 
 
 def response_mask(lengths: Tensor, max_length: int) -> Tensor:
@@ -32,11 +32,6 @@ def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device)).sum()
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `values` ([...]) where `mask` (same shape, bool) is True; a scalar, 0 where nothing is unmasked."""
-    return masked_sum(values, mask) / mask.sum().clamp(min=1)
-
-
 def masked_moments(
     values: Tensor, mask: Tensor, total: Callable[[Tensor], Tensor] = lambda x: x
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -55,35 +50,34 @@ def masked_moments(
     return mean, total(masked_sum((values - mean).square(), mask)), count
 
 
-def token_weights(
-    lengths: Tensor, max_length: int, mode: Aggregation, *, sequences: int, tokens: int, norm_length: int
-) -> Tensor:
+def token_weights(mask: Tensor, mode: Aggregation, *, sequences: int, tokens: int, norm_length: int) -> Tensor:
     """Weight of every token so that the weighted sum over *all* micro-batches and ranks is the aggregated loss.
 
     The totals are those of the whole minibatch, so a micro-batch's weights do not depend on how the minibatch was
     cut: summing over micro-batches of 1 × 8 or 8 × 1 sequences, on one rank or two, gives the same number.
 
     Args:
-        lengths: [B] int64, response lengths in this micro-batch.
-        max_length: T.
+        mask: [B, T] bool, the tokens of this micro-batch that the loss is taken over.
         mode: `token-mean` (the paper's; DAPO's), `seq-mean-token-mean` (GRPO's), `seq-mean-token-sum`, or
             `seq-mean-token-sum-norm` (Dr. GRPO: divided by a constant instead of the length).
         sequences: in the whole minibatch over all ranks.
-        tokens: unmasked response tokens in the whole minibatch over all ranks.
+        tokens: unmasked tokens in the whole minibatch over all ranks.
         norm_length: the constant of `seq-mean-token-sum-norm`, usually the longest allowed response.
 
     Returns:
-        [B, T] float32, zero on padding.
+        [B, T] float32, zero where masked.
 
     Raises:
         ValueError: unknown mode.
     """
+    lengths = mask.sum(dim=1)
+    one = torch.ones_like(lengths, dtype=torch.float32)
     per_sequence = {
-        "token-mean": torch.full_like(lengths, 1, dtype=torch.float32) / tokens,
+        "token-mean": one / tokens,
         "seq-mean-token-mean": 1.0 / (lengths.clamp(min=1).float() * sequences),
-        "seq-mean-token-sum": torch.full_like(lengths, 1, dtype=torch.float32) / sequences,
-        "seq-mean-token-sum-norm": torch.full_like(lengths, 1, dtype=torch.float32) / (sequences * norm_length),
+        "seq-mean-token-sum": one / sequences,
+        "seq-mean-token-sum-norm": one / (sequences * norm_length),
     }
     if mode not in per_sequence:
         raise ValueError(f"aggregation {mode!r} is none of {', '.join(get_args(Aggregation))}")
-    return torch.where(response_mask(lengths, max_length), per_sequence[mode][:, None], 0.0)
+    return torch.where(mask, per_sequence[mode][:, None], 0.0)

@@ -19,7 +19,9 @@ from sppo_lit.algorithms.advantages import (
     leave_one_out,
     sequence_level,
 )
-from sppo_lit.algorithms.masking import Aggregation
+from sppo_lit.errors import InputError
+from sppo_lit.types import Aggregation
+from sppo_lit.utils.objects import load_object, names_object
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,9 @@ class AlgorithmSpec:
         advantage: outcomes of an iteration -> A, [B] or [B, T] float32.
         critic: what the critic predicts: nothing, one number per prompt (from the prompt alone), or one per token.
         link: from the critic's output to V, elementwise.
+        policy_loss: per token, from log-probabilities, old ones and advantages (`losses.PolicyLoss`).
+        clip_low: ε below 1 of the clip range, unless a recipe sets it.
+        clip_high: ε above 1, unless a recipe sets it.
         critic_loss: (outputs, targets, values before the update, clip) -> loss per element, in the critic's shape.
         samples_per_prompt: N, responses drawn for each problem.
         greedy: also take the greedy response to each problem, for its reward.
@@ -42,6 +47,9 @@ class AlgorithmSpec:
     advantage: Callable[[Outcomes], Tensor]
     critic: Literal["none", "scalar", "token"] = "none"
     link: Callable[[Tensor], Tensor] = losses.identity
+    policy_loss: losses.PolicyLoss = losses.clipped_surrogate
+    clip_low: float = 0.2
+    clip_high: float = 0.2
     critic_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor] | None = None
     samples_per_prompt: int = 1
     greedy: bool = False
@@ -98,3 +106,25 @@ ALGORITHMS: dict[str, AlgorithmSpec] = {
         greedy=True,
     ),
 }
+
+
+def algorithm(name: str) -> AlgorithmSpec:
+    """The row that `model.algorithm` names: one of `ALGORITHMS`, or a user's own.
+
+    Args:
+        name: a key of `ALGORITHMS`, or an `AlgorithmSpec` as ``package.module.name`` or ``path/to/file.py:name``.
+
+    Raises:
+        InputError: there is none of that name, or it is not an `AlgorithmSpec`.
+    """
+    if name in ALGORITHMS:
+        return ALGORITHMS[name]
+    if not names_object(name):
+        raise InputError(
+            f"model.algorithm {name!r} is unknown; choose one of: {', '.join(ALGORITHMS)}, or name your own "
+            "(path/to/file.py:SPEC)"
+        )
+    spec = load_object(name, "model.algorithm")
+    if not isinstance(spec, AlgorithmSpec):
+        raise InputError(f"model.algorithm {name!r}: a {type(spec).__name__}, not an AlgorithmSpec; make one of it")
+    return spec

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from sppo_lit.errors import InputError
+from sppo_lit.training.protocols import training_module
 from sppo_lit.utils.console import console
 from sppo_lit.utils.files import duplicate, flush, free_bytes, remove, replace
 
@@ -64,15 +65,15 @@ class IterationCheckpoint(ModelCheckpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Rather fail now than after hours."""
         super().on_train_start(trainer, pl_module)
-        self.saved_iteration = int(pl_module.iteration)  # type: ignore[arg-type]
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        self.saved_iteration = training_module(pl_module).iteration
+        if not is_trial(trainer):
             self._check_space(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save what is due."""
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if is_trial(trainer):
             return
-        iteration = int(pl_module.iteration)  # type: ignore[arg-type]
+        iteration = training_module(pl_module).iteration
         # Validation ran before this hook. Between evaluations the old score stays, which is never better than the best.
         score = trainer.callback_metrics.get(self.monitor or "")
         best = score is not None and self._is_better(trainer, score)
@@ -83,14 +84,14 @@ class IterationCheckpoint(ModelCheckpoint):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Also a run that was stopped early ends with its last iteration on disk."""
-        iteration = int(pl_module.iteration)  # type: ignore[arg-type]
-        if not trainer.fast_dev_run and self.saved_iteration != iteration:  # type: ignore[attr-defined]
+        iteration = training_module(pl_module).iteration
+        if not is_trial(trainer) and self.saved_iteration != iteration:
             self._save(trainer, pl_module, iteration, None, True)
 
     def save_boundary(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the last finished iteration, unless it is saved, while the next one has not yet changed any weights."""
-        iteration = int(pl_module.iteration)  # type: ignore[arg-type]
-        if not trainer.fast_dev_run and self.saved_iteration != iteration:  # type: ignore[attr-defined]
+        iteration = training_module(pl_module).iteration
+        if not is_trial(trainer) and self.saved_iteration != iteration:
             self._within = True
             self._save(trainer, pl_module, iteration, None, True)
 
@@ -179,6 +180,11 @@ def trained_with(trainer: pl.Trainer) -> dict[str, Any]:
         "precision": str(trainer.precision),
         "processes": trainer.world_size,
     }
+
+
+def is_trial(trainer: pl.Trainer) -> bool:
+    """Whether this is Lightning's `fast_dev_run`, which leaves no files."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
 def _position(trainer: pl.Trainer) -> dict[str, Any]:

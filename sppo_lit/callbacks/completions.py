@@ -12,7 +12,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from sppo_lit.types import RolloutBatch, Scored
+from sppo_lit.training.protocols import training_module
+from sppo_lit.types import Scored
 from sppo_lit.utils.console import console, shorten, visible
 
 
@@ -33,13 +34,14 @@ class CompletionsTable(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the completions that were just trained on (those of rank zero)."""
-        rollout: RolloutBatch | None = getattr(pl_module, "last_rollout", None)
-        if not trainer.is_global_zero or self.every_n_iterations < 1 or rollout is None:
+        module = training_module(pl_module)
+        rollouts = module.last_rollouts
+        if not trainer.is_global_zero or self.every_n_iterations < 1 or rollouts is None:
             return
-        iteration = int(pl_module.iteration)  # type: ignore[arg-type]
+        iteration = module.iteration
         if not self._shown or iteration % self.every_n_iterations == 0:
             self._shown += 1
-            console.print(table(pick(rollout.scored, self.samples), iteration, self.characters))
+            console.print(table(pick(rollouts.scored, self.samples), iteration, self.characters))
 
 
 def pick(scored: Sequence[Scored], count: int) -> list[Scored]:

@@ -14,8 +14,9 @@ from rich.table import Table
 
 from sppo_lit.callbacks.journal import Journal, write_completions
 from sppo_lit.training.metrics import AccuracyAtK
+from sppo_lit.training.protocols import training_module
 from sppo_lit.training.run_folder import run_folder
-from sppo_lit.types import Scored
+from sppo_lit.types import Problem, Scored
 from sppo_lit.utils.console import console
 
 Result = dict[str, float]
@@ -36,7 +37,6 @@ class Evaluation(Callback):
         resume: go on from the responses that an interrupted `validate` has left; false samples all of them anew.
 
     Attributes:
-        settings: what the responses depend on, set by the command line in `validate`; None: nothing is kept for later.
         first: numbers of the first evaluation of this run, by set, then name; kept in checkpoints.
         last: numbers of the latest one.
         history: (iteration, ``val/accuracy``) of every evaluation.
@@ -44,13 +44,21 @@ class Evaluation(Callback):
 
     def __init__(self, jsonl: bool = True, resume: bool = True) -> None:
         self.jsonl, self.resume = jsonl, resume
-        self.settings: Mapping[str, Any] | None = None
+        self._settings: Mapping[str, Any] | None = None  # what the responses depend on
         self._journal: Journal | None = None
         self.first: dict[str, Result] = {}
         self.last: dict[str, Result] = {}
         self.history: list[tuple[int, float]] = []
         self._metrics: dict[str, AccuracyAtK] = {}
         self._responses: dict[str, list[Scored]] = {}
+
+    def keep_responses(self, settings: Mapping[str, Any]) -> None:
+        """Write finished responses to disk at once, so that an interrupted evaluation goes on from them.
+
+        Args:
+            settings: what the responses depend on; those of other settings are not used.
+        """
+        self._settings = settings
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Every rank starts with every set, also with those of which it gets no problem."""
@@ -60,19 +68,22 @@ class Evaluation(Callback):
         ]
         self._metrics = {name: AccuracyAtK().to(pl_module.device) for name in names}
         self._responses = {name: [] for name in names}
-        if self.jsonl and self.settings is not None:
-            folder, iteration = run_folder(trainer) / "evaluations", int(pl_module.iteration)  # type: ignore[arg-type]
+        if self.jsonl and self._settings is not None:
+            folder, iteration = run_folder(trainer) / "evaluations", training_module(pl_module).iteration
             files = [f"{file_name(name)}-iteration-{iteration}" for name in names]
             self._journal = Journal(folder, files, trainer.global_rank)
             if trainer.is_global_zero:
-                self._journal.begin(self.settings, fresh=not self.resume)
+                self._journal.begin(self._settings, fresh=not self.resume)
             trainer.strategy.barrier()
-            if found := self._journal.read():
-                pl_module.validation.known = self._journal.find  # type: ignore[union-attr]
-                if trainer.is_global_zero:
-                    console.print(
-                        f"goes on in {folder.parent}: {found:,} responses are there", markup=False, soft_wrap=True
-                    )
+            stored = self._journal.read()
+            if stored and trainer.is_global_zero:
+                console.print(
+                    f"goes on in {folder.parent}: {stored:,} responses are there", markup=False, soft_wrap=True
+                )
+
+    def stored_response(self, number: int, problem: Problem, sample: int) -> Scored | None:
+        """The response to a problem of set `number` that an interrupted `validate` has left, if there is one."""
+        return None if self._journal is None else self._journal.find(number, problem, sample)
 
     def on_validation_batch_end(
         self,
@@ -93,7 +104,7 @@ class Evaluation(Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compute, log, write and show."""
-        iteration = int(pl_module.iteration)  # type: ignore[arg-type]
+        iteration = training_module(pl_module).iteration
         results = {name: result for name, metric in self._metrics.items() if (result := metric.compute())}
         folder = run_folder(trainer) / "evaluations"
         if self.jsonl:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
@@ -13,8 +12,9 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from sppo_lit.callbacks.evaluation import Evaluation
-from sppo_lit.distributed.collectives import whole_value
+from sppo_lit.distributed.sharding import whole_value
 from sppo_lit.models.lora import merged, save_adapters
+from sppo_lit.training.protocols import callbacks_of, training_module
 from sppo_lit.training.run_folder import run_folder
 from sppo_lit.utils.files import written_whole
 
@@ -47,19 +47,15 @@ class HuggingFaceExport(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the folders; every rank takes part in collecting sharded weights, rank zero writes."""
         run = run_folder(trainer)
-        tokenizer: Any = pl_module.tokenizer
-        policy, critic = pl_module.policy, getattr(pl_module, "critic", None)
-        models: dict[str, Any] = {"policy": policy.model}  # type: ignore[union-attr]
-        if self.critic and critic is not None:
-            models["critic"] = critic.model
+        module = training_module(pl_module)
+        models = {name: model for name, model in module.exports().items() if name != "critic" or self.critic}
         for name, model in models.items():
             weights = full_state(model)
             if trainer.is_global_zero:
-                kind, done = type(model).__name__.removeprefix("FSDP"), int(pl_module.iteration)  # type: ignore[arg-type]
+                kind, done = type(model).__name__.removeprefix("FSDP"), module.iteration
                 card = model_card(name, kind, run, done, results(trainer))
-                save(run / self.folder / name, model, weights, tokenizer, card)
-        if getattr(pl_module, "lora", None) is not None:
-            base = str(pl_module.policy_source.path)  # type: ignore[union-attr]
+                save(run / self.folder / name, model, weights, module.tokenizer, card)
+        if (base := module.adapter_base()) is not None:
             with written_whole(run / self.folder / "adapter") if trainer.is_global_zero else nullcontext() as folder:
                 save_adapters(folder, models["policy"], base, whole_value)
         trainer.strategy.barrier("HuggingFaceExport")
@@ -131,7 +127,7 @@ def generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Ge
 
 def results(trainer: pl.Trainer) -> list[str]:
     """The latest held-out numbers as a Markdown table, before and after training; empty without an evaluation."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks = callbacks_of(trainer)
     evaluation = next((c for c in callbacks if isinstance(c, Evaluation)), None)
     if evaluation is None or not evaluation.last:
         return []

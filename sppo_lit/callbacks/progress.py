@@ -17,6 +17,7 @@ from rich.live import Live
 from sppo_lit.callbacks.clock import Clock
 from sppo_lit.callbacks.evaluation import Evaluation
 from sppo_lit.callbacks.picture import View, picture, plain
+from sppo_lit.training.protocols import callbacks_of, training_module
 from sppo_lit.utils import console as shared
 
 
@@ -137,7 +138,7 @@ class RunProgress(ProgressBar):
         self._evaluated += seconds
         self._evaluations_left = max(0, self._evaluations_left - (not trainer.sanity_checking))
         self._view.phase = ""
-        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks = callbacks_of(trainer)
         self._view.held_out = [a for c in callbacks if isinstance(c, Evaluation) for _, a in c.history]
         if trainer.state.fn != "fit":
             self._stop()
@@ -193,12 +194,12 @@ class RunProgress(ProgressBar):
 
     def _count(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         view, most = self._view, trainer.max_epochs
-        view.iteration = int(pl_module.iteration)  # type: ignore[arg-type]
+        view.iteration = training_module(pl_module).iteration
         view.iterations = most if trainer.state.fn == "fit" and most and most > 0 else None
         every = trainer.check_val_every_n_epoch or 1
         running = trainer.validating and view.iteration % every == 0
         self._evaluations_left = max(0, (view.iterations or 0) // every - view.iteration // every) + running
-        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks = callbacks_of(trainer)
         self._clock = next((c for c in callbacks if isinstance(c, Clock) and c.share is not None), None)
         if self._clock and trainer.state.fn == "fit":
             view.share, view.iterations = self._clock.share, None

@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from sppo_lit.distributed.processes import launched, launched_ranks, watch_ranks
+from sppo_lit.training.protocols import training_module
 from sppo_lit.utils.console import console
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -48,10 +49,10 @@ class StopSignals(Callback):
 
     def on_phase(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *facts: Any) -> None:
         """Say once that the signal was heard."""
-        told = getattr(pl_module, "told", 0)
-        if told and not self._noticed and trainer.is_global_zero:
+        signum = training_module(pl_module).stop.signum
+        if signum and not self._noticed and trainer.is_global_zero:
             self._noticed = True
-            name = signal.Signals(told).name
+            name = signal.Signals(signum).name
             console.print(f"{name}: stopping as soon as nothing finished is lost; a second one ends at once")
 
     def _install(self, trainer: pl.Trainer) -> None:
@@ -63,8 +64,7 @@ class StopSignals(Callback):
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         assert self._trainer is not None
-        module: Any = self._trainer.lightning_module
-        module.told = module.told or signum
+        training_module(self._trainer.lightning_module).stop.request(signum)
         if launched():  # the process that launched this one decides; it may pass on what a terminal has sent to all
             return
         for other in SIGNALS:

@@ -15,6 +15,7 @@ from rich.text import Text
 from sppo_lit.callbacks.evaluation import Evaluation
 from sppo_lit.callbacks.export import auto_class
 from sppo_lit.errors import Stopped
+from sppo_lit.training.protocols import BoundaryKeeper, callbacks_of, training_module
 from sppo_lit.training.run_folder import run_folder
 from sppo_lit.utils import console as shared
 from sppo_lit.utils.console import duration
@@ -44,11 +45,11 @@ class RunSummary(Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print it; all other callbacks have written their files in `on_train_end`."""
         if trainer.is_global_zero:
-            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+            callbacks = callbacks_of(trainer)
             evaluation = next((c for c in callbacks if isinstance(c, Evaluation)), None)
             history = evaluation.history if evaluation else []
             seconds = time.monotonic() - self._started
-            shared.console.print(panel(self._folder, int(pl_module.iteration), seconds, history))  # type: ignore[arg-type]
+            shared.console.print(panel(self._folder, training_module(pl_module).iteration, seconds, history))
             for command in commands(self._folder):  # outside the panel and unbroken: to be copied
                 shared.console.print(command, soft_wrap=True)
 
@@ -57,8 +58,8 @@ class RunSummary(Callback):
         last, recipe = self._folder / PLACES["last"], self._folder / "config.yaml"
         stopped = isinstance(exception, (KeyboardInterrupt, Stopped))
         if stopped and trainer.is_global_zero and trainer.state.fn == "fit":
-            iteration = int(pl_module.iteration)  # type: ignore[arg-type]
-            keepers = [c for c in trainer.callbacks if hasattr(c, "saved_iteration")]  # type: ignore[attr-defined]
+            iteration = training_module(pl_module).iteration
+            keepers = [c for c in callbacks_of(trainer) if isinstance(c, BoundaryKeeper)]
             saved = min([iteration, *(c.saved_iteration for c in keepers)])
             done = f"interrupted after iteration {saved}"
             if last.exists() and recipe.exists():

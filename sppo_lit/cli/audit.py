@@ -119,11 +119,11 @@ def audit(
     rows = list(problems)
     golds_by_key = {p.key: p.answer for p in rows}
     saved = [] if completions is None else list(_read_completions(Path(completions), golds_by_key))
-    saved = [] if completions is None else list(_read_completions(Path(completions), {p.key: p.answer for p in rows}))
     report = AuditReport(rows=len(rows), dropped=dict(dropped or {}))
-    with VerifierPool(workers, deadline, rewards={READABLE: 1.0}) as pool:
+    with VerifierPool(workers, deadline, functions=[READABLE]) as pool:
         golds = [p.answer for p in rows]
-        verdicts, read = pool.score_shaped([f"\\boxed{{{gold}}}" for gold in golds], golds)
+        boxed = [f"\\boxed{{{gold}}}" for gold in golds]
+        verdicts, read = pool.score(boxed, golds), pool.custom(boxed, golds)[READABLE]
         first: dict[str, Problem] = {}
         for problem, verdict, readable in zip(rows, verdicts, read, strict=True):
             found = [(k, d) for k, d in _look(problem, verdict.reward, verdict.reason, readable, first) if d]

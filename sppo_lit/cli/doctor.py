@@ -7,15 +7,13 @@ from typing import Any
 
 import torch
 
-from sppo_lit.algorithms.specs import ALGORITHMS
-from sppo_lit.cli.recipe_cli import RecipeCLI, run
+from sppo_lit.algorithms.specs import algorithm
+from sppo_lit.cli.recipe_cli import RecipeCLI, check_shares, run
 from sppo_lit.doctor.checks import Examination
 from sppo_lit.doctor.memory import Plan, disk_bytes, needs
 from sppo_lit.doctor.report import Check, show
 from sppo_lit.doctor.resources import disk_check, memory_check, memory_there
-from sppo_lit.models.loading import ModelSource
-from sppo_lit.settings import LoraSettings
-from sppo_lit.training.policy_module import PolicyModule, check_minibatch
+from sppo_lit.settings import LoraSettings, ModelSource
 from sppo_lit.utils.console import console
 from sppo_lit.utils.files import free_bytes
 
@@ -26,7 +24,7 @@ ALONE = {"strategy": "auto", "devices": 1, "num_nodes": 1, "logger": False, "num
 class DoctorCLI(RecipeCLI):
     """A recipe under examination. Memory is estimated for the run that was asked for; all else is one process."""
 
-    wishes: argparse.Namespace
+    args: argparse.Namespace
 
     def before_instantiate_classes(self) -> None:
         """Estimate from the configuration alone, before anything is loaded."""
@@ -35,12 +33,12 @@ class DoctorCLI(RecipeCLI):
         settings = self.config[self.subcommand]
         cuda = settings.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
         there, kind = memory_there(cuda)
-        if self.wishes.memory:
-            there, kind = int(self.wishes.memory * 2**30), "memory asked for"
+        if self.args.memory:
+            there, kind = int(self.args.memory * 2**30), "memory asked for"
         local = local_processes(settings.trainer.devices, cuda)
         plan = plan_of(settings, local)
         self.estimate, self.ranks = needs(plan), plan.ranks
-        sharing = 1 if cuda or self.wishes.memory else local
+        sharing = 1 if cuda or self.args.memory else local
         check = memory_check(self.estimate, plan, sharing, there, kind)
         self.checks = [check, disk_check(disk_bytes(plan), free_bytes(self._runs()), self._runs())]
         if cuda and local > torch.cuda.device_count():
@@ -49,7 +47,7 @@ class DoctorCLI(RecipeCLI):
 
     def instantiate_classes(self) -> None:
         """Unless there is nothing to load."""
-        if not self.wishes.no_load:
+        if not self.args.no_load:
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
@@ -61,30 +59,30 @@ class DoctorCLI(RecipeCLI):
 
     def after_instantiate_classes(self) -> None:
         """Last checks, of the run that was asked for."""
-        if not self.wishes.no_load and isinstance(self.model, PolicyModule):
-            check_minibatch(self.datamodule.problems_per_epoch, self.model, self.ranks)
+        if not self.args.no_load:
+            check_shares(self.model, self.datamodule, self.ranks)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        if self.wishes.no_load:
+        if self.args.no_load:
             return
-        examination = Examination(self.wishes.problems)
+        examination = Examination(self.args.problems)
         trainer: Any = self.trainer
         trainer.callbacks = [examination]  # the built-in ones draw, save and evaluate
         trainer.fit(self.model, datamodule=self.datamodule)
         self.checks += examination.checks
 
 
-def doctor(wishes: argparse.Namespace, arguments: list[str]) -> int:
+def doctor(args: argparse.Namespace, arguments: list[str]) -> int:
     """Examine a recipe and print the report; 0 if all is good, else 1.
 
     Args:
-        wishes: see `sppo_lit.doctor.report.options`.
+        args: see `sppo_lit.doctor.report.options`.
         arguments: as for a run.
 
     Raises:
         InputError: anything the user can mend.
     """
-    cli: Any = run(arguments, type("DoctorCLI", (DoctorCLI,), {"wishes": wishes}))
+    cli: Any = run(arguments, type("DoctorCLI", (DoctorCLI,), {"args": args}))
     show(cli.checks, cli.estimate, console)
     return int(any(not check.good for check in cli.checks))
 
@@ -100,7 +98,7 @@ def plan_of(settings: Any, processes: int) -> Plan:
     model = settings.model.get("init_args", settings.model)
     ranks = processes * int(trainer.num_nodes)
     kl, lora, policy = model.get("kl"), model.get("lora"), _source(model.policy)
-    spec = ALGORITHMS.get(model.get("algorithm", ""))  # supervised training has none
+    spec = algorithm(model.algorithm) if "algorithm" in model else None  # supervised training has none
     limits = (model.sampling.max_new_tokens, model.evaluation.max_new_tokens or 0)
     return Plan(
         policy=policy,
@@ -110,12 +108,12 @@ def plan_of(settings: Any, processes: int) -> Plan:
         precision=str(trainer.precision or "32-true"),
         ranks=ranks,
         sharded=trainer.strategy == "fsdp",
-        micro_batch_tokens=model.micro_batch_tokens,
+        micro_batch_tokens=model.memory.micro_batch_tokens,
         prompt_tokens=data.max_prompt_tokens,
         response_tokens=max(limits),
-        concurrent=model.max_concurrent,
-        gradient_checkpointing=bool(model.get("gradient_checkpointing", False)),
-        cpu_offload=bool(model.get("cpu_offload", False)),
+        concurrent=model.rollout.max_concurrent,
+        gradient_checkpointing=model.memory.gradient_checkpointing,
+        cpu_offload=model.memory.cpu_offload,
         lora=LoraSettings(**lora.as_dict()) if lora else None,
     )
 

@@ -37,8 +37,8 @@ def explain(error: BaseException, recipe: Path | None, arguments: Sequence[str],
         return f"trainer: {text}"
     if isinstance(error, torch.OutOfMemoryError):
         return (
-            "the accelerator ran out of memory; lower model.micro_batch_tokens or model.max_concurrent, or set "
-            "model.gradient_checkpointing true"
+            "the accelerator ran out of memory; lower model.memory.micro_batch_tokens or "
+            "model.rollout.max_concurrent, or set model.memory.gradient_checkpointing true"
         )
     if isinstance(error, FloatingPointError):
         return f"{text}; resume from an earlier checkpoint (previous.ckpt, best.ckpt) if the weights are broken"

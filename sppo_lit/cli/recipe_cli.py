@@ -11,12 +11,13 @@ from typing import Any
 
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from sppo_lit.algorithms.batching import check_minibatch
 from sppo_lit.callbacks.checkpoint import IterationCheckpoint
 from sppo_lit.callbacks.clock import Clock
 from sppo_lit.callbacks.completions import CompletionsTable
@@ -37,12 +38,12 @@ from sppo_lit.cli.resume import (
     usable_checkpoint,
 )
 from sppo_lit.distributed import processes
-from sppo_lit.distributed.collectives import ShardedStrategy
+from sppo_lit.distributed.strategy import ShardedStrategy
 from sppo_lit.errors import InputError, Stopped
 from sppo_lit.training.datamodule import MathDataModule
 from sppo_lit.training.module import SPPOModule
-from sppo_lit.training.policy_module import PolicyModule, check_minibatch
-from sppo_lit.training.rollout_module import RolloutModule
+from sppo_lit.training.protocols import callbacks_of, training_module
+from sppo_lit.training.supervised import SupervisedModule
 
 CALLBACKS = {
     "clock": Clock,
@@ -110,7 +111,7 @@ class RecipeCLI(LightningCLI):
         named = recipe is not None and names_a_class(recipe)
         strict = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
-            PolicyModule if named else SPPOModule,
+            LightningModule if named else SPPOModule,
             MathDataModule,
             subclass_mode_model=named,
             trainer_defaults=TRAINER_DEFAULTS,
@@ -149,8 +150,8 @@ class RecipeCLI(LightningCLI):
         settings = self.config[self.subcommand]
         check_trainer(settings.trainer)
         model = settings.model.get("init_args", settings.model)
-        if model.get("cpu_offload") and settings.trainer.strategy != "fsdp":
-            raise InputError("model.cpu_offload needs --strategy fsdp; add it, or leave model.cpu_offload out")
+        if offload_asked_for(model) and settings.trainer.strategy != "fsdp":
+            raise InputError("model.memory.cpu_offload needs --strategy fsdp; add it, or leave it out")
         if self.subcommand == "fit" and not settings.data.train.path:
             raise InputError(
                 f"{self.recipe or 'command line'}: data.train.path is missing; give it in the recipe or as "
@@ -168,21 +169,24 @@ class RecipeCLI(LightningCLI):
                     f"{settings.trainer.max_epochs}; raise --max_epochs to train on"
                 )
         if self.subcommand == "validate":
+            if "policy_only" in model:
+                model.policy_only = not (settings.get("ckpt_path") or model.evaluation["values"])
             self.asked = response_settings(settings)
             if settings.evaluation.resume:
                 self.continued = unfinished_run(self._folder_of_runs(), self.asked)
 
     def after_instantiate_classes(self) -> None:
         """Last checks before anything is sampled."""
-        if self.subcommand == "validate" and isinstance(self.model, RolloutModule):
-            self.model.policy_only = not (self._get(self.config, "ckpt_path") or self.model.evaluation.values)
-        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        for callback in callbacks:
-            if isinstance(callback, Evaluation):
-                callback.settings = self.asked
+        try:
+            training_module(self.model)
+        except InputError as error:
+            raise InputError(f"{self.recipe}: model.class_path: {error}") from error
+        for callback in callbacks_of(self.trainer):
+            if isinstance(callback, Evaluation) and self.asked is not None:
+                callback.keep_responses(self.asked)
         self.config[self.subcommand].ckpt_path = None  # the config.yaml of a resumed run starts no resume by itself
-        if self.subcommand == "fit" and isinstance(self.model, PolicyModule):
-            check_minibatch(self.datamodule.problems_per_epoch, self.model, self.trainer.world_size)
+        if self.subcommand == "fit":
+            check_shares(self.model, self.datamodule, self.trainer.world_size)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """With TensorBoard and CSV loggers in the run's folder, unless the recipe brings its own."""
@@ -190,7 +194,7 @@ class RecipeCLI(LightningCLI):
             kwargs["logger"] = self._loggers()
         if self._get(self.config_init, "trainer").get("strategy") == "fsdp":
             model = self._get(self.config, "model")
-            offload = bool(model.get("init_args", model).get("cpu_offload"))
+            offload = offload_asked_for(model.get("init_args", model))
             kwargs["strategy"] = ShardedStrategy(offload)  # Lightning's own needs a GPU and cannot hold two models
         if self.continued:
             kwargs["num_sanity_val_steps"] = 0  # the interrupted run has evaluated these weights
@@ -353,6 +357,22 @@ def names_a_class(recipe: Path) -> bool:
     return isinstance(content.get("model"), dict) and "class_path" in content["model"]
 
 
+def offload_asked_for(model: Any) -> bool:
+    """Whether a recipe's model settings keep networks in the CPU's memory."""
+    memory = model.get("memory")
+    return bool(memory and memory.get("cpu_offload"))
+
+
+def check_shares(model: LightningModule, data: LightningDataModule, ranks: int) -> None:
+    """Whether an iteration can be cut into minibatches and shared among the ranks; other modules judge for themselves.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if isinstance(model, (SPPOModule, SupervisedModule)) and isinstance(data, MathDataModule):
+        check_minibatch(data.problems_per_epoch, model.samples, model.batch_settings.minibatch_size, ranks)
+
+
 def check_trainer(settings: Any) -> None:
     """Refuse what this project does not support, before anything is loaded.
 
@@ -371,4 +391,6 @@ def check_trainer(settings: Any) -> None:
     if settings.get("gradient_clip_val") is not None:
         raise InputError("trainer.gradient_clip_val has no effect here; set model.policy_optimizer.clip_norm instead")
     if settings.get("accumulate_grad_batches") not in (None, 1):
-        raise InputError("trainer.accumulate_grad_batches has no effect here; set model.micro_batch_tokens instead")
+        raise InputError(
+            "trainer.accumulate_grad_batches has no effect here; set model.memory.micro_batch_tokens instead"
+        )

@@ -114,8 +114,8 @@ def run_of(checkpoint: Path, runs: Path) -> Path | None:
     return runs / folder.name if last and folder.parent == runs.resolve() else None
 
 
-THROUGHPUT = ("max_concurrent", "micro_batch_tokens", "gradient_checkpointing", "cpu_offload")
-"""Settings of a model that change how fast it answers, not what."""
+THROUGHPUT = {"memory": None, "rollout": "max_concurrent", "evaluation": "chunk"}
+"""Groups of a model's settings -> the key in them (None: all) that changes how fast it answers, not what."""
 
 
 def response_settings(settings: Any) -> dict[str, Any]:
@@ -126,8 +126,9 @@ def response_settings(settings: Any) -> dict[str, Any]:
     """
     content = settings.as_dict()
     model = content["model"].get("init_args", content["model"])
-    kept = {key: value for key, value in model.items() if key not in THROUGHPUT}
-    kept["evaluation"] = {key: value for key, value in model["evaluation"].items() if key != "chunk"}
+    kept = dict(model)
+    for group, left_out in THROUGHPUT.items():
+        kept[group] = {key: value for key, value in model[group].items() if left_out not in (None, key)}
     sources = [content["ckpt_path"], *(source["path"] for source in (model["policy"], model.get("critic")) if source)]
     found = {
         "model": {**content["model"], "init_args": kept} if "init_args" in content["model"] else kept,

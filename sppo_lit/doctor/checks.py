@@ -11,15 +11,17 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from sppo_lit.algorithms.batching import micro_batches, pad_rows
+from sppo_lit.algorithms.batching import pad_rows
 from sppo_lit.algorithms.masking import masked_sum, response_mask
 from sppo_lit.doctor.report import Check
-from sppo_lit.models.critics import ScalarCritic
 from sppo_lit.models.loading import eos_token_ids
 from sppo_lit.training.datamodule import MathDataModule
-from sppo_lit.training.policy_module import Encoded, PolicyModule
-from sppo_lit.types import Completion, Problem
+from sppo_lit.training.module import SPPOModule
+from sppo_lit.training.supervised import SupervisedModule
+from sppo_lit.types import Completion, Encoded, Problem, Sequences
 from sppo_lit.utils.console import visible
+
+Trainee = SPPOModule | SupervisedModule
 
 GOLDS = 300
 """Rows whose gold answer is judged."""
@@ -39,27 +41,24 @@ class Sample:
         correct: whether each was judged right.
     """
 
-    module: PolicyModule
+    module: Trainee
     encoded: list[Encoded]
     completions: list[Completion]
     correct: list[bool]
 
     def __post_init__(self) -> None:
         device = self.module.device
-        self.prompts, self.prompt_lengths = pad_rows([ids for _, ids in self.encoded], device)
-        self.responses, self.lengths = pad_rows([c.response_ids for c in self.completions], device)
+        prompts = pad_rows([ids for _, ids in self.encoded], device)
+        responses = pad_rows([c.response_ids for c in self.completions], device)
+        self.sequences = Sequences(*prompts, *responses)
         self.sampled = pad_rows([c.logprobs for c in self.completions], device, torch.float32)[0]
-        self.pieces = micro_batches((self.prompt_lengths + self.lengths).cpu(), self.module.micro_batch_tokens)
-
-    def inputs(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Prompts and responses of some rows with their lengths, padded no further than the longest of them."""
-        p, r = self.prompt_lengths[rows], self.lengths[rows]
-        return self.prompts[rows, : int(p.max())], p, self.responses[rows, : int(r.max())], r
+        self.pieces = self.module.budget.cut(torch.arange(len(self.encoded)), self.sequences.lengths())
 
     def logprobs(self, rows: Tensor) -> Tensor:
         """Log-probabilities of some rows' responses, [N, T]."""
         with self.module.trainer.precision_plugin.train_step_context():
-            terms = self.module.policy(*self.inputs(rows), self.module.sampling.temperature or 1.0)
+            tokens = self.sequences.select(rows).tokens
+            terms = self.module.policy(*tokens, self.module.sampling.temperature or 1.0)
         return terms.logprobs
 
     def all_logprobs(self, pieces: Sequence[Tensor]) -> Tensor:
@@ -72,8 +71,9 @@ class Sample:
 
     def gap(self, a: Tensor, b: Tensor) -> float:
         """Mean difference over response tokens."""
-        mask = response_mask(self.lengths, self.responses.shape[1])
-        return float(masked_sum((a - b).abs(), mask) / self.lengths.sum())
+        lengths = self.sequences.response_lengths
+        mask = response_mask(lengths, self.sequences.response_ids.shape[1])
+        return float(masked_sum((a - b).abs(), mask) / lengths.sum())
 
     @property
     def tolerance(self) -> float:
@@ -82,7 +82,7 @@ class Sample:
         return GAP[torch.bfloat16 if "bf16" in precision else torch.float32]
 
 
-def tokenizer_check(module: PolicyModule, encoded: Sequence[Encoded]) -> Check:
+def tokenizer_check(module: Trainee, encoded: Sequence[Encoded]) -> Check:
     """End-of-sequence and pad tokens, one beginning, and a chat template that keeps the text and ends its turns."""
     tokenizer: Any = module.tokenizer
     ends = eos_token_ids(module.policy.model, tokenizer)
@@ -155,13 +155,13 @@ def critic_check(sample: Sample) -> Check:
     critic = sample.module.critic
     if critic is None:
         return Check("padding, critic", True, "no critic")
-    reads = 2 if isinstance(critic, ScalarCritic) else 4
     with sample.module.trainer.precision_plugin.train_step_context(), _some_head(critic.model):
         gaps = []
         for rows in sample.pieces:
-            together = critic(*sample.inputs(rows)[:reads]).sigmoid()
+            together = critic(*critic.inputs(sample.sequences.select(rows))).sigmoid()
             for row, values in zip(rows.tolist(), together, strict=True):
-                alone = critic(*sample.inputs(torch.tensor([row]))[:reads])[0].sigmoid()
+                one = sample.sequences.select(torch.tensor([row]))
+                alone = critic(*critic.inputs(one))[0].sigmoid()
                 gaps.append(float((values[: len(alone)] if values.ndim else values).sub(alone).abs().mean()))
     gap = sum(gaps) / len(gaps)
     return Check(
@@ -198,7 +198,7 @@ def sampler_check(sample: Sample) -> Check:
     )
 
 
-def gold_check(module: PolicyModule, problems: Sequence[Problem]) -> Check:
+def gold_check(module: Trainee, problems: Sequence[Problem]) -> Check:
     """The real judges must give every gold answer 1 and an empty response 0."""
     golds = [p.answer for p in problems]
     verdicts = module.verifier.score([f"\\boxed{{{gold}}}" for gold in golds], golds)
@@ -221,7 +221,7 @@ def gold_check(module: PolicyModule, problems: Sequence[Problem]) -> Check:
 def truncation_check(sample: Sample) -> Check:
     """How many responses were cut off."""
     cut = sum(not c.finished for c in sample.completions)
-    n, mean = len(sample.completions), float(sample.lengths.float().mean())
+    n, mean = len(sample.completions), float(sample.sequences.response_lengths.float().mean())
     return Check(
         "truncation",
         cut <= 0.5 * n,
@@ -269,21 +269,22 @@ class Examination(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look at everything; nothing is trained or written."""
         module, data = pl_module, trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(module, PolicyModule) and isinstance(data, MathDataModule)
+        assert isinstance(module, (SPPOModule, SupervisedModule)) and isinstance(data, MathDataModule)
         assert data.stream is not None
         trainer.should_stop = True
         encoded = data.stream.take(0, self.problems)
         self.checks.append(tokenizer_check(module, encoded))
         self.checks.append(gold_check(module, raw_problems(data, GOLDS)))
         try:
-            completions = module.sample(encoded, module.sampling, "doctor", [0] * len(encoded), "sampling")
-            _, verdicts = module.judge(encoded, completions)
+            first = [0] * len(encoded)
+            completions = module.sampler.draw(encoded, module.sampling, "doctor", first, module.iteration)
+            _, verdicts = module.sampler.judge(encoded, completions)
             sample = Sample(module, encoded, completions, [v.reward == 1 for v in verdicts])
             self.checks += [check(sample) for check in CHECKS]
         except FloatingPointError as error:
             self.checks.append(Check("sampling", False, str(error), "the weights are broken or overflow: reload them"))
         except torch.OutOfMemoryError:
-            advice = "lower model.max_concurrent or model.micro_batch_tokens, or set model.gradient_checkpointing"
+            advice = "lower model.rollout.max_concurrent, or set model.memory.gradient_checkpointing"
             self.checks.append(Check("sampling", False, "out of GPU memory with one process", advice))
 
 

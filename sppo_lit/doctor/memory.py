@@ -11,11 +11,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from sppo_lit.models.loading import ModelSource, skeleton
+from sppo_lit.models.loading import skeleton
 from sppo_lit.models.lora import add_adapters
 from sppo_lit.models.policy import LOGITS_PER_CHUNK
 from sppo_lit.rollout.slot_cache import SlotCache
-from sppo_lit.settings import LoraSettings
+from sppo_lit.settings import LoraSettings, ModelSource
 
 WEIGHTS = {"bf16-true": torch.bfloat16, "64": torch.float64, "64-true": torch.float64}
 """Data type of the weights by Lightning precision; float32 for all others."""

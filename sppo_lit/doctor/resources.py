@@ -26,13 +26,15 @@ def memory_check(estimate: Sequence[Need], plan: Plan, processes: int, there: in
     advice = []
     if sampling > share:
         most = most_concurrent(estimate, plan.concurrent, share)
-        advice.append(f"model.max_concurrent: {most} at most" if most else "lower model.sampling.max_new_tokens")
+        advice.append(
+            f"model.rollout.max_concurrent: {most} at most" if most else "lower model.sampling.max_new_tokens"
+        )
     if updating > share:
         longest = plan.prompt_tokens + plan.response_tokens
         if plan.micro_batch_tokens > longest:
-            advice.append(f"lower model.micro_batch_tokens (not below {longest})")
+            advice.append(f"lower model.memory.micro_batch_tokens (not below {longest})")
         if not plan.gradient_checkpointing:
-            advice.append("model.gradient_checkpointing: true")
+            advice.append("model.memory.gradient_checkpointing: true")
         if plan.weights == torch.float32:
             advice.append("--precision bf16-true")
         advice.append("more devices" if plan.sharded else "--strategy fsdp on several devices")

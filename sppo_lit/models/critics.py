@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sppo_lit.models.policy import join_rows
+from sppo_lit.algorithms.masking import response_mask
+from sppo_lit.models.policy import join_rows, one_token
+from sppo_lit.types import Sequences
 
 
 class ScalarCritic(nn.Module):
@@ -21,6 +23,22 @@ class ScalarCritic(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+
+    def inputs(self, sequences: Sequences) -> tuple[Tensor, ...]:
+        """What it reads: the prompts alone, [B, P] ids and [B] lengths."""
+        return sequences.prompt_ids, sequences.prompt_lengths
+
+    def lengths(self, sequences: Sequences) -> Tensor:
+        """Tokens that it reads of each sequence, [B] int64 on the CPU."""
+        return sequences.prompt_lengths.cpu()
+
+    def mask(self, sequences: Sequences) -> Tensor:
+        """Which of its outputs count, [B] bool: all."""
+        return torch.ones_like(sequences.prompt_lengths, dtype=torch.bool)
+
+    def empty_pass(self, device: torch.device) -> Tensor:
+        """A pass over one made-up token that changes nothing: the scalar 0, with a graph."""
+        return self(*one_token(device)).sum() * 0.0
 
     def forward(self, prompt_ids: Tensor, prompt_lengths: Tensor) -> Tensor:
         """The logit at the last prompt token, found by length.
@@ -51,6 +69,22 @@ class TokenCritic(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+
+    def inputs(self, sequences: Sequences) -> tuple[Tensor, ...]:
+        """What it reads: [B, P] prompt ids and [B] lengths, [B, T] response ids and [B] lengths."""
+        return sequences.tokens
+
+    def lengths(self, sequences: Sequences) -> Tensor:
+        """Tokens that it reads of each sequence, [B] int64 on the CPU."""
+        return sequences.lengths()
+
+    def mask(self, sequences: Sequences) -> Tensor:
+        """Which of its outputs count, [B, T] bool: those before a response token."""
+        return response_mask(sequences.response_lengths, sequences.response_ids.shape[1])
+
+    def empty_pass(self, device: torch.device) -> Tensor:
+        """A pass over one made-up token that changes nothing: the scalar 0, with a graph."""
+        return self(*one_token(device), *one_token(device)).sum() * 0.0
 
     def forward(
         self, prompt_ids: Tensor, prompt_lengths: Tensor, response_ids: Tensor, response_lengths: Tensor

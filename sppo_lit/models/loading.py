@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,48 +21,33 @@ from transformers import (
 )
 
 from sppo_lit.errors import InputError
+from sppo_lit.settings import ModelSource
 from sppo_lit.utils.paths import find
 
 NEW_HEADS = ("score.", "classifier.")
 """Parameters that a sequence classifier made from a causal language model is expected to lack."""
 
 
-@dataclass(frozen=True)
-class ModelSource:
-    """Where a model comes from.
+def locate(source: ModelSource) -> dict[str, Any]:
+    """Keyword arguments of `from_pretrained` for a source.
 
-    Attributes:
-        path: Hub id, local folder, or a `.gguf` file (extra `gguf`; the weights are dequantised).
-        init: "pretrained" takes the weights; "random" only the architecture and the tokenizer.
-        config: entries of the model's configuration to change, e.g. ``{num_hidden_layers: 1}``; with "random" only.
-        revision: Hub revision.
+    Raises:
+        InputError: no such folder or file, or the extra that reads it is missing.
     """
-
-    path: str
-    init: Literal["pretrained", "random"] = "pretrained"
-    config: dict[str, Any] = field(default_factory=dict)
-    revision: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.config and self.init == "pretrained":
-            raise InputError(f"{self.path}: config changes {sorted(self.config)} need init: random")
-
-    def locate(self) -> dict[str, Any]:
-        """Keyword arguments of `from_pretrained` for this source."""
-        path = find(self.path)
-        if not path.endswith(".gguf"):
-            if not Path(path).exists() and (path.startswith(("/", ".", "~")) or path.count("/") > 1):
-                raise InputError(f"{self.path}: no such model folder; give a folder, a .gguf file or a Hub id")
-            return {"pretrained_model_name_or_path": path, "revision": self.revision}
-        try:
-            import accelerate  # noqa: F401 - transformers reads GGUF through it
-            import gguf  # noqa: F401
-        except ImportError:
-            raise InputError(f"{self.path}: reading GGUF needs the extra: pip install 'sppo-lit[gguf]'") from None
-        file = Path(path)
-        if not file.is_file():
-            raise InputError(f"{self.path}: no such GGUF file")
-        return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    path = find(source.path)
+    if not path.endswith(".gguf"):
+        if not Path(path).exists() and (path.startswith(("/", ".", "~")) or path.count("/") > 1):
+            raise InputError(f"{source.path}: no such model folder; give a folder, a .gguf file or a Hub id")
+        return {"pretrained_model_name_or_path": path, "revision": source.revision}
+    try:
+        import accelerate  # noqa: F401 - transformers reads GGUF through it
+        import gguf  # noqa: F401
+    except ImportError:
+        raise InputError(f"{source.path}: reading GGUF needs the extra: pip install 'sppo-lit[gguf]'") from None
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(f"{source.path}: no such GGUF file")
+    return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
@@ -73,7 +56,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     Raises:
         InputError: none found, or it has no end-of-sequence token.
     """
-    where = source.locate()
+    where = locate(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where)
     except Exception as error:  # whatever the reader of each format raises at a bad file
@@ -122,7 +105,7 @@ def load_critic(
     if empty:
         return _finish(source, skeleton(source, torch.float32, kind), tokenizer)
     if source.init == "pretrained" and not source.path.endswith(".gguf"):
-        where = source.locate()
+        where = locate(source)
         try:
             other = AutoTokenizer.from_pretrained(**where)
         except Exception:
@@ -185,7 +168,7 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 def _load(source: ModelSource, auto: Any, overrides: dict[str, Any]) -> PreTrainedModel:
-    where = source.locate()
+    where = locate(source)
     try:
         if source.init == "random":
             return _from_config(source, auto, overrides, torch.float32)
@@ -210,7 +193,7 @@ def _load(source: ModelSource, auto: Any, overrides: dict[str, Any]) -> PreTrain
 
 
 def _from_config(source: ModelSource, auto: Any, overrides: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
-    config = AutoConfig.from_pretrained(**source.locate(), **source.config, **overrides)
+    config = AutoConfig.from_pretrained(**locate(source), **source.config, **overrides)
     return auto.from_config(config, dtype=dtype)
 
 
@@ -261,11 +244,6 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
     for module in model.modules():
         if getattr(module, "gradient_checkpointing", False):
             module.training = True
-
-
-def parameter_count(model: nn.Module) -> int:
-    """Number of parameters, shared ones counted once."""
-    return sum(math.prod(p.shape) for p in model.parameters())
 
 
 def _first_line(error: BaseException) -> str:

@@ -23,7 +23,7 @@ class TokenTerms(NamedTuple):
     Attributes:
         logprobs: log π(token | prompt, earlier tokens) at the sampling temperature, with gradient.
         entropy: of the distribution the token was drawn from, in nats, without gradient
-            unless `Policy.entropy_gradient` is set.
+            unless the policy was made with `entropy_gradient`.
     """
 
     logprobs: Tensor
@@ -53,24 +53,27 @@ def join_rows(prompt_ids: Tensor, prompt_lengths: Tensor, response_ids: Tensor, 
     return torch.where(column < total[:, None], joined, 0)
 
 
+def one_token(device: torch.device) -> tuple[Tensor, Tensor]:
+    """A sequence of one made-up token: ids [1, 1] and lengths [1], int64."""
+    return torch.zeros((1, 1), dtype=torch.int64, device=device), torch.ones(1, dtype=torch.int64, device=device)
+
+
 class Policy(nn.Module):
     """A causal language model seen as a policy over responses.
 
     Args:
         model: any transformers causal LM whose logits are `lm_head(base_model(ids))`; checked at construction if it
             has weights.
-
-    Attributes:
         entropy_gradient: whether the entropy of `TokenTerms` carries a gradient, for an entropy bonus.
 
     Raises:
         InputError: the architecture does something else to its logits (soft-capping, scaling), or reads later tokens.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, entropy_gradient: bool = False) -> None:
         super().__init__()
         self.model = model
-        self.entropy_gradient = False
+        self.entropy_gradient = entropy_gradient
         if model.device.type != "meta":
             self._check_head()
 
@@ -99,6 +102,10 @@ class Policy(nn.Module):
         logprobs, entropy = self._in_chunks(read, response_ids[row, step], temperature)
         empty = torch.zeros(mask.shape, dtype=logprobs.dtype, device=rows.device)
         return TokenTerms(empty.index_put((row, step), logprobs), empty.index_put((row, step), entropy))
+
+    def empty_pass(self, device: torch.device) -> Tensor:
+        """A pass over one made-up token that changes nothing: the scalar 0, with a graph."""
+        return self(*one_token(device), *one_token(device), 1.0).logprobs.sum() * 0.0
 
     def without_adapters(self) -> AbstractContextManager[None]:
         """The policy as it was before its adapters were trained, where it has any; no gradients in there."""

@@ -65,8 +65,11 @@ class ProblemSource:
         split: its split, the second part.
         parts: for each file or Hub split, where it lies (for messages), its converter if known, and a function that
             opens its rows.
-        dropped: rows left out in the latest iteration so far, by reason: `duplicate`, `gold_unparsable` and, with
-            `skip_bad_rows`, `no_answer`, `no_problem`, `corrupt`.
+        prompt_suffix: what every prompt ends with; None for the problem alone.
+        skip_bad_rows: count rows without problem or answer and corrupt lines instead of raising.
+        limit: most problems given; None for all.
+        dropped: rows left out in the latest iteration so far, by reason: `duplicate` and, with `skip_bad_rows`,
+            `no_answer`, `no_problem`, `corrupt`.
         kept: problems given in the latest iteration so far.
     """
 
@@ -74,7 +77,6 @@ class ProblemSource:
     split: str
     parts: list[tuple[str, Converter | None, Callable[[], Iterable[NumberedRow]]]]
     prompt_suffix: str | None = BOXED_SUFFIX
-    is_parsable: Callable[[str], bool] | None = None
     skip_bad_rows: bool = False
     limit: int | None = None
     dropped: Counter[str] = field(default_factory=Counter)
@@ -100,9 +102,6 @@ class ProblemSource:
                 self.dropped["duplicate"] += 1
                 continue
             seen |= names
-            if self.is_parsable is not None and not self.is_parsable(raw.answer):
-                self.dropped["gold_unparsable"] += 1
-                continue
             self.kept += 1
             yield self._problem(raw, row)
             if self.kept == self.limit:
@@ -153,7 +152,6 @@ def open_problems(
     streaming: bool = True,
     limit: int | None = None,
     prompt_suffix: str | None = BOXED_SUFFIX,
-    is_parsable: Callable[[str], bool] | None = None,
     skip_bad_rows: bool = False,
     name: str | None = None,
     config: str | None = None,
@@ -169,7 +167,6 @@ def open_problems(
         streaming: read a Hub source row by row instead of downloading it first. Local files are always read lazily.
         limit: give at most this many problems.
         prompt_suffix: what every prompt ends with, exactly once, after a space; None for the problem alone.
-        is_parsable: whether a gold answer can be checked; rows that fail are dropped and counted.
         skip_bad_rows: count rows without problem or answer and corrupt lines instead of raising.
         name: name of the data set in keys and results; by default the table's, or the file's or folder's name.
         config: the Hub's configuration, instead of the table's.
@@ -181,7 +178,6 @@ def open_problems(
         raise InputError(f"limit = {limit}: a data set needs at least one problem; leave limit out for all")
     options: dict[str, Any] = {
         "prompt_suffix": prompt_suffix,
-        "is_parsable": is_parsable,
         "skip_bad_rows": skip_bad_rows,
         "limit": limit,
     }

@@ -31,7 +31,6 @@ class Worker:
         ready: it has started and loaded what it needs.
         idle: it waits for a chunk.
         slow: it has said that the first of `rows` may take long.
-        partial: the verdict on that row, if only a custom reward is still at work.
         kill_at: monotonic time at which it is killed unless it is heard from.
     """
 
@@ -51,7 +50,6 @@ class Worker:
         self.outbox, self.inbox = bytearray(pack(settings)), bytearray()
         self.rows: deque[int] = deque()
         self.ready, self.idle, self.slow = False, True, False
-        self.partial: list[Any] | None = None
         self.kill_at = 0.0
 
     def send(self) -> bool:

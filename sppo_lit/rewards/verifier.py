@@ -20,14 +20,15 @@ import threading
 import time
 import weakref
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sppo_lit.errors import InputError
-from sppo_lit.rewards.custom import ANSWER, check_spec, weigh
+from sppo_lit.rewards.custom import SETTING
 from sppo_lit.rewards.process import Worker
 from sppo_lit.rewards.worker import pack
 from sppo_lit.types import Verdict
+from sppo_lit.utils.objects import check_object
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +58,8 @@ class VerifierPool:
         deadline: seconds for each answer; then its computation is broken off, or, if it cannot be, its worker killed
             and replaced. The reason is ``timeout``.
         memory_mb: address space of a worker in MiB; 0 for no limit (custom rewards that load models need it).
-        rewards: weights of the policy's reward (`score_shaped`) by name: ``answer`` for the verdict itself,
-            ``package.module:function`` or ``path/to/file.py:function`` for functions ``f(response, gold) -> float``.
+        functions: custom rewards, functions ``f(response, gold) -> float`` named as ``package.module:function`` or
+            ``path/to/file.py:function``.
 
     Attributes:
         errors: how often each custom reward raised, returned no finite number, or ran out of time.
@@ -68,22 +69,17 @@ class VerifierPool:
     """
 
     def __init__(
-        self,
-        workers: int = 2,
-        deadline: float = 5.0,
-        memory_mb: int = 2048,
-        rewards: Mapping[str, float] | None = None,
+        self, workers: int = 2, deadline: float = 5.0, memory_mb: int = 2048, functions: Sequence[str] = ()
     ) -> None:
         if workers < 1 or deadline <= 0 or not (memory_mb == 0 or memory_mb >= _LEAST_MEMORY):
             raise InputError(
                 f"verifier: workers ({workers}) must be at least 1, deadline ({deadline}) above 0, and memory_mb "
                 f"({memory_mb}) 0 for no limit or at least {_LEAST_MEMORY}"
             )
+        for spec in functions:
+            check_object(spec, SETTING)
         self.size = workers
-        self.weights = dict(rewards or {ANSWER: 1.0})
-        for spec in self.weights:
-            check_spec(spec)
-        self.functions = [spec for spec in self.weights if spec != ANSWER]
+        self.functions = list(functions)
         self.settings = {"deadline": float(deadline), "memory_mb": memory_mb, "functions": self.functions}
         self.errors: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -109,39 +105,39 @@ class VerifierPool:
     def score(
         self, responses: Sequence[str], golds: Sequence[str], finished: Sequence[bool] | None = None
     ) -> list[Verdict]:
-        """One verdict per response, in order; custom rewards are not run.
+        """Judge responses: one verdict each, in order; custom rewards are not run.
 
         Args:
             responses: decoded responses, prompts not included.
             golds: gold answer of each, without box.
             finished: False where a response was truncated; all True if not given.
+
+        Raises:
+            ValueError: arguments of unequal lengths.
         """
-        return self._judge(responses, golds, finished, shaped=False)[0]
+        return self._run(responses, golds, finished, custom=False)
 
-    def score_shaped(
-        self, responses: Sequence[str], golds: Sequence[str], finished: Sequence[bool] | None = None
-    ) -> tuple[list[Verdict], list[float]]:
-        """As `score`, with what the policy is paid: the weighted sum of verdict and custom rewards, per response.
+    def custom(self, responses: Sequence[str], golds: Sequence[str]) -> dict[str, list[float]]:
+        """Run the custom rewards: the unweighted values of each by its name, one per response, in order.
 
-        The critic's label is `Verdict.reward`, which no custom reward changes. A custom reward that raises counts 0;
-        its first exception is logged with the row.
+        A reward that fails counts 0 and is counted in `errors`; its first failure is logged with the row.
+
+        Args:
+            responses: decoded responses, prompts not included.
+            golds: gold answer of each, without box.
+
+        Raises:
+            ValueError: arguments of unequal lengths.
         """
-        return self._judge(responses, golds, finished, shaped=True)
-
-    def custom(self, responses: Sequence[str], golds: Sequence[str]) -> list[float]:
-        """Weighted sum of the custom rewards of each response, nothing being judged; failures as in `score_shaped`."""
         if not self.functions:
-            return [0.0] * len(responses)
-        return self._judge(responses, golds, None, shaped=True, verdicts=False)[1]
+            return {}
+        rows = self._run(responses, golds, None, custom=True)
+        return {spec: [row[i] for row in rows] for i, spec in enumerate(self.functions)}
 
-    def _judge(
-        self,
-        responses: Sequence[str],
-        golds: Sequence[str],
-        finished: Sequence[bool] | None,
-        shaped: bool,
-        verdicts: bool = True,
-    ) -> tuple[list[Verdict], list[float]]:
+    def _run(
+        self, responses: Sequence[str], golds: Sequence[str], finished: Sequence[bool] | None, custom: bool
+    ) -> list[Any]:
+        """One verdict per response, or the values of all custom rewards per response."""
         done = [True] * len(responses) if finished is None else [bool(f) for f in finished]
         if not len(responses) == len(golds) == len(done):
             raise ValueError(f"{len(responses)} responses, {len(golds)} golds, {len(done)} finished flags")
@@ -149,15 +145,13 @@ class VerifierPool:
         with self._lock:
             if os.getpid() != self._owner:
                 self._reset()
-            run = _Run(self, rows, shaped, verdicts)
+            run = _Run(self, rows, custom)
             try:
                 run.loop()
             except BaseException:  # e.g. KeyboardInterrupt: workers are amid a chunk, start over next time
                 _end_all(self._workers, self._owner)
                 raise
-        judged = [v for v in run.verdicts if v is not None]
-        paid = [weigh(self.weights, v.reward, run.extra.get(i, {})) for i, v in enumerate(judged)]
-        return judged, paid
+        return run.results
 
     def _replace(self, worker: Worker) -> None:
         worker.end()
@@ -171,18 +165,18 @@ class VerifierPool:
 
 
 class _Run:
-    """One call of `score`: hands out rows, takes in verdicts, deals with workers that die."""
+    """One call of `score` or `custom`: hands out rows, receives results, deals with workers that die."""
 
-    def __init__(self, pool: VerifierPool, rows: list[Row], shaped: bool, judged: bool) -> None:
-        self.pool, self.rows, self.shaped, self.judged = pool, rows, shaped and bool(pool.functions), judged
+    def __init__(self, pool: VerifierPool, rows: list[Row], custom: bool) -> None:
+        self.pool, self.rows, self.custom = pool, rows, custom
         self.deadline: float = pool.settings["deadline"]  # type: ignore[assignment]
-        self.verdicts: list[Verdict | None] = [None] * len(rows)
-        self.extra: dict[int, dict[str, float]] = {}
+        self.results: list[Any] = [None] * len(rows)
         self.todo = deque(range(len(rows)))
         self.alone: set[int] = set()  # rows that were with a worker that died for no known row
         self.chunk = max(1, min(_CHUNK, len(rows) // (4 * pool.size)))
 
     def loop(self) -> None:
+        """Until every row has its result."""
         workers = self.pool._workers
         while len(workers) < min(self.pool.size, len(self.rows)):
             workers.append(Worker(self.pool.settings))
@@ -199,22 +193,24 @@ class _Run:
                     messages, there = worker.receive()
                     alive = sent and there
                     for message in messages:
-                        self.take_in(worker, message)
+                        self.receive(worker, message)
                 late = time.monotonic() > worker.kill_at
                 if not alive or (late and worker.rows):
                     self.bury(worker, late)
 
     def hand_out(self, worker: Worker) -> None:
+        """Send a worker its next chunk."""
         rows = [self.todo.popleft()]
         while self.todo and len(rows) < self.chunk and not self.alone & {rows[0], self.todo[0]}:
             rows.append(self.todo.popleft())
         worker.rows.extend(rows)
-        worker.outbox += pack({"rows": [self.rows[i] for i in rows], "shaped": self.shaped, "judged": self.judged})
+        worker.outbox += pack({"rows": [self.rows[i] for i in rows], "custom": self.custom})
         worker.idle = worker.slow = False
         worker.kill_at = time.monotonic() + _START + self.deadline
         worker.send()
 
     def wait(self, busy: list[Worker]) -> set[Worker]:
+        """Wait for messages, at most until the next worker is late; returns the workers with something to do."""
         with selectors.DefaultSelector() as selector:
             for worker in busy:
                 selector.register(worker.stdout, selectors.EVENT_READ, worker)
@@ -223,45 +219,50 @@ class _Run:
             timeout = min(w.kill_at for w in busy) - time.monotonic()
             return {key.data for key, _ in selector.select(max(0.0, timeout))}
 
-    def take_in(self, worker: Worker, message: dict[str, Any]) -> None:
+    def receive(self, worker: Worker, message: dict[str, Any]) -> None:
+        """Note the results in a worker's message and what it says of itself."""
         if error := message.get("error"):
             raise InputError(error)
         worker.ready = worker.ready or bool(message.get("ready"))
-        for reward, reason, answer, seconds, extra in message["done"]:
-            row = worker.rows.popleft()
-            self.verdicts[row] = Verdict(reward, reason, answer, seconds)
-            for spec, (value, problem) in zip(self.pool.functions, extra, strict=False):
-                self.extra.setdefault(row, {})[spec] = value
-                if problem:
-                    self.complain(spec, row, problem)
+        for result in message["done"]:
+            self.settle(worker.rows.popleft(), result)
         if not message.get("ready"):
             worker.idle, worker.slow = bool(message.get("idle")), bool(message.get("slow"))
-            worker.partial = message.get("partial")
         worker.kill_at = time.monotonic() + self.deadline + (_GRACE if worker.slow else _START)
 
-    def complain(self, spec: str, row: int, problem: str) -> None:
+    def settle(self, row: int, result: list[Any]) -> None:
+        """Store a row's result: the fields of a `Verdict`, or (value, error) of each custom reward."""
+        if not self.custom:
+            self.results[row] = Verdict(*result)
+            return
+        self.results[row] = [value for value, _ in result]
+        for spec, (_, error) in zip(self.pool.functions, result, strict=True):
+            if error:
+                self.complain(spec, row, error)
+
+    def complain(self, spec: str, row: int, error: str) -> None:
+        """Count a failure of a custom reward, and log its first one."""
         self.pool.errors[spec] += 1
         if self.pool.errors[spec] == 1:
             response, gold, _ = self.rows[row]
             logger.warning(
                 "reward %s failed on row %d (gold %r, response ends %r): %s. It counts 0 there; further failures are "
-                "counted, not shown.", spec, row, gold[:100], response[-100:], problem
+                "counted, not shown.", spec, row, gold[:100], response[-100:], error
             )  # fmt: skip
 
     def bury(self, worker: Worker, late: bool) -> None:
-        """Settle the row a dead or late worker was at, give its other rows back, replace it."""
+        """Replace a dead or late worker, settle the row it was at and give its other rows back."""
         self.pool._replace(worker)
         late = late or worker.process.returncode == -signal.SIGPROF
         if not worker.rows:
             return
         if worker.ready and (worker.slow or len(worker.rows) == 1):
             row = worker.rows.popleft()
-            if worker.partial is not None:  # judged; only a custom reward did not come to an end
-                self.verdicts[row] = Verdict(*worker.partial)
-                for spec in self.pool.functions:
-                    self.complain(spec, row, f"no result within {self.deadline} s" if late else "the process died")
+            if self.custom:
+                error = f"no result within {self.deadline} s" if late else "the process died"
+                self.settle(row, [(0.0, error)] * len(self.pool.functions))
             else:
-                self.verdicts[row] = Verdict(0.0, "timeout" if late else "unparsable", None, self.deadline)
+                self.settle(row, [0.0, "timeout" if late else "unparsable", None, self.deadline])
         elif worker.ready:
             self.alone.update(worker.rows)
         self.todo.extendleft(reversed(worker.rows))

@@ -100,36 +100,36 @@ class _Judge:
         self.deadline = _Deadline(settings["deadline"])
         self.sink = sink
         self.functions = [load_reward(spec) for spec in settings["functions"]]
-        self.done: list[list[Any]] = []
+        self.done: list[Any] = []
 
     def flush(self, **more: Any) -> None:
         _send(self.sink, {"done": self.done, **more})
         self.done = []
 
-    def chunk(self, rows: list[tuple[str, str, bool]], shaped: bool, judged: bool = True) -> None:
+    def chunk(self, rows: list[tuple[str, str, bool]], custom: bool) -> None:
         for response, gold, finished in rows:
-            start = time.perf_counter()
-            verdict = self.verdict(response, gold, finished) if judged else (0.0, "no_answer", None)
-            seconds = time.perf_counter() - start
-            extra: list[tuple[float, str]] = []
-            if shaped and self.functions:
-                self.flush(slow=True, partial=[*verdict, seconds])
-                extra = self.custom(response, gold)
-            self.done.append([*verdict, seconds, extra])
+            if custom:
+                self.flush(slow=True)
+                self.done.append(self.custom(response, gold))
+            else:
+                start = time.perf_counter()
+                verdict = self.verdict(response, gold, finished)
+                self.done.append([*verdict, time.perf_counter() - start])
         self.flush(idle=True)
 
     def custom(self, response: str, gold: str) -> list[tuple[float, str]]:
+        """(value, error) of each custom reward."""
         from sppo_lit.rewards.custom import run_reward
 
-        extra: list[tuple[float, str]] = []
+        values: list[tuple[float, str]] = []
         try:
             with self.deadline:
                 for function in self.functions:
-                    extra.append(run_reward(function, response, gold))
+                    values.append(run_reward(function, response, gold))
         except Late:
             late = (0.0, f"no result within {self.deadline.seconds} s")
-            extra += [late] * (len(self.functions) - len(extra))
-        return extra
+            values += [late] * (len(self.functions) - len(values))
+        return values
 
     def verdict(self, response: str, gold: str, finished: bool) -> tuple[Any, ...]:
         from sppo_lit.rewards.math import answers
@@ -146,7 +146,7 @@ class _Judge:
         except Late:
             return 0.0, "timeout", answers.extract_answer(response)
         except MemoryError:  # a heap at its limit is not worth keeping
-            self.done.append([0.0, "unparsable", None, 0.0, []])
+            self.done.append([0.0, "unparsable", None, 0.0])
             self.flush()
             os._exit(1)
         except Exception:
@@ -172,7 +172,7 @@ def main() -> None:
     judge.flush(ready=True)
     while True:
         message = _receive(source, parent)
-        judge.chunk(message["rows"], message["shaped"], message.get("judged", True))
+        judge.chunk(message["rows"], message["custom"])
 
 
 if __name__ == "__main__":

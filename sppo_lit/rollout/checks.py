@@ -12,7 +12,7 @@ from sppo_lit.errors import InputError
 from sppo_lit.types import Sampling
 
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
-_ELSEWHERE = "use the vLLM engine or another model"
+_ELSEWHERE = "choose another model, or name an engine of your own in model.rollout.engine"
 
 
 def vocabulary(model: PreTrainedModel) -> int:

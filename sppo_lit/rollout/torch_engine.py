@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,13 @@ _EFFICIENT_TOKENS = 512  # from here on a forward pass of its own costs less tha
 _SECONDS_BETWEEN_REPORTS = 0.1
 
 
+def whole_copy(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """A model of the same architecture and precision, unsharded, without adapters; its weights are yet to be set."""
+    with torch.random.fork_rng(), torch.device(device):
+        copy: Any = type(model)(model.config)
+    return copy.to(model.dtype).requires_grad_(False).eval()
+
+
 class TorchEngine:
     """Decodes with the given model object itself, so that a policy passed in needs no weight transfer.
 
@@ -36,13 +44,26 @@ class TorchEngine:
         model: a causal language model with full attention (or a sliding window that is never exceeded).
         eos_ids: a response ends with any of these tokens; may be empty.
         pad_id: fills up short prompts; hidden from attention.
-        max_concurrent: most sequences decoded at a time; halved for good when CUDA memory runs out.
+        max_concurrent: most sequences decoded at a time; halved for the rest of the run when CUDA memory runs out.
+        shares_weights: the policy is trained on `model` itself; False where it is a copy.
+
+    Attributes:
+        deterministic: True; a response depends on its key and the weights alone, but for rounding in the logits.
 
     Raises:
         InputError: the model cannot be decoded here, or an id is outside its vocabulary.
     """
 
-    def __init__(self, model: PreTrainedModel, eos_ids: Sequence[int], pad_id: int, max_concurrent: int = 256):
+    deterministic = True
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        eos_ids: Sequence[int],
+        pad_id: int,
+        max_concurrent: int = 256,
+        shares_weights: bool = True,
+    ) -> None:
         if max_concurrent < 1:
             raise InputError(f"max_concurrent is {max_concurrent}: set it to 1 or more")
         check_model(model, [*eos_ids, pad_id])
@@ -50,6 +71,16 @@ class TorchEngine:
         self.eos_ids = list(eos_ids)
         self.pad_id = pad_id
         self.max_concurrent = max_concurrent
+        self.shares_weights = shares_weights
+
+    def sleep(self) -> None:
+        """Nothing is held between two calls of `generate` but the weights."""
+
+    def wake(self) -> None:
+        """Nothing was given up."""
+
+    def close(self) -> None:
+        """Nothing is held that ends later than this object."""
 
     def sync_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Copy the policy's weights into this engine's model; tensors that it already shares are left alone.

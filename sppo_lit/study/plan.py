@@ -174,7 +174,7 @@ def validation_job(study: Study, name: str, cell: str, seed: int) -> Job:
 
 
 def as_arguments(flags: Flags) -> list[str]:
-    """``{"model.clip_low": 0.2}`` → ``["--model.clip_low=0.2"]``."""
+    """``{"model.kl.coef": 0.2}`` → ``["--model.kl.coef=0.2"]``."""
     return [f"--{key}={flag_value(value)}" for key, value in flags.items()]
 
 
@@ -269,7 +269,7 @@ KEYS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
     "title": (REQUIRED, lambda v: isinstance(v, str), "text"),
     "recipe": (REQUIRED, lambda v: isinstance(v, str), "the path of a recipe"),
     "cells": (REQUIRED, lambda v: _named(v) and bool(v), "a mapping from names (letters, digits, . _ -) to flags"),
-    "common": ({}, _mapping, "a mapping from flags such as model.clip_low to values"),
+    "common": ({}, _mapping, "a mapping from flags such as model.ppo.clip_low to values"),
     "seeds": ([1], lambda v: _list(v, lambda s: type(s) is int and s >= 0) and bool(v), "a list of different integers"),
     "budget": (REQUIRED, _budget, "{seconds: N} or {tokens: N} with N above 0"),
     "evaluations": (10, _count, "an integer of at least 1"),

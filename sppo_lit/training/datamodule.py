@@ -15,8 +15,8 @@ from sppo_lit.errors import InputError
 from sppo_lit.problems.arithmetic import ArithmeticTask
 from sppo_lit.problems.prompts import encode_problems
 from sppo_lit.problems.sources import open_problems
-from sppo_lit.training.policy_module import Encoded, PolicyModule, check_limits
-from sppo_lit.types import Problem
+from sppo_lit.training.protocols import TrainingModule, training_module
+from sppo_lit.types import Encoded, Intact, Problem
 from sppo_lit.utils.console import console
 
 
@@ -79,7 +79,9 @@ class MathDataModule(pl.LightningDataModule):
         system: str | None = None,
     ) -> None:
         super().__init__()
-        check_limits("data", problems_per_epoch=problems_per_epoch, max_prompt_tokens=max_prompt_tokens)
+        for name, value in (("problems_per_epoch", problems_per_epoch), ("max_prompt_tokens", max_prompt_tokens)):
+            if value < 1:
+                raise InputError(f"data.{name} is {value}; it must be at least 1")
         self.train, self.val = train, val or []
         self.arithmetic = arithmetic
         self.problems_per_epoch = problems_per_epoch
@@ -89,10 +91,10 @@ class MathDataModule(pl.LightningDataModule):
         self.val_sets: dict[str, list[Encoded]] = {}
 
     @property
-    def module(self) -> PolicyModule:
-        """The module under training, which owns tokenizer and verifier."""
+    def module(self) -> TrainingModule:
+        """The module under training, which has the tokenizer, the verifier and the collector."""
         assert self.trainer is not None
-        return self.trainer.lightning_module  # type: ignore[return-value]
+        return training_module(self.trainer.lightning_module)
 
     @property
     def val_names(self) -> list[str]:
@@ -129,7 +131,7 @@ class MathDataModule(pl.LightningDataModule):
         return [_loader(_chunks(self.trainer, encoded, size)) for encoded in self.val_sets.values()]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Batches are made on their device by `collect`; problems have no tensors."""
+        """Batches are made on their device by the collector; problems have no tensors."""
         return batch
 
     def problems_of(self, iteration: int) -> list[Encoded]:
@@ -218,7 +220,7 @@ class _IterationRollouts(Dataset):  # type: ignore[type-arg]
 
     def __getitem__(self, index: int) -> Any:
         module = self.data.module
-        return module.collect(self.data.problems_of(module.iteration))  # type: ignore[operator]
+        return Intact(module.collector.collect(self.data.problems_of(module.iteration), module.iteration))
 
 
 class _Generated:
@@ -320,12 +322,12 @@ def _share(trainer: pl.Trainer | None, entries: list[Encoded]) -> list[Encoded]:
     return entries if trainer is None else entries[trainer.global_rank :: trainer.world_size]
 
 
-def _chunks(trainer: pl.Trainer | None, entries: list[Encoded], size: int | None) -> list[list[Encoded]]:
+def _chunks(trainer: pl.Trainer | None, entries: list[Encoded], size: int | None) -> list[Intact[list[Encoded]]]:
     """This rank's entries in chunks of `size`, equally many on all ranks; the last may be empty. None: in one."""
     share = _share(trainer, entries)
     most = len(entries) if trainer is None else -(-len(entries) // trainer.world_size)
     size = size or most
-    return [share[start : start + size] for start in range(0, most, size)]
+    return [Intact(share[start : start + size]) for start in range(0, most, size)]
 
 
 def _name_of(problem_set: ProblemSet, encoded: list[Encoded]) -> str:

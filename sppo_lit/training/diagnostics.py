@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import get_args
 
 import torch
@@ -13,26 +14,28 @@ from sppo_lit.algorithms.losses import approx_kl
 from sppo_lit.algorithms.masking import masked_moments, masked_sum, response_mask
 from sppo_lit.distributed.collectives import gathered, reduced
 from sppo_lit.training.metrics import brier, explained_variance
-from sppo_lit.types import Reason, RolloutBatch
+from sppo_lit.training.updater import GREATEST, LEAST, Terms
+from sppo_lit.types import Reason, TrainingBatch
 
 
-def rollout_metrics(batch: RolloutBatch, old_logprobs: Tensor, seconds: dict[str, float]) -> dict[str, float]:
+def rollout_metrics(batch: TrainingBatch, old_logprobs: Tensor, seconds: float, critic: bool) -> dict[str, float]:
     """Of all ranks' rollouts and advantages, before any update.
 
     Args:
         batch: this rank's.
         old_logprobs: [B, T] float32, under the weights before any update.
-        seconds: wall-clock of each phase on this rank.
+        seconds: wall-clock of sampling on this rank.
+        critic: whether the batch's values are a critic's.
     """
     mask = response_mask(batch.response_lengths, batch.response_ids.shape[1])
     gap = reduced(masked_sum((batch.logprobs - old_logprobs).abs(), mask))
-    slowest = reduced(gap.new_tensor(seconds.get("rollout", 0.0)), dist.ReduceOp.MAX)
+    slowest = reduced(gap.new_tensor(seconds), dist.ReduceOp.MAX)
     names = get_args(Reason)
     found = Counter(s.verdict.reason for s in batch.scored)
     truncated = sum(not s.finished for s in batch.scored)
     counts = reduced(gap.new_tensor([*(found[name] for name in names), truncated], dtype=torch.int64))
     rewards, labels, lengths = gathered(batch.rewards), gathered(batch.labels), gathered(batch.response_lengths).float()
-    kept = gathered(batch.kept.to(torch.int32)).float()
+    kept = gathered(batch.loss_mask.any(dim=1).to(torch.int32)).float()
     *shares, truncation = (counts / len(rewards)).tolist()
     return {
         "rollout/reward": float(rewards.mean()),
@@ -44,7 +47,17 @@ def rollout_metrics(batch: RolloutBatch, old_logprobs: Tensor, seconds: dict[str
         "rollout/kept": float(kept.mean()),
         **{f"rollout/reason/{name}": share for name, share in zip(names, shares, strict=True)},
         **_spread(batch.advantages, mask),
+        **_sampled(batch),
+        **(_critic_metrics(batch) if critic else {}),
+        **(_reference_metrics(batch, batch.reference, mask) if batch.reference is not None else {}),
     }
+
+
+def _sampled(batch: TrainingBatch) -> dict[str, float]:
+    """All that was drawn for the batch, greedy responses included."""
+    counts = batch.response_lengths.new_tensor([batch.sampled_sequences, batch.sampled_tokens])
+    sequences, tokens = reduced(counts).tolist()
+    return {"rollout/sampled_sequences": sequences, "rollout/sampled_tokens": tokens}
 
 
 def _spread(advantages: Tensor, mask: Tensor) -> dict[str, float]:
@@ -54,7 +67,7 @@ def _spread(advantages: Tensor, mask: Tensor) -> dict[str, float]:
     return {"advantage/mean": float(mean), "advantage/std": float((squares / count).sqrt())}
 
 
-def critic_metrics(batch: RolloutBatch) -> dict[str, float]:
+def _critic_metrics(batch: TrainingBatch) -> dict[str, float]:
     """How well V before the update foretold the verdicts.
 
     A token-level critic is read at the prompt, where it knows as much as a scalar one; `critic/brier_at_end` is of its
@@ -63,25 +76,25 @@ def critic_metrics(batch: RolloutBatch) -> dict[str, float]:
     labels = gathered(batch.labels)
     by_token = batch.values.ndim == 2
     values = gathered(batch.values[:, 0].contiguous() if by_token else batch.values)
-    found = {
+    metrics = {
+        "critic/bad_values": float(batch.bad_values),
         "critic/value_mean": float(values.mean()),
         "critic/brier": float(brier(values, labels)),
         "critic/explained_variance": float(explained_variance(values, labels)),
     }
     if by_token:
         last = batch.values.gather(1, batch.response_lengths[:, None] - 1).squeeze(1)
-        found["critic/brier_at_end"] = float(brier(gathered(last), labels))
-    return found
+        metrics["critic/brier_at_end"] = float(brier(gathered(last), labels))
+    return metrics
 
 
-def reference_metrics(batch: RolloutBatch) -> dict[str, float]:
+def _reference_metrics(batch: TrainingBatch, reference: Tensor, mask: Tensor) -> dict[str, float]:
     """KL(π ‖ π_ref) per token, of the policy that sampled (k3)."""
-    mask = response_mask(batch.response_lengths, batch.response_ids.shape[1])
-    kl = reduced(masked_sum(approx_kl(batch.reference, batch.logprobs), mask))
+    kl = reduced(masked_sum(approx_kl(reference, batch.logprobs), mask))
     return {"rollout/kl_reference": float(kl / reduced(mask.sum()))}
 
 
-def step_metrics(steps: list[dict[str, Tensor]]) -> dict[str, float]:
+def step_metrics(steps: Sequence[Terms]) -> dict[str, float]:
     """Optimizer steps of an iteration as one number each: extremes of the ratio, means of everything else.
 
     `policy/first_ratio_deviation` is max |r − 1| of the first minibatch: 0, or π and π_old are not the same function.
@@ -95,7 +108,7 @@ def step_metrics(steps: list[dict[str, Tensor]]) -> dict[str, float]:
             finite = values.isfinite()
             metrics[name.replace("grad_norm", "skipped_steps")] = float((~finite).sum())
             values = values[finite] if finite.any() else values
-        reduce = {"policy/ratio_min": torch.min, "policy/ratio_max": torch.max}.get(name, torch.mean)
+        reduce = torch.min if name in LEAST else torch.max if name in GREATEST else torch.mean
         metrics[name] = float(reduce(values))
     if first := next((step for step in steps if "policy/ratio_max" in step), None):
         metrics["policy/first_ratio_deviation"] = max(

@@ -2,87 +2,124 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import replace
+from typing import Any
 
-from sppo_lit.training.metrics import GREEDY
-from sppo_lit.types import Completion, Problem, Sampling, Scored, Verdict
-
-if TYPE_CHECKING:
-    from sppo_lit.training.policy_module import Encoded, PolicyModule
+from sppo_lit.algorithms.batching import pad_rows
+from sppo_lit.distributed.collectives import ranks
+from sppo_lit.settings import EvalSettings
+from sppo_lit.training.passes import ValueReader
+from sppo_lit.training.runtime import Runtime
+from sppo_lit.training.sampler import GREEDY, Sampler, scored_responses
+from sppo_lit.training.stopping import StopControl
+from sppo_lit.training.timing import PhaseTimer
+from sppo_lit.types import Completion, Encoded, Problem, Sampling, Scored, Sequences
 
 Known = Callable[[int, Problem, int], "Scored | None"]
+"""(number of the validation set, problem, sample) -> the response, if an interrupted evaluation has left it on disk."""
 
 
-class Validation:
+class Evaluator:
     """Answers of one policy to held-out problems.
 
     Args:
-        module: samples and judges, by its settings `evaluation`.
-
-    Attributes:
-        known: (number of the set, problem, sample) -> the response if an interrupted evaluation has left it on disk.
+        sampler: draws and judges.
+        settings: greedy or not, samples, temperature.
+        max_new_tokens: longest response in tokens, unless the settings say otherwise.
+        values: reads the critic's V of every response; None for no values.
+        runtime: of this rank.
+        timer: told how far the evaluation is.
+        stop: asked whether to go on.
     """
 
-    def __init__(self, module: PolicyModule) -> None:
-        self._module = module
-        self.known: Known = lambda number, problem, sample: None
+    def __init__(
+        self,
+        sampler: Sampler,
+        settings: EvalSettings,
+        max_new_tokens: int,
+        values: ValueReader | None,
+        runtime: Runtime,
+        timer: PhaseTimer,
+        stop: StopControl,
+    ) -> None:
+        self._sampler, self._settings, self._values = sampler, settings, values
+        self._limit = settings.max_new_tokens or max_new_tokens
+        self._runtime, self._timer, self._stop = runtime, timer, stop
+        self._known: Sequence[Known] = ()
         self._done = self._total = 0
 
-    def begin(self) -> None:
-        """Count this rank's responses to come, for the progress display."""
-        loaders = cast(list[Any], self._module.trainer.val_dataloaders)
-        problems = sum(len(chunk) for loader in loaders for chunk in loader.dataset)
-        self._done, self._total = 0, problems * self._module.evaluation.responses
+    def begin(self, loaders: Sequence[Any], known: Sequence[Known]) -> None:
+        """An evaluation begins.
 
-    def answer(self, encoded: list[Encoded], number: int) -> list[Scored]:
+        Args:
+            loaders: of each validation set, with this rank's problems.
+            known: asked in turn for responses that need not be sampled again.
+        """
+        problems = sum(len(batch.content) for loader in loaders for batch in loader.dataset)
+        self._done, self._total, self._known = 0, problems * self._settings.responses, known
+
+    def answer(self, problems: Sequence[Encoded], number: int, iteration: int) -> list[Scored]:
         """All responses to some problems; those already known are not sampled again.
 
         Ranks do this equally often, also with no problem at all: sharded weights are gathered by all together.
 
         Args:
-            encoded: problems of this rank with their prompt ids.
+            problems: of this rank, with their prompt ids.
             number: of the validation set that they are from.
+            iteration: iterations completed, the version of the weights.
         """
-        settings = self._module.evaluation
-        limit = settings.max_new_tokens or self._module.sampling.max_new_tokens
-        drawn = Sampling(temperature=settings.temperature, max_new_tokens=limit)
-        rounds = [([GREEDY], Sampling(temperature=0.0, max_new_tokens=limit))] if settings.greedy else []
-        rounds += [(list(range(settings.samples)), drawn)] if settings.samples else []
+        settings = self._settings
+        sampled = Sampling(temperature=settings.temperature, max_new_tokens=self._limit)
+        rounds = [([GREEDY], Sampling(temperature=0.0, max_new_tokens=self._limit))] if settings.greedy else []
+        rounds += [(list(range(settings.samples)), sampled)] if settings.samples else []
         scored: list[Scored] = []
-        for samples, sampling in rounds:
-            missing = []
-            for entry in encoded:
-                for sample in samples:
-                    found = self.known(number, entry[0], sample)
-                    if found is None:
-                        missing.append((entry, sample))
-                    else:
-                        scored.append(found)
-                        self._done += 1
-            scored += self._sample([entry for entry, _ in missing], sampling, [sample for _, sample in missing])
+        with self._stop.interruptible(boundary=False):
+            for samples, sampling in rounds:
+                missing: list[tuple[Encoded, int]] = []
+                for problem in problems:
+                    for sample in samples:
+                        stored = self._find(number, problem[0], sample)
+                        if stored is None:
+                            missing.append((problem, sample))
+                        else:
+                            scored.append(stored)
+                            self._done += 1
+                scored += self._sample([p for p, _ in missing], sampling, [s for _, s in missing], iteration)
         return scored
 
-    def _sample(self, encoded: list[Encoded], sampling: Sampling, samples: list[int]) -> list[Scored]:
-        module = self._module
-        completions = module.sample(encoded, sampling, "validate", samples, "evaluating", self._done, self._total)
-        self._done += len(encoded)
-        texts, verdicts = module.judge(encoded, completions)
-        scored = scored_responses(encoded, completions, texts, verdicts, samples)
-        if module.evaluation.values:
-            module.read_values(encoded, completions, scored)
-        return scored
+    def _find(self, number: int, problem: Problem, sample: int) -> Scored | None:
+        return next((s for known in self._known if (s := known(number, problem, sample)) is not None), None)
 
+    def _sample(self, problems: list[Encoded], sampling: Sampling, samples: list[int], iteration: int) -> list[Scored]:
+        start = time.perf_counter()
 
-def scored_responses(
-    encoded: Sequence[Encoded],
-    completions: Sequence[Completion],
-    texts: Sequence[str],
-    verdicts: Sequence[Verdict],
-    samples: Sequence[int],
-) -> list[Scored]:
-    """Responses with what sampler and judges say of them, all equally many and in one order."""
-    return [
-        Scored(problem, text, len(c.response_ids), verdict, sample, c.finished)
-        for (problem, _), text, c, verdict, sample in zip(encoded, texts, completions, verdicts, samples, strict=True)
-    ]
+        def on_progress(finished: int, asked: int, tokens: int) -> None:
+            if ranks() == 1 or self._values is None:  # reading values is joint: no rank may leave alone
+                self._stop.break_off(boundary=False)
+            rate = tokens / max(time.perf_counter() - start, 1e-9)
+            done = self._done + finished
+            self._timer.report("evaluating", done, self._total, tokens=tokens, tokens_per_second=rate)
+
+        completions = self._sampler.draw(problems, sampling, "validate", samples, iteration, on_progress)
+        self._done += len(problems)
+        texts, verdicts = self._sampler.judge(problems, completions)
+        scored = scored_responses(problems, completions, texts, verdicts, samples)
+        return scored if self._values is None else self._with_values(problems, completions, scored, self._values)
+
+    def _with_values(
+        self, problems: list[Encoded], completions: list[Completion], scored: list[Scored], reader: ValueReader
+    ) -> list[Scored]:
+        """The responses with V(prompt); of a token-level critic also with V before each token."""
+        if not problems:
+            reader.join()
+            return scored
+        prompts = pad_rows([ids for _, ids in problems], self._runtime.device)
+        responses = pad_rows([c.response_ids for c in completions], self._runtime.device)
+        values = reader.read(Sequences(*prompts, *responses))
+        if values.ndim == 1:
+            return [replace(s, value=v) for s, v in zip(scored, values.tolist(), strict=True)]
+        by_token = [[round(v, 5) for v in row[: s.tokens]] for s, row in zip(scored, values.tolist(), strict=True)]
+        first = values[:, 0].tolist()
+        return [replace(s, value=v, values=row) for s, v, row in zip(scored, first, by_token, strict=True)]

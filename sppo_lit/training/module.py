@@ -7,32 +7,66 @@ critic's step before the policy's. What differs between algorithms is a row of `
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
+import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from sppo_lit.algorithms.batching import micro_batches
-from sppo_lit.algorithms.losses import approx_kl, clipped_surrogate, kl_penalty
-from sppo_lit.algorithms.masking import Aggregation, masked_sum, response_mask, token_weights
-from sppo_lit.algorithms.specs import ALGORITHMS
+from sppo_lit.algorithms.batching import shared_minibatches
+from sppo_lit.algorithms.losses import approx_kl, kl_penalty
+from sppo_lit.algorithms.masking import masked_sum, token_weights
+from sppo_lit.algorithms.specs import AlgorithmSpec
+from sppo_lit.algorithms.specs import algorithm as algorithm_named
 from sppo_lit.distributed.collectives import reduced
+from sppo_lit.distributed.sharding import place
 from sppo_lit.errors import InputError
-from sppo_lit.models.loading import ModelSource
+from sppo_lit.models.critics import ScalarCritic, TokenCritic
+from sppo_lit.models.loading import load_tokenizer
+from sppo_lit.models.policy import Policy
+from sppo_lit.rewards.verifiers import make_verifier
 from sppo_lit.settings import (
+    AdvantageSettings,
+    BatchSettings,
     EvalSettings,
     KLSettings,
     LoraSettings,
+    MemorySettings,
+    ModelSource,
     OptimizerSettings,
+    PPOSettings,
     RewardSettings,
+    RolloutSettings,
     VerifierSettings,
 )
-from sppo_lit.training.diagnostics import critic_metrics, reference_metrics, rollout_metrics, step_metrics
-from sppo_lit.training.policy_module import check_limits
-from sppo_lit.training.rollout_module import RolloutModule
-from sppo_lit.types import RolloutBatch, Sampling
+from sppo_lit.training.budget import TokenBudget
+from sppo_lit.training.collector import Collector, ReferencePolicy
+from sppo_lit.training.diagnostics import rollout_metrics, step_metrics
+from sppo_lit.training.evaluator import Evaluator
+from sppo_lit.training.networks import make_critic, make_policy, make_reference
+from sppo_lit.training.passes import ValueReader, read_logprobs
+from sppo_lit.training.protocols import ResponseStore, callbacks_of
+from sppo_lit.training.run_folder import run_folder
+from sppo_lit.training.runtime import Runtime
+from sppo_lit.training.sampler import Sampler
+from sppo_lit.training.stopping import StopControl
+from sppo_lit.training.timing import PhaseTimer, listeners
+from sppo_lit.training.updater import Terms, Updater, adamw
+from sppo_lit.types import Encoded, Intact, Rollouts, Sampling, Scored, TrainingBatch
+
+CRITIC_TERMS = ("critic/loss",)
+POLICY_TERMS = (
+    "policy/loss",
+    "policy/entropy",
+    "policy/approx_kl",
+    "policy/clip_fraction",
+    "policy/dual_clip_fraction",
+    "policy/ratio_min",
+    "policy/ratio_max",
+)
 
 
 class Minibatch(NamedTuple):
@@ -42,47 +76,37 @@ class Minibatch(NamedTuple):
     policy: list[Tensor]
 
 
-class SPPOModule(RolloutModule):
+class SPPOModule(pl.LightningModule):
     """Policy and critic, trained on their own rollouts.
 
     Args:
         policy: where the policy comes from.
         critic: where the critic comes from; None takes the policy's source. May be far smaller than the policy.
-        algorithm: a name of `ALGORITHMS`.
+        algorithm: a name of `ALGORITHMS`, or a row of your own as ``path/to/file.py:SPEC`` or ``package.module.SPEC``.
         sampling: how training responses are drawn (paper: temperature 0.6).
         evaluation: how held-out problems are answered.
-        samples_per_prompt: N, responses to each problem; None takes the algorithm's.
-        minibatch_size: sequences of one optimizer step, over all ranks; must divide the iteration's sequences.
-        ppo_epochs: passes over the iteration's sequences.
-        micro_batch_tokens: most tokens, padding included, of one forward pass with gradient.
-        clip_low: ε below 1.
-        clip_high: ε above 1 (larger than `clip_low`: DAPO's clip-higher).
-        dual_clip: c of the dual clip, None for none.
-        aggregation: how token losses become one number; None takes the algorithm's.
-        entropy_coef: weight of the entropy bonus, per token, in nats.
+        batch: how an iteration's problems become optimizer steps.
+        ppo: the update: epochs, clip range, aggregation, old log-probabilities.
+        advantage: how rewards become advantages.
         kl: penalty for moving away from a reference policy; off by default.
-        whiten: shift and scale the advantages to mean 0 and variance 1; None takes the algorithm's.
-        drop_equal_groups: the policy does not learn from problems whose N responses were all paid the same.
-        gamma: discount per token, of PPO's token-level estimator.
-        lam: λ of its generalised advantage estimation.
-        value_clip: how far PPO's critic may move from its old value at a gain in one iteration.
-        old_logprobs: "recompute" takes them in a pass of their own, from the same micro-batches as the update, so
-            that the first minibatch's ratio is exactly 1; "sampler" reuses those taken while sampling, which saves the
-            pass and is exact up to float error in float32.
-        critic_warmup: first iterations in which only the critic learns.
+        reward: what the policy is paid beside the verdict; the critic's labels stay the verdicts.
+        verifier: judges answers.
+        rollout: what samples the responses.
         policy_optimizer: learning rate, schedule and clipping of the policy.
         critic_optimizer: the same of the critic.
-        verifier: worker processes and deadline.
-        reward: what the policy is paid beside the verdict; the critic's labels stay the verdicts.
-        max_concurrent: most sequences decoded at once.
-        gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
+        memory: what a training step may take of the accelerator's memory.
         lora: train adapters of the policy instead of its weights.
-        cpu_offload: under `--strategy fsdp`, keep weights, gradients and optimizer states in the CPU's memory.
-        max_skipped_steps: so many steps skipped in a row, for a loss or gradient that is not finite, end the run.
+        policy_only: load nothing but the policy, to evaluate weights that come from no checkpoint.
+
+    Attributes:
+        last_rollouts: of the latest iteration.
 
     Raises:
-        InputError: unknown algorithm or impossible limits.
+        InputError: unknown algorithm or impossible settings.
     """
+
+    automatic_optimization = False
+    iterations_done: Tensor
 
     def __init__(
         self,
@@ -91,266 +115,328 @@ class SPPOModule(RolloutModule):
         algorithm: str = "sppo",
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
         evaluation: EvalSettings = EvalSettings(),  # noqa: B008
-        samples_per_prompt: int | None = None,
-        minibatch_size: int = 128,
-        ppo_epochs: int = 1,
-        micro_batch_tokens: int = 16384,
-        clip_low: float = 0.2,
-        clip_high: float = 0.2,
-        dual_clip: float | None = 3.0,
-        aggregation: Aggregation | None = None,
-        entropy_coef: float = 0.0,
+        batch: BatchSettings = BatchSettings(),  # noqa: B008
+        ppo: PPOSettings = PPOSettings(),  # noqa: B008
+        advantage: AdvantageSettings = AdvantageSettings(),  # noqa: B008
         kl: KLSettings = KLSettings(),  # noqa: B008
-        whiten: bool | None = None,
-        drop_equal_groups: bool = False,
-        gamma: float = 1.0,
-        lam: float = 1.0,
-        value_clip: float = 0.5,
-        old_logprobs: Literal["recompute", "sampler"] = "recompute",
-        critic_warmup: int = 0,
+        reward: RewardSettings = RewardSettings(),  # noqa: B008
+        verifier: VerifierSettings = VerifierSettings(),  # noqa: B008
+        rollout: RolloutSettings = RolloutSettings(),  # noqa: B008
         policy_optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008
         critic_optimizer: OptimizerSettings = OptimizerSettings(lr=5e-6),  # noqa: B008
-        verifier: VerifierSettings = VerifierSettings(),  # noqa: B008
-        reward: RewardSettings = RewardSettings(),  # noqa: B008
-        max_concurrent: int = 256,
-        gradient_checkpointing: bool = False,
+        memory: MemorySettings = MemorySettings(),  # noqa: B008
         lora: LoraSettings | None = None,
-        cpu_offload: bool = False,
-        max_skipped_steps: int = 5,
+        policy_only: bool = False,
     ) -> None:
-        check_limits(
-            "model",
-            minibatch_size=minibatch_size,
-            ppo_epochs=ppo_epochs,
-            micro_batch_tokens=micro_batch_tokens,
-            max_skipped_steps=max_skipped_steps,
-        )
-        if algorithm not in ALGORITHMS:
-            raise InputError(f"model.algorithm {algorithm!r} is unknown; choose one of: {', '.join(ALGORITHMS)}")
-        spec = ALGORITHMS[algorithm]
-        samples = spec.samples_per_prompt if samples_per_prompt is None else samples_per_prompt
-        check_algorithm(algorithm, samples, drop_equal_groups, critic_warmup, evaluation.values)
-        if kl.coef and (kl.reference or policy).init == "random":
-            raise InputError(
-                "model.kl: a policy with init: random has no weights to stay close to; name a trained model in "
-                "model.kl.reference"
-            )
-        if sampling.greedy:
-            raise InputError("model.sampling.temperature is 0: training needs sampled responses; set it above 0")
+        super().__init__()
+        spec = algorithm_named(algorithm)
+        samples = spec.samples_per_prompt if batch.samples_per_prompt is None else batch.samples_per_prompt
+        check_settings(spec, samples, policy, sampling, evaluation, ppo, advantage, kl)
         reward.check(sampling.max_new_tokens)
-        super().__init__(
-            policy,
-            sampling,
-            evaluation,
-            policy_optimizer,
-            verifier,
-            micro_batch_tokens,
-            max_concurrent,
-            gradient_checkpointing,
-            lora,
-            cpu_offload,
+        self.spec, self.samples = spec, samples
+        self.policy_source, self.critic_source = policy, critic or policy
+        self.sampling, self.evaluation = sampling, evaluation
+        self.batch_settings, self.ppo, self.advantage, self.kl, self.reward = batch, ppo, advantage, kl, reward
+        self.rollout, self.memory, self.lora, self.policy_only = rollout, memory, lora, policy_only
+        self.policy_optimizer, self.critic_optimizer = policy_optimizer, critic_optimizer
+        self.aggregation = ppo.aggregation or spec.aggregation
+        self.surrogate = partial(
+            spec.policy_loss,
+            clip_low=spec.clip_low if ppo.clip_low is None else ppo.clip_low,
+            clip_high=spec.clip_high if ppo.clip_high is None else ppo.clip_high,
+            dual_clip=ppo.dual_clip,
         )
-        self.spec = spec
-        self.samples = samples
-        self.critic_source = critic or policy
-        self.critic_optimizer = critic_optimizer
-        self.minibatch_size = minibatch_size
-        self.ppo_epochs = ppo_epochs
-        self.clip: dict[str, Any] = {"clip_low": clip_low, "clip_high": clip_high, "dual_clip": dual_clip}
-        self.aggregation: Aggregation = aggregation or spec.aggregation
-        self.entropy_coef = entropy_coef
-        self.kl = kl
-        self.whiten = spec.whiten if whiten is None else whiten
-        self.drop_equal_groups = drop_equal_groups
-        self.gamma, self.lam = gamma, lam
-        self.value_clip = value_clip
-        self.old_logprobs = old_logprobs
-        self.critic_warmup = critic_warmup
-        self.max_skipped_steps = max_skipped_steps
-        self.reward = reward
-        self.custom_rewards = reward.custom
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        self.tokenizer = load_tokenizer(policy)
+        self.verifier = make_verifier(verifier, list(reward.custom))
+        self.budget = TokenBudget(memory.micro_batch_tokens)
+        self.critic: ScalarCritic | TokenCritic | None = None
+        self.last_rollouts: Rollouts | None = None
+        self.register_buffer("iterations_done", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def iteration(self) -> int:
+        """Iterations completed, saved with the weights; `current_epoch` lags behind it just after a resume."""
+        return int(self.iterations_done)
+
+    # ------------------------------------------------------------------------------------------------------- assembly
+
+    def setup(self, stage: str) -> None:
+        """Refuse what cannot be trained."""
+        if stage == "fit" and self.policy_only:
+            raise InputError("model.policy_only is for 'validate': training needs what the algorithm asks for")
 
     def configure_model(self) -> None:
-        """Load what the algorithm needs."""
-        super().configure_model()
-        self.policy.entropy_gradient = self.entropy_coef != 0
+        """Load the networks (once; Lightning calls this before every fit, validate and test), and make the parts."""
+        self._load_networks()
+        self.runtime = Runtime.of(self)
+        self.timer = PhaseTimer(self.runtime.device, listeners(self.trainer))
+        self.stop = StopControl(self.trainer, self.timer, lambda: self.iteration)
+        self.sampler = Sampler(
+            self.policy, self.tokenizer, self.verifier, self.rollout, self.seed, self.runtime, self.timer
+        )
+        values = None
+        if self.critic is not None:
+            values = ValueReader(self.critic, self.spec.link, self.budget, self.runtime, self.timer)
+        self.collector = Collector(
+            self.spec,
+            self.sampler,
+            self.sampling,
+            self.samples,
+            self.batch_settings.minibatch_size,
+            self.reward,
+            self.advantage,
+            self.kl,
+            values,
+            self._reference(),
+            self.runtime,
+            self.timer,
+            self.stop,
+        )
+        self.evaluator = Evaluator(
+            self.sampler,
+            self.evaluation,
+            self.sampling.max_new_tokens,
+            values if self.evaluation.values else None,
+            self.runtime,
+            self.timer,
+            self.stop,
+        )
 
-    def training_step(self, batch: RolloutBatch, batch_idx: int) -> None:
-        """PPO epochs × minibatches × micro-batches over one iteration's rollouts."""
-        self.last_rollout = batch
+    def _load_networks(self) -> None:
+        offload = self.memory.cpu_offload
+        if not hasattr(self, "policy"):
+            bonus = self.ppo.entropy_coef != 0
+            make: Any = partial(make_policy, self.policy_source, self.tokenizer, self.memory, self.lora, bonus)
+            self.policy: Policy = place(make, self.device_mesh, offload)
+        if self.spec.critic != "none" and self.critic is None and not self.policy_only:
+            make = partial(make_critic, self.critic_source, self.tokenizer, self.memory, self.spec.critic)
+            self.critic = place(make, self.device_mesh, offload)
+
+    def _reference(self) -> ReferencePolicy | None:
+        """The reference policy of a KL penalty; the policy without its adapters, where it has any."""
+        if not self.kl.coef or self.trainer.state.fn != "fit":
+            return None
+        policy = self.policy
+        if self.lora is None or self.kl.reference is not None:
+            make = partial(make_reference, self.kl.reference or self.policy_source, self.tokenizer)
+            policy = place(make, self.device_mesh, self.memory.cpu_offload)
+        return ReferencePolicy(policy, self.policy, self.budget, self.sampling.temperature, self.runtime)
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """AdamW for the policy, and another for the critic if there is one."""
+        policy = adamw(self.policy, self.policy_optimizer)
+        return [policy] if self.critic is None else [policy, adamw(self.critic, self.critic_optimizer)]
+
+    def on_train_start(self) -> None:
+        """Hand the optimizers, as Lightning wraps them, to the updaters."""
         optimizers = self.optimizers()
         found = cast(list[Any], optimizers if isinstance(optimizers, list) else [optimizers])
-        policy_optimizer, critic_optimizer = found[0], found[1] if len(found) > 1 else None
-        lrs = {"policy/lr": self.set_lr(policy_optimizer, self.policy_optimizer)}
-        if critic_optimizer is not None:
-            lrs["critic/lr"] = self.set_lr(critic_optimizer, self.critic_optimizer)
-        steps: list[dict[str, Tensor]] = []
-        with self.timed("update"), self.local_backward():
-            plan = self._plan(batch)
-            old_logprobs = self._old_logprobs(batch, plan)
-            for i, minibatch in enumerate(plan):
-                self.report_phase("updating", i, len(plan))
-                self.leave_if_told(boundary=i == 0)
-                step: dict[str, Tensor] = {}
-                if critic_optimizer is not None:
-                    step |= self._critic_gradient(batch, minibatch.critic)
-                    step["critic/grad_norm"] = self.step_or_skip(
-                        "critic",
-                        critic_optimizer,
-                        self.critic_optimizer,
-                        step["critic/loss"],
-                        partial(batch.contents, minibatch.critic),
-                    )
-                if self.iteration >= self.critic_warmup and (
-                    terms := self._policy_gradient(batch, minibatch.policy, old_logprobs)
-                ):
-                    step |= terms
-                    step["policy/grad_norm"] = self.step_or_skip(
-                        "policy",
-                        policy_optimizer,
-                        self.policy_optimizer,
-                        step["policy/loss"],
-                        partial(batch.contents, minibatch.policy),
-                    )
-                steps.append(step)
-            self.report_phase("updating", len(plan), len(plan))
-        metrics = rollout_metrics(batch, old_logprobs, self.seconds) | step_metrics(steps) | lrs
+        common = (self.budget, self.runtime, self.stop, run_folder(self.trainer))
+        self.policy_updater = Updater("policy", self.policy, found[0], self.policy_optimizer, *common)
+        self.critic_updater = None
         if self.critic is not None:
-            metrics |= {**critic_metrics(batch), "critic/bad_values": self.bad_values}
-        metrics |= reference_metrics(batch) if self.kl.coef else {}
-        self.finish_iteration(metrics)
+            self.critic_updater = Updater("critic", self.critic, found[1], self.critic_optimizer, *common)
 
-    def _plan(self, batch: RolloutBatch) -> list[Minibatch]:
-        """This rank's rows of every micro-batch of every minibatch of every PPO epoch."""
-        lengths, critic_lengths = batch.lengths(), self.critic_lengths(batch)
-        kept = batch.kept.cpu()
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what memory has allowed."""
+        checkpoint["token_budget"] = self.budget.state_dict()
 
-        def cut(rows: Tensor, lengths: Tensor) -> list[Tensor]:
-            return [rows[piece] for piece in micro_batches(lengths[rows], self.micro_batch_tokens)]
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it over; older checkpoints do not have it."""
+        if "token_budget" in checkpoint:
+            self.budget.load_state_dict(checkpoint["token_budget"])
 
+    def teardown(self, stage: str) -> None:
+        """End the verifier's workers and the rollout engine."""
+        self.verifier.close()
+        if hasattr(self, "sampler"):
+            self.sampler.close()
+
+    def exports(self) -> Mapping[str, Any]:
+        """The models that make a finished run."""
+        critic = {} if self.critic is None else {"critic": self.critic.model}
+        return {"policy": self.policy.model, **critic}
+
+    def adapter_base(self) -> str | None:
+        """Path of the model that the policy's adapters belong to."""
+        return None if self.lora is None else self.policy_source.path
+
+    # ------------------------------------------------------------------------------------------------------- training
+
+    def training_step(self, batch: Intact[TrainingBatch], batch_idx: int) -> None:
+        """PPO epochs × minibatches × micro-batches over one iteration's rollouts."""
+        rollouts = self.last_rollouts = batch.content
+        lrs = self._set_learning_rates()
+        steps: list[Terms] = []
+        with self.timer("update"), self.runtime.local_gradients():
+            plan = self.plan(rollouts)
+            old = self.old_logprobs(rollouts, plan)
+            for i, minibatch in enumerate(plan):
+                self.timer.report("updating", i, len(plan))
+                self.stop.check(boundary=i == 0)
+                step = self.critic_step(rollouts, minibatch.critic)
+                if self.iteration >= self.ppo.critic_warmup:
+                    step |= self.policy_step(rollouts, minibatch.policy, old)
+                steps.append(step)
+            self.timer.report("updating", len(plan), len(plan))
+        seconds = self.timer.seconds.get("rollout", 0.0)
+        metrics = rollout_metrics(rollouts, old, seconds, critic=self.critic is not None)
+        self.finish_iteration({**metrics, **step_metrics(steps), **lrs})
+
+    def plan(self, batch: TrainingBatch) -> list[Minibatch]:
+        """This rank's rows of every micro-batch of every minibatch of every PPO epoch.
+
+        Minibatches are random partitions of the iteration's sequences, keyed by (seed, iteration).
+        """
+        runtime, size = self.runtime, self.batch_settings.minibatch_size
+        problems = len(batch) // self.samples * runtime.ranks
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.iteration)
+        learned, lengths = batch.loss_mask.any(dim=1).cpu(), batch.lengths()
+        critic_lengths = lengths if self.critic is None else self.critic.lengths(batch)
+        minibatches = [
+            rows
+            for _ in range(self.ppo.epochs)
+            for rows in shared_minibatches(problems, self.samples, size, generator, runtime.rank, runtime.ranks)
+        ]
         return [
-            Minibatch(cut(rows, critic_lengths), cut(rows[kept[rows]], lengths))
-            for rows in self.minibatches(len(batch), self.ppo_epochs)
+            Minibatch(self.budget.cut(rows, critic_lengths), self.budget.cut(rows[learned[rows]], lengths))
+            for rows in minibatches
         ]
 
     @torch.no_grad()
-    def _old_logprobs(self, batch: RolloutBatch, plan: list[Minibatch]) -> Tensor:
+    def old_logprobs(self, batch: TrainingBatch, plan: list[Minibatch]) -> Tensor:
         """[B, T] log-probabilities under the weights before any update."""
-        if self.old_logprobs == "sampler":
+        if self.ppo.old_logprobs == "sampler":
             return batch.logprobs
         old = batch.logprobs.clone()  # of responses that the policy does not learn from
-        for minibatch in plan[: len(plan) // self.ppo_epochs]:
-            self.read_logprobs(batch, minibatch.policy, self.policy, old)
+        for minibatch in plan[: len(plan) // self.ppo.epochs]:
+            read_logprobs(self.policy, batch, minibatch.policy, self.sampling.temperature, self.runtime, old)
         return old
 
-    def _critic_gradient(self, batch: RolloutBatch, pieces: list[Tensor]) -> dict[str, Tensor]:
-        """Accumulate the critic's gradient over a minibatch: the mean over its sequences, or over its tokens."""
+    def critic_step(self, batch: TrainingBatch, pieces: list[Tensor]) -> Terms:
+        """One step of the critic on a minibatch: the mean over its sequences, or over its tokens."""
+        if self.critic_updater is None or self.critic is None:
+            return {}
         rows = torch.cat(pieces)
-        by_token = self.spec.critic == "token"
-        count = int(reduced(batch.response_lengths[rows].sum())) if by_token else self.minibatch_size
-        run = partial(self._critic_passes, batch, count)
-        return {"critic/loss": reduced(self.accumulate(self.critic, pieces, partial(self.critic_lengths, batch), run))}
+        count = int(reduced(self.critic.mask(batch)[rows].sum()))
+        loss = partial(self.critic_loss, batch, count)
+        return self.critic_updater.step(
+            pieces, self.critic.lengths(batch), loss, CRITIC_TERMS, partial(self._contents, batch)
+        )
 
-    def _critic_passes(self, batch: RolloutBatch, count: int, pieces: list[Tensor]) -> Tensor:
-        """Forward and backward over micro-batches; this rank's share of the loss."""
-        assert self.spec.critic_loss is not None
-        total = torch.zeros((), dtype=torch.float32, device=self.device)
-        for rows in pieces:
-            piece = batch.select(rows)
-            outputs = self.critic(*self.critic_inputs(piece))
-            mask = torch.ones_like(outputs, dtype=torch.bool)
-            if self.spec.critic == "token":
-                mask = response_mask(piece.response_lengths, outputs.shape[1])
-            targets, before = piece.targets.to(outputs.dtype), piece.values.to(outputs.dtype)
-            loss = masked_sum(self.spec.critic_loss(outputs, targets, before, self.value_clip), mask) / count
-            self.manual_backward(loss)
-            total += loss.detach()
-        return total
+    def critic_loss(self, batch: TrainingBatch, count: int, rows: Tensor) -> Terms:
+        """The critic's loss on a micro-batch, as a share of a minibatch of `count` predictions."""
+        assert self.critic is not None and self.spec.critic_loss is not None
+        piece = batch.select(rows)
+        outputs = self.critic(*self.critic.inputs(piece))
+        targets, before = piece.targets.to(outputs.dtype), piece.values.to(outputs.dtype)
+        loss = self.spec.critic_loss(outputs, targets, before, self.ppo.value_clip)
+        return {"critic/loss": masked_sum(loss, self.critic.mask(piece)) / count}
 
-    def _policy_gradient(self, batch: RolloutBatch, pieces: list[Tensor], old: Tensor) -> dict[str, Tensor]:
-        """Accumulate the policy's gradient over a minibatch; counts are those of the whole minibatch.
-
-        Returns:
-            scalars by name; nothing where no rank has a response to learn from.
-        """
+    def policy_step(self, batch: TrainingBatch, pieces: list[Tensor], old: Tensor) -> Terms:
+        """One step of the policy on a minibatch; nothing where no rank has a response to learn from."""
         rows = torch.cat([torch.empty(0, dtype=torch.int64), *pieces])
-        counted = batch.response_lengths[rows].sum()
-        sequences, tokens = reduced(torch.stack([torch.full_like(counted, len(rows)), counted])).tolist()
+        mine = batch.loss_mask[rows].sum()
+        sequences, tokens = reduced(torch.stack([torch.full_like(mine, len(rows)), mine])).tolist()
         if not sequences:
             return {}
-        run = partial(self._policy_passes, batch, old, sequences, tokens)
-        step, low, high = self.accumulate(self.policy, pieces, batch.lengths, run)
-        step = dict(zip(step, reduced(torch.stack(list(step.values()))), strict=True))
-        step["policy/ratio_min"] = reduced(torch.stack(low).min(), dist.ReduceOp.MIN)
-        step["policy/ratio_max"] = reduced(torch.stack(high).max(), dist.ReduceOp.MAX)
-        return step
+        loss = partial(self.policy_loss, batch, old, sequences, tokens)
+        return self.policy_updater.step(pieces, batch.lengths(), loss, POLICY_TERMS, partial(self._contents, batch))
 
-    def _policy_passes(
-        self, batch: RolloutBatch, old: Tensor, sequences: int, tokens: int, pieces: list[Tensor]
-    ) -> tuple[dict[str, Tensor], list[Tensor], list[Tensor]]:
-        """Forward and backward over micro-batches; this rank's shares of the scalars, and extremes of the ratio."""
-        names = (
-            "policy/loss",
-            "policy/entropy",
-            "policy/approx_kl",
-            "policy/clip_fraction",
-            "policy/dual_clip_fraction",
+    def policy_loss(self, batch: TrainingBatch, old: Tensor, sequences: int, tokens: int, rows: Tensor) -> Terms:
+        """The policy's loss on a micro-batch, as a share of a minibatch of so many sequences and tokens."""
+        piece = batch.select(rows)
+        terms = self.policy(*piece.tokens, self.sampling.temperature)
+        mask, dtype = piece.loss_mask, terms.logprobs.dtype
+        before = old[rows, : mask.shape[1]].to(dtype)
+        surrogate = self.surrogate(terms.logprobs, before, piece.advantages.to(dtype), mask)
+        weights = token_weights(
+            mask, self.aggregation, sequences=sequences, tokens=tokens, norm_length=self.sampling.max_new_tokens
         )
-        step = {name: torch.zeros((), device=self.device) for name in names}
-        low, high = [torch.full((), torch.inf, device=self.device)], [torch.zeros((), device=self.device)]
-        for rows in pieces:
-            piece = batch.select(rows)
-            terms = self.terms_of(piece)
-            longest = piece.response_ids.shape[1]
-            mask = response_mask(piece.response_lengths, longest)
-            before = old[rows, :longest].to(terms.logprobs.dtype)
-            surrogate = clipped_surrogate(
-                terms.logprobs, before, piece.advantages.to(terms.logprobs.dtype), **self.clip
-            )
-            weights = token_weights(
-                piece.response_lengths,
-                longest,
-                self.aggregation,
-                sequences=sequences,
-                tokens=tokens,
-                norm_length=self.sampling.max_new_tokens,
-            )
-            per_token = surrogate.loss - self.entropy_coef * terms.entropy
-            if self.kl.coef and self.kl.where == "loss":
-                reference = piece.reference.to(terms.logprobs.dtype)
-                per_token = per_token + self.kl.coef * kl_penalty(terms.logprobs, reference, self.kl.estimator)
-            loss = masked_sum(per_token * weights, mask)
-            self.manual_backward(loss)
-            with torch.no_grad():
-                logprobs, ratio = terms.logprobs.detach(), surrogate.ratio.detach()
-                step["policy/loss"] += loss.detach()
-                step["policy/entropy"] += masked_sum(terms.entropy, mask) / tokens
-                step["policy/approx_kl"] += masked_sum(approx_kl(logprobs, before), mask) / tokens
-                step["policy/clip_fraction"] += masked_sum(surrogate.clipped.float(), mask) / tokens
-                step["policy/dual_clip_fraction"] += masked_sum(surrogate.dual_clipped.float(), mask) / tokens
-                low.append(ratio[mask].min())
-                high.append(ratio[mask].max())
-        return step, low, high
+        per_token = surrogate.loss - self.ppo.entropy_coef * terms.entropy
+        if piece.reference is not None and self.kl.where == "loss":
+            penalty = kl_penalty(terms.logprobs, piece.reference.to(dtype), self.kl.estimator)
+            per_token = per_token + self.kl.coef * penalty
+        loss = masked_sum(per_token * weights, mask)
+        with torch.no_grad():
+            ratio = surrogate.ratio.detach()[mask]
+            return {
+                "policy/loss": loss,
+                "policy/entropy": masked_sum(terms.entropy, mask) / tokens,
+                "policy/approx_kl": masked_sum(approx_kl(terms.logprobs.detach(), before), mask) / tokens,
+                "policy/clip_fraction": masked_sum(surrogate.clipped.float(), mask) / tokens,
+                "policy/dual_clip_fraction": masked_sum(surrogate.dual_clipped.float(), mask) / tokens,
+                "policy/ratio_min": ratio.min(),
+                "policy/ratio_max": ratio.max(),
+            }
+
+    def _contents(self, batch: TrainingBatch, rows: Tensor) -> dict[str, Any]:
+        return {"iteration": self.iteration, **batch.contents(rows)}
+
+    def _set_learning_rates(self) -> dict[str, float]:
+        iterations = self.trainer.max_epochs or 1
+        updaters = {"policy": self.policy_updater, "critic": self.critic_updater}
+        return {
+            f"{name}/lr": updater.set_lr(self.iteration, iterations) for name, updater in updaters.items() if updater
+        }
+
+    def finish_iteration(self, metrics: Mapping[str, float]) -> None:
+        """Log the iteration's metrics, of all ranks together, and count it."""
+        own = {**self.timer.end_iteration(), **self.budget.end_iteration()}
+        self.iterations_done += 1
+        # As "step", the iteration becomes the loggers' x-axis, the same for training and validation.
+        for name, value in {**metrics, **own, "step": self.iteration}.items():
+            self.log(name, float(value), on_step=True, on_epoch=False, batch_size=1)
+
+    # ----------------------------------------------------------------------------------------------------- validation
+
+    def on_validation_epoch_start(self) -> None:
+        """Count what is to come, and ask who knows responses already."""
+        stores = [c.stored_response for c in callbacks_of(self.trainer) if isinstance(c, ResponseStore)]
+        self.evaluator.begin(self.trainer.val_dataloaders or [], stores)
+
+    def validation_step(  # type: ignore[override]
+        self, batch: Intact[list[Encoded]], batch_idx: int, dataloader_idx: int = 0
+    ) -> list[Scored]:
+        """Answer held-out problems: greedily, and with k samples each; the `Evaluation` callback adds them up."""
+        return self.evaluator.answer(batch.content, dataloader_idx, self.iteration)
 
 
-def check_algorithm(
-    algorithm: str, samples: int, drop_equal_groups: bool, critic_warmup: int, values: bool = False
+def check_settings(
+    spec: AlgorithmSpec,
+    samples: int,
+    policy: ModelSource,
+    sampling: Sampling,
+    evaluation: EvalSettings,
+    ppo: PPOSettings,
+    advantage: AdvantageSettings,
+    kl: KLSettings,
 ) -> None:
     """Whether an algorithm can be trained with these settings.
 
     Raises:
-        InputError: too few samples for it, groups of one, or a warm-up or values of a critic that it does not have.
+        InputError: too few samples for it, groups of one, a warm-up or values of a critic that it does not have, a
+            penalty without a reference, or greedy sampling.
     """
-    spec = ALGORITHMS[algorithm]
     least = 2 if spec.samples_per_prompt > 1 else 1
     if samples < least:
-        raise InputError(f"model.samples_per_prompt is {samples}; {spec.title} needs at least {least}")
-    if drop_equal_groups and samples < 2:
+        raise InputError(f"model.batch.samples_per_prompt is {samples}; {spec.title} needs at least {least}")
+    if advantage.drop_equal_groups and samples < 2:
         raise InputError(
-            "model.drop_equal_groups: with one response per prompt every group is equal, and all would be dropped; "
-            "set model.samples_per_prompt to 2 or more, or leave it out"
+            "model.advantage.drop_equal_groups: with one response per prompt every group is equal, and all would be "
+            "dropped; set model.batch.samples_per_prompt to 2 or more, or leave it out"
         )
-    if critic_warmup and spec.critic == "none":
-        raise InputError(f"model.critic_warmup is {critic_warmup}, but {spec.title} has no critic; leave it out")
-    if values and spec.critic == "none":
+    if ppo.critic_warmup and spec.critic == "none":
+        raise InputError(
+            f"model.ppo.critic_warmup is {ppo.critic_warmup}, but {spec.title} has no critic; leave it out"
+        )
+    if evaluation.values and spec.critic == "none":
         raise InputError(f"model.evaluation.values: {spec.title} has no critic; leave it out")
+    if kl.coef and (kl.reference or policy).init == "random":
+        raise InputError(
+            "model.kl: a policy with init: random has no weights to stay close to; name a trained model in "
+            "model.kl.reference"
+        )
+    if sampling.greedy:
+        raise InputError("model.sampling.temperature is 0: training needs sampled responses; set it above 0")

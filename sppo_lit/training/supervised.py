@@ -2,128 +2,227 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+import os
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from sppo_lit.algorithms.batching import micro_batches, pad_rows
+from sppo_lit.algorithms.batching import check_minibatch, pad_rows, shared_minibatches
 from sppo_lit.algorithms.masking import masked_sum, response_mask
 from sppo_lit.distributed.collectives import reduced
+from sppo_lit.distributed.sharding import place
 from sppo_lit.errors import InputError
-from sppo_lit.models.loading import ModelSource
-from sppo_lit.settings import EvalSettings, OptimizerSettings, VerifierSettings
+from sppo_lit.models.loading import load_tokenizer
+from sppo_lit.models.policy import Policy
+from sppo_lit.rewards.verifiers import make_verifier
+from sppo_lit.settings import (
+    BatchSettings,
+    EvalSettings,
+    LoraSettings,
+    MemorySettings,
+    ModelSource,
+    OptimizerSettings,
+    RolloutSettings,
+    VerifierSettings,
+)
+from sppo_lit.training.budget import TokenBudget
 from sppo_lit.training.diagnostics import step_metrics
-from sppo_lit.training.policy_module import Encoded, PolicyModule, check_limits
-from sppo_lit.types import Sampling
+from sppo_lit.training.evaluator import Evaluator
+from sppo_lit.training.networks import make_policy
+from sppo_lit.training.protocols import ResponseStore, callbacks_of
+from sppo_lit.training.run_folder import run_folder
+from sppo_lit.training.runtime import Runtime
+from sppo_lit.training.sampler import Sampler
+from sppo_lit.training.stopping import StopControl
+from sppo_lit.training.timing import PhaseTimer, listeners
+from sppo_lit.training.updater import Terms, Updater, adamw
+from sppo_lit.types import Encoded, Intact, Rollouts, Sampling, Scored, Sequences
 
 
-@dataclass
-class SolutionBatch:
-    """Worked solutions of one iteration, B of them, padded on the right.
+class SolutionCollector:
+    """Worked solutions as sequences to imitate.
 
-    Attributes:
-        prompt_ids: [B, P] int64.
-        prompt_lengths: [B] int64.
-        response_ids: [B, T] int64, each ended by the end-of-sequence token.
-        response_lengths: [B] int64.
+    Args:
+        tokenizer: the policy's.
+        minibatch_size: solutions of one optimizer step, over all ranks.
+        runtime: of this rank.
     """
 
-    prompt_ids: Tensor
-    prompt_lengths: Tensor
-    response_ids: Tensor
-    response_lengths: Tensor
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, minibatch_size: int, runtime: Runtime) -> None:
+        self._tokenizer, self._minibatch_size, self._runtime = tokenizer, minibatch_size, runtime
 
-    def contents(self, rows: Tensor) -> dict[str, Tensor]:
-        """Some sequences ([N] int64), to be saved for inspection."""
-        return {f.name: getattr(self, f.name)[rows].cpu() for f in fields(self)}
+    def collect(self, problems: Sequence[Encoded], iteration: int) -> Sequences:
+        """The iteration's solutions, each ended by the end-of-sequence token.
+
+        Args:
+            problems: of this rank, with their prompt ids.
+            iteration: 0-based; solutions do not depend on it.
+
+        Raises:
+            InputError: a problem has no worked solution, or they cannot be cut into minibatches.
+        """
+        check_minibatch(len(problems) * self._runtime.ranks, 1, self._minibatch_size, self._runtime.ranks)
+        end = int(self._tokenizer.eos_token_id)  # type: ignore[arg-type]
+        responses = []
+        for problem, _ in problems:
+            if problem.solution is None:
+                raise InputError(f"{problem.key}: no worked solution to imitate; choose a source that has them")
+            responses.append([*self._tokenizer(problem.solution, add_special_tokens=False)["input_ids"], end])
+        device = self._runtime.device
+        return Sequences(*pad_rows([ids for _, ids in problems], device), *pad_rows(responses, device))
 
 
-class SupervisedModule(PolicyModule):
+class SupervisedModule(pl.LightningModule):
     """Cross-entropy on the response tokens of worked solutions.
 
     Args:
         policy: where the policy comes from; `init: random` starts from scratch.
         sampling: only its limits matter, for validation.
         evaluation: how held-out problems are answered.
-        minibatch_size: solutions of one optimizer step.
-        micro_batch_tokens: most tokens, padding included, of one forward pass.
+        batch: size of a minibatch; there is one solution to each problem.
+        verifier: judges answers.
+        rollout: what samples the responses of validation.
         policy_optimizer: learning rate, schedule and clipping.
-        verifier: worker processes and deadline.
-        max_concurrent: most sequences decoded at once.
+        memory: what a training step may take of the accelerator's memory.
+        lora: train adapters of the policy instead of its weights.
+
+    Attributes:
+        last_rollouts: None, nothing is sampled.
+
+    Raises:
+        InputError: settings that need a critic or several responses.
     """
+
+    automatic_optimization = False
+    iterations_done: Tensor
+    critic = None
+    samples = 1
 
     def __init__(
         self,
         policy: ModelSource,
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
         evaluation: EvalSettings = EvalSettings(),  # noqa: B008
-        minibatch_size: int = 64,
-        micro_batch_tokens: int = 16384,
-        policy_optimizer: OptimizerSettings = OptimizerSettings(lr=1e-3),  # noqa: B008
+        batch: BatchSettings = BatchSettings(minibatch_size=64),  # noqa: B008
         verifier: VerifierSettings = VerifierSettings(),  # noqa: B008
-        max_concurrent: int = 256,
+        rollout: RolloutSettings = RolloutSettings(),  # noqa: B008
+        policy_optimizer: OptimizerSettings = OptimizerSettings(lr=1e-3),  # noqa: B008
+        memory: MemorySettings = MemorySettings(),  # noqa: B008
+        lora: LoraSettings | None = None,
     ) -> None:
-        check_limits("model", minibatch_size=minibatch_size, micro_batch_tokens=micro_batch_tokens)
+        super().__init__()
         if evaluation.values:
             raise InputError("model.evaluation.values: supervised training has no critic; leave it out")
-        super().__init__(policy, sampling, evaluation, policy_optimizer, verifier, micro_batch_tokens, max_concurrent)
-        self.minibatch_size = minibatch_size
+        if batch.samples_per_prompt not in (None, 1):
+            raise InputError("model.batch.samples_per_prompt: a problem has one worked solution; leave it out")
+        self.policy_source, self.sampling, self.evaluation = policy, sampling, evaluation
+        self.batch_settings, self.rollout, self.memory, self.lora = batch, rollout, memory, lora
+        self.policy_optimizer = policy_optimizer
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        self.tokenizer = load_tokenizer(policy)
+        self.verifier = make_verifier(verifier)
+        self.budget = TokenBudget(memory.micro_batch_tokens)
+        self.last_rollouts: Rollouts | None = None
+        self.register_buffer("iterations_done", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def iteration(self) -> int:
+        """Iterations completed, saved with the weights; `current_epoch` lags behind it just after a resume."""
+        return int(self.iterations_done)
+
+    def configure_model(self) -> None:
+        """Load the policy (once; Lightning calls this before every fit, validate and test), and make the parts."""
+        if not hasattr(self, "policy"):
+            make: Any = partial(make_policy, self.policy_source, self.tokenizer, self.memory, self.lora, False)
+            self.policy: Policy = place(make, self.device_mesh, self.memory.cpu_offload)
+        self.runtime = Runtime.of(self)
+        self.timer = PhaseTimer(self.runtime.device, listeners(self.trainer))
+        self.stop = StopControl(self.trainer, self.timer, lambda: self.iteration)
+        self.sampler = Sampler(
+            self.policy, self.tokenizer, self.verifier, self.rollout, self.seed, self.runtime, self.timer
+        )
+        self.collector = SolutionCollector(self.tokenizer, self.batch_settings.minibatch_size, self.runtime)
+        limit = self.sampling.max_new_tokens
+        self.evaluator = Evaluator(self.sampler, self.evaluation, limit, None, self.runtime, self.timer, self.stop)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over the policy."""
-        return self.adamw(self.policy, self.policy_optimizer)
+        return adamw(self.policy, self.policy_optimizer)
 
-    def collect(self, encoded: Sequence[Encoded]) -> SolutionBatch:
-        """The iteration's worked solutions as token ids.
+    def on_train_start(self) -> None:
+        """Hand the optimizer, as Lightning wraps it, to the updater."""
+        folder = run_folder(self.trainer)
+        common = (self.policy_optimizer, self.budget, self.runtime, self.stop, folder)
+        self.updater = Updater("policy", self.policy, self.optimizers(), *common)
 
-        Raises:
-            InputError: a problem has no worked solution.
-        """
-        ends = int(self.tokenizer.eos_token_id)  # type: ignore[arg-type]
-        responses = []
-        for problem, _ in encoded:
-            if problem.solution is None:
-                raise InputError(f"{problem.key}: no worked solution to imitate; choose a source that has them")
-            ids = self.tokenizer(problem.solution, add_special_tokens=False)["input_ids"]
-            responses.append([*ids, ends])
-        prompts = [ids for _, ids in encoded]
-        return SolutionBatch(*pad_rows(prompts, self.device), *pad_rows(responses, self.device))
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what memory has allowed."""
+        checkpoint["token_budget"] = self.budget.state_dict()
 
-    def training_step(self, batch: SolutionBatch, batch_idx: int) -> None:
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it over; older checkpoints do not have it."""
+        if "token_budget" in checkpoint:
+            self.budget.load_state_dict(checkpoint["token_budget"])
+
+    def teardown(self, stage: str) -> None:
+        """End the verifier's workers and the rollout engine."""
+        self.verifier.close()
+        if hasattr(self, "sampler"):
+            self.sampler.close()
+
+    def exports(self) -> Mapping[str, Any]:
+        """The models that make a finished run."""
+        return {"policy": self.policy.model}
+
+    def adapter_base(self) -> str | None:
+        """Path of the model that the policy's adapters belong to."""
+        return None if self.lora is None else self.policy_source.path
+
+    def training_step(self, batch: Intact[Sequences], batch_idx: int) -> None:
         """Minibatches × micro-batches over the iteration's solutions."""
-        optimizer = self.optimizers()
-        lr = self.set_lr(optimizer, self.policy_optimizer)
-        lengths = (batch.prompt_lengths + batch.response_lengths).cpu()
-        plan = self.minibatches(len(lengths))
-        steps: list[dict[str, Tensor]] = []
-        with self.timed("update"), self.local_backward():
+        solutions, runtime = batch.content, self.runtime
+        lr = self.updater.set_lr(self.iteration, self.trainer.max_epochs or 1)
+        lengths, size = solutions.lengths(), self.batch_settings.minibatch_size
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.iteration)
+        problems = len(solutions) * runtime.ranks
+        plan = shared_minibatches(problems, 1, size, generator, runtime.rank, runtime.ranks)
+        steps: list[Terms] = []
+        with self.timer("update"), runtime.local_gradients():
             for i, rows in enumerate(plan):
-                self.leave_if_told(boundary=i == 0)
-                tokens = int(reduced(batch.response_lengths[rows].sum()))
-                pieces = [rows[piece] for piece in micro_batches(lengths[rows], self.micro_batch_tokens)]
-                run = partial(self._passes, batch, tokens)
-                loss = reduced(self.accumulate(self.policy, pieces, lambda: lengths, run))
-                norm = self.step_or_skip(
-                    "policy", optimizer, self.policy_optimizer, loss, partial(batch.contents, rows)
-                )
-                steps.append({"policy/loss": loss, "policy/grad_norm": norm})
-                self.report_phase("updating", i + 1, len(plan))
+                self.stop.check(boundary=i == 0)
+                tokens = int(reduced(solutions.response_lengths[rows].sum()))
+                pieces, loss = self.budget.cut(rows, lengths), partial(self.loss, solutions, tokens)
+                steps.append(self.updater.step(pieces, lengths, loss, ("policy/loss",), solutions.contents))
+                self.timer.report("updating", i + 1, len(plan))
         self.finish_iteration({**step_metrics(steps), "policy/lr": lr})
 
-    def _passes(self, batch: SolutionBatch, tokens: int, pieces: list[Tensor]) -> Tensor:
-        """Forward and backward over micro-batches; this rank's share of the loss."""
-        total = torch.zeros((), dtype=torch.float32, device=self.device)
-        for rows in pieces:
-            loss = self._negative_log_likelihood(batch, rows) / tokens
-            self.manual_backward(loss)
-            total += loss.detach()
-        return total
+    def loss(self, solutions: Sequences, tokens: int, rows: Tensor) -> Terms:
+        """Negative log-likelihood of a micro-batch, as a share of a minibatch of so many tokens."""
+        piece = solutions.select(rows)
+        terms = self.policy(*piece.tokens, 1.0)
+        mask = response_mask(piece.response_lengths, piece.response_ids.shape[1])
+        return {"policy/loss": -masked_sum(terms.logprobs, mask) / tokens}
 
-    def _negative_log_likelihood(self, batch: SolutionBatch, rows: Tensor) -> Tensor:
-        lengths = batch.response_lengths[rows]
-        responses = batch.response_ids[rows, : int(lengths.max())]
-        terms = self.policy(batch.prompt_ids[rows], batch.prompt_lengths[rows], responses, lengths, 1.0)
-        return -masked_sum(terms.logprobs, response_mask(lengths, responses.shape[1]))
+    def finish_iteration(self, metrics: Mapping[str, float]) -> None:
+        """Log the iteration's metrics, of all ranks together, and count it."""
+        own = {**self.timer.end_iteration(), **self.budget.end_iteration()}
+        self.iterations_done += 1
+        # As "step", the iteration becomes the loggers' x-axis, the same for training and validation.
+        for name, value in {**metrics, **own, "step": self.iteration}.items():
+            self.log(name, float(value), on_step=True, on_epoch=False, batch_size=1)
+
+    def on_validation_epoch_start(self) -> None:
+        """Count what is to come, and ask who knows responses already."""
+        stores = [c.stored_response for c in callbacks_of(self.trainer) if isinstance(c, ResponseStore)]
+        self.evaluator.begin(self.trainer.val_dataloaders or [], stores)
+
+    def validation_step(  # type: ignore[override]
+        self, batch: Intact[list[Encoded]], batch_idx: int, dataloader_idx: int = 0
+    ) -> list[Scored]:
+        """Answer held-out problems; the `Evaluation` callback adds them up."""
+        return self.evaluator.answer(batch.content, dataloader_idx, self.iteration)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from sppo_lit.errors import InputError
@@ -26,7 +29,7 @@ def check_object(spec: str, what: str) -> None:
 
     Args:
         spec: see `FORMS`.
-        what: the setting it stands in, for the message.
+        what: the setting that holds it, for the message.
 
     Raises:
         InputError: another form, or the file does not exist.
@@ -34,16 +37,17 @@ def check_object(spec: str, what: str) -> None:
     if not names_object(spec):
         raise InputError(f"{what} {spec!r}: give {FORMS}")
     place = spec.rpartition(":")[0]
-    if place.endswith(".py") and not Path(place).is_file():
+    if place.endswith(".py") and not Path(place).expanduser().is_file():
         raise InputError(f"{what} {spec!r}: no file {place}; give path/to/file.py:name")
 
 
-def load_object(spec: str, what: str) -> Any:
-    """The object that `spec` names.
+def load_object(spec: str, what: str, kind: str = "object") -> Any:
+    """Import the object that `spec` names.
 
     Args:
         spec: see `FORMS`.
-        what: the setting it stands in, for the message.
+        what: the setting that holds it, for the message.
+        kind: what sort of object it should be, for the message.
 
     Raises:
         InputError: the file, the module or the object does not exist, or importing it fails.
@@ -51,15 +55,34 @@ def load_object(spec: str, what: str) -> Any:
     check_object(spec, what)
     place, _, name = spec.rpartition(":") if ":" in spec else spec.rpartition(".")
     try:
-        module = _module_from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        module = _import_file(Path(place).expanduser()) if place.endswith(".py") else _import_module(place)
     except Exception as error:
         raise InputError(f"{what} {spec!r}: importing {place} failed: {type(error).__name__}: {error}") from error
     if not hasattr(module, name):
-        raise InputError(f"{what} {spec!r}: {place} has no {name}")
+        raise InputError(f"{what} {spec!r}: {place} has no {kind} {name}")
     return getattr(module, name)
 
 
-def _module_from_file(path: Path) -> Any:
+def load_function(spec: str, what: str) -> Callable[..., Any]:
+    """As `load_object`, for something that can be called.
+
+    Raises:
+        InputError: as `load_object`, or the object cannot be called.
+    """
+    function = load_object(spec, what, kind="function")
+    if not callable(function):
+        raise InputError(f"{what} {spec!r}: a {type(function).__name__} is not a function; name a function or a class")
+    return function  # type: ignore[no-any-return]
+
+
+def _import_module(name: str) -> ModuleType:
+    # A console script's import path lacks the working directory, which that of the judging processes has.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    return importlib.import_module(name)
+
+
+def _import_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"sppo_own_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -31,12 +31,12 @@ TRAINER = (
 )
 SETTINGS = (
     *TRAINER,
-    "--model.minibatch_size=8",
+    "--model.batch.minibatch_size=8",
     "--model.sampling.max_new_tokens=48",
-    "--model.ppo_epochs=2",
-    "--model.critic_warmup=1",
-    "--model.micro_batch_tokens=100",
-    "--model.old_logprobs=recompute",
+    "--model.ppo.epochs=2",
+    "--model.ppo.critic_warmup=1",
+    "--model.memory.micro_batch_tokens=100",
+    "--model.ppo.old_logprobs=recompute",
     "--model.verifier.workers=1",
     f"--model.policy_optimizer={ADAM}",
     f"--model.critic_optimizer={ADAM}",

@@ -11,13 +11,13 @@ STRATEGIES = {"ddp": ("--strategy=ddp", "--devices=2"), "fsdp": ("--strategy=fsd
 # Half of the groups of this seed are equal, on some minibatches all of one rank.
 GROUPS = (
     "--model.algorithm=grpo",
-    "--model.samples_per_prompt=2",
-    "--model.critic_warmup=0",
-    "--model.drop_equal_groups=true",
+    "--model.batch.samples_per_prompt=2",
+    "--model.ppo.critic_warmup=0",
+    "--model.advantage.drop_equal_groups=true",
     "--model.kl={coef: 0.1}",
-    "--model.entropy_coef=0.01",
+    "--model.ppo.entropy_coef=0.01",
 )
-ALGORITHMS = {"ppo": ("--model.algorithm=ppo", "--model.lam=0.9"), "grpo": GROUPS}
+ALGORITHMS = {"ppo": ("--model.algorithm=ppo", "--model.advantage.lam=0.9"), "grpo": GROUPS}
 
 
 @pytest.mark.slow

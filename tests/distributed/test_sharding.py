@@ -13,10 +13,11 @@ from launch import ROOT, Run, difference, equal, launch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 
-from sppo_lit.distributed import collectives as distributed
+from sppo_lit.distributed import sharding as distributed
 from sppo_lit.errors import InputError
-from sppo_lit.models.loading import ModelSource, load_causal_lm, load_tokenizer
+from sppo_lit.models.loading import load_causal_lm, load_tokenizer
 from sppo_lit.models.policy import Policy
+from sppo_lit.settings import ModelSource
 
 SOURCE = ModelSource(str(ROOT / "data" / "arithmetic" / "warmstart"))
 
@@ -100,7 +101,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.mark.slow
 def test_offloading_changes_nothing_and_resumes(one: Run, tmp_path: Path) -> None:
-    flags = ("--strategy=fsdp", "--devices=2", "--model.cpu_offload=true")
+    flags = ("--strategy=fsdp", "--devices=2", "--model.memory.cpu_offload=true")
     start = launch(tmp_path / "start", *flags, "--max_epochs=1")
     checkpoint = start.folder / "checkpoints" / "last.ckpt"
     end = launch(tmp_path / "end", *flags, "--max_epochs=2", f"--ckpt_path={checkpoint}")
@@ -109,4 +110,4 @@ def test_offloading_changes_nothing_and_resumes(one: Run, tmp_path: Path) -> Non
 
 def test_offloading_without_sharding_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"sppo: model\.cpu_offload needs --strategy fsdp"):
-        launch(tmp_path, "--model.cpu_offload=true")
+        launch(tmp_path, "--model.memory.cpu_offload=true")

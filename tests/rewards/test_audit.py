@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -53,6 +54,20 @@ def test_saved_completions_are_scored_again(tmp_path: Path) -> None:
     console = Console(record=True, width=120)
     show(report, console)
     assert "2 verdicts differ" in console.export_text()
+
+
+def test_saved_completions_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "completions.jsonl"
+    path.write_text(json.dumps({"gold": "5", "text": r"\boxed{5}", "reward": 1.0}))
+    read_text, reads = Path.read_text, []
+
+    def count(self: Path, *args: Any, **kwargs: Any) -> str:
+        reads.append(self)
+        return read_text(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", count)
+    audit(problems("5"), path)
+    assert reads.count(path) == 1
 
 
 @pytest.mark.parametrize(

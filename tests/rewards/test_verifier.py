@@ -90,14 +90,19 @@ def test_512_integers_cost_the_asking_process_milliseconds() -> None:
 def test_a_hanging_answer_costs_its_deadline_and_nothing_else(reward_file: Path) -> None:
     """Even one that never returns to Python's interpreter, where no signal handler would run."""
     spec = f"{reward_file}:spin"
-    with VerifierPool(workers=2, deadline=1.0, rewards={"answer": 1.0, spec: 0.5}) as pool:
+    with VerifierPool(workers=2, deadline=1.0, functions=[spec]) as pool:
         pool.score(["warm"] * 2, ["1"] * 2)
         start = time.monotonic()
-        responses = [f"{'spin' if i in (3, 17) else ''} \\boxed{{{i}}}" for i in range(40)]
-        verdicts, paid = pool.score_shaped(responses, [str(i) for i in range(40)])
+        responses, golds = (
+            [f"{'spin' if i in (3, 17) else ''} \\boxed{{{i}}}" for i in range(40)],
+            list(map(str, range(40))),
+        )
+        verdicts = pool.score(responses, golds)
+        values = pool.custom(responses, golds)
         assert time.monotonic() - start < 8
         workers = pids(pool)
-    assert all(v.reward == 1 for v in verdicts)  # the verdict stood before the custom reward hung
+    assert all(v.reward == 1 for v in verdicts)  # a verdict does not wait for custom rewards
+    paid = [v.reward + 0.5 * value for v, value in zip(verdicts, values[spec], strict=True)]
     assert [i for i, p in enumerate(paid) if p != 1.5] == [3, 17] and paid[3] == 1.0
     assert pool.errors[spec] == 2
     assert gone(workers)
@@ -152,24 +157,29 @@ def test_workers_hold_neither_secrets_nor_torch_and_load_sympy_late(
     reward_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "secret")
-    names = ["environment", "torch_loaded", "sympy_loaded"]
-    with VerifierPool(workers=1, rewards={f"{reward_file}:{n}": 1.0 for n in names}) as pool:
-        _, paid = pool.score_shaped([r"\boxed{5}", r"\boxed{\frac{1}{2}}", "none"], ["5", "0.5", "1"])
-        assert paid == [0, 0, 0]
+    names = [f"{reward_file}:{n}" for n in ("environment", "torch_loaded", "sympy_loaded")]
+    responses, golds = [r"\boxed{5}", r"\boxed{\frac{1}{2}}", "none"], ["5", "0.5", "1"]
+    with VerifierPool(workers=1, functions=names) as pool:
+        pool.score(responses, golds)
+        assert pool.custom(responses, golds) == {name: [0, 0, 0] for name in names}
 
 
-def test_custom_rewards_are_weighed_and_their_failures_reported_once(
+def test_custom_rewards_give_their_values_and_report_a_failure_once(
     reward_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    spec = f"{reward_file}:sleeper"
-    with VerifierPool(workers=2, deadline=1.0, rewards={"answer": 2.0, spec: 0.1}) as pool:
+    spec, other = f"{reward_file}:sleeper", f"{reward_file}:spin"
+    with VerifierPool(workers=2, deadline=1.0, functions=[other, spec]) as pool:
         responses = [r"\boxed{1}", "raise", "raise again", "nan", "die", "hang"]
-        verdicts, paid = pool.score_shaped(responses, ["1"] * 6)
+        verdicts = pool.score(responses, ["1"] * 6)
+        values = pool.custom(responses, ["1"] * 6)
         assert pool.score(responses[:1], ["1"])[0].reward == 1
+        assert pool.custom([], []) == {other: [], spec: []}
+    paid = [2 * v.reward + 0.1 * value for v, value in zip(verdicts, values[spec], strict=True)]
     assert paid == pytest.approx([2 + 0.9, 0, 0, 0, 0, 0])
+    assert values[other] == [1, 1, 1, 1, 0, 1]  # the process that died took all values of its row with it
     assert [v.reward for v in verdicts] == [1, 0, 0, 0, 0, 0]  # the critic's labels: never shaped
-    assert pool.errors[spec] == 5
-    assert len(caplog.records) == 1 and "row" in caplog.text and spec in caplog.text
+    assert pool.errors == {spec: 5, other: 1}
+    assert len([r for r in caplog.records if spec in r.getMessage()]) == 1 and "row" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -179,10 +189,12 @@ def test_custom_rewards_are_weighed_and_their_failures_reported_once(
         ("no function here", "package.module"),
         ("sppo_lit.no_such_module:f", "No module named"),
         ("sppo_lit.rewards.shaping:no_such_function", "has no function"),
+        ("sppo_lit.rewards.shaping.no_such_function", "has no function"),
+        ("sppo_lit.rewards.custom:SETTING", "a str is not a function"),
     ],
 )
 def test_a_reward_that_is_not_there_is_one_clear_line(spec: str, message: str) -> None:
-    with pytest.raises(InputError, match=message) as caught, VerifierPool(rewards={spec: 1.0}) as pool:
+    with pytest.raises(InputError, match=message) as caught, VerifierPool(functions=[spec]) as pool:
         pool.score(["a"], ["b"])
     assert "\n" not in str(caught.value)
 
@@ -203,9 +215,10 @@ def test_memory_hungry_answers_are_stopped_at_the_limit(tmp_path: Path) -> None:
     path = tmp_path / "hungry.py"
     path.write_text("def eat(response, gold):\n    return len(bytearray(800 << 20))\n")
     spec = f"{path}:eat"
-    with VerifierPool(workers=1, memory_mb=512, rewards={"answer": 1.0, spec: 1.0}) as pool:
-        verdicts, paid = pool.score_shaped([r"\boxed{1}", r"\boxed{2}"], ["1", "2"])
-    assert [v.reward for v in verdicts] == [1, 1] and paid == [1, 1]
+    with VerifierPool(workers=1, memory_mb=512, functions=[spec]) as pool:
+        responses, golds = [r"\boxed{1}", r"\boxed{2}"], ["1", "2"]
+        verdicts, values = pool.score(responses, golds), pool.custom(responses, golds)
+    assert [v.reward for v in verdicts] == [1, 1] and values[spec] == [0, 0]
     assert pool.errors[spec] == 2
 
 

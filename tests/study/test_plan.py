@@ -37,7 +37,7 @@ def study(tmp_path: Path, **changes: Any) -> Path:
 
 def test_cells_take_turns_within_a_seed(tmp_path: Path) -> None:
     plan = read(
-        str(study(tmp_path, after={"samples": {"model.evaluation.samples": 4}}, common={"model.clip_low": 0.1}))
+        str(study(tmp_path, after={"samples": {"model.evaluation.samples": 4}}, common={"model.ppo.clip_low": 0.1}))
     )
     order = [(j.seed, j.cell, j.stage) for j in jobs(plan)]
     one = [(1, "sppo", TRAIN), (1, "grpo", TRAIN), (1, "sppo", "samples"), (1, "grpo", "samples")]
@@ -48,7 +48,7 @@ def test_cells_take_turns_within_a_seed(tmp_path: Path) -> None:
     assert [(j.seed, j.cell) for j in jobs(plan, seeds=[2], only=["grpo"])] == [(2, "grpo"), (2, "grpo")]
     train, validate = jobs(plan, seeds=[2], only=["grpo"])
     assert train.arguments[:2] == ("run", "fit") and validate.arguments[:2] == ("run", "validate")
-    for flag in ("--model.algorithm=grpo", "--model.clip_low=0.1", "--seed_everything=2", "--clock.max_tokens=300"):
+    for flag in ("--model.algorithm=grpo", "--model.ppo.clip_low=0.1", "--seed_everything=2", "--clock.max_tokens=300"):
         assert flag in train.arguments
     assert "--model.evaluation.samples=4" in validate.arguments
     assert len({j.runs for j in jobs(plan)}) == len({j.log for j in jobs(plan)}) == 8
@@ -70,7 +70,7 @@ def test_cells_take_turns_within_a_seed(tmp_path: Path) -> None:
         ({"after": {"x": {"cells": ["rloo"]}}}, ["after.x: rloo is no cell"]),
         ({"devices": ["gpu"]}, ["devices is ['gpu']", "cuda:0"]),
         ({"cells": {"a": {"model.algoritm": "grpo"}}}, ["cell a", "--model.algoritm", "model.algorithm"]),
-        ({"common": {"model.clip_low": "much"}}, ["cell sppo", "--model.clip_low", "much"]),
+        ({"common": {"model.ppo.clip_low": "much"}}, ["cell sppo", "--model.ppo.clip_low", "much"]),
     ],
 )
 def test_a_mistake_is_told_in_one_line(tmp_path: Path, capsys: Any, changes: dict[str, Any], parts: list[str]) -> None:

@@ -1,0 +1,101 @@
+"""`--strategy fsdp`: FSDP2 through Lightning's `ModelParallelStrategy`, on GPUs as on CPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from sppo_lit.distributed.sharding import whole
+from sppo_lit.errors import InputError
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """FSDP2 over all processes; a checkpoint is one file, which loads under any strategy and number of processes.
+
+    Args:
+        offload: pieces of networks stay in the CPU's memory while they are not at work.
+    """
+
+    def __init__(self, offload: bool = False) -> None:
+        sizes: dict[str, Any] = {"data_parallel_size": 1, "tensor_parallel_size": 1}
+        # Norms and checkpoints of pieces that are in the CPU's memory are added up there.
+        backend = "cpu:gloo,cuda:nccl" if offload and torch.cuda.is_available() else None
+        super().__init__(**sizes, save_distributed_checkpoint=False, process_group_backend=backend)
+        self.offload = offload
+
+    def setup_environment(self) -> None:
+        """Every process is a rank of its own; Lightning's "auto" would give all of them the same batch."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def model_to_device(self) -> None:
+        """Everything but pieces that stay in the CPU's memory."""
+        super().model_to_device()
+        assert self.lightning_module is not None
+        for network in self.lightning_module.children() if self.offload else ():
+            network.to("cpu")
+            for module in network.modules():
+                for name, buffer in module._buffers.items():
+                    module._buffers[name] = None if buffer is None else buffer.to(self.root_device)
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Restored by `load_optimizer_state_dict`."""
+        return True
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load the weights; optimizers come later.
+
+        Raises:
+            InputError: they are another model's.
+        """
+        if Path(checkpoint_path).is_file():
+            assert self.lightning_module is not None
+            saved = torch.load(checkpoint_path, mmap=True, map_location="cpu", weights_only=True)["state_dict"]
+            own = self.lightning_module.state_dict()
+            for name in sorted(own.keys() | saved.keys()):
+                if name not in own or name not in saved or own[name].shape != saved[name].shape:
+                    raise InputError(
+                        f"the checkpoint is of another model than this recipe's ({name} is in one only or of another "
+                        "shape); use the recipe it was trained with: config.yaml in its run folder"
+                    )
+        optimizers, self.optimizers = self.optimizers, []
+        try:
+            return super().load_checkpoint(checkpoint_path, weights_only)
+        finally:
+            self.optimizers = optimizers
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """The state as an unsharded optimizer would have it, on rank zero; empty on the others. Collective.
+
+        (Torch's own gathering begins a fresh optimizer by a step with zero gradients, which Adam counts: saving during
+        the critic's warm-up would change what the policy learns afterwards.)
+        """
+        state = getattr(optimizer, "_optimizer", optimizer).state_dict()
+        gathered = {}
+        for key, entries in state["state"].items():
+            full = {name: whole(value) for name, value in entries.items()}
+            gathered[key] = {name: value.cpu() for name, value in full.items()} if self.is_global_zero else {}
+        return {**state, "state": gathered} if self.is_global_zero else {}
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Give each rank its pieces of the saved state."""
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            pieces = {
+                key: {name: _like(value, parameters[key]) for name, value in entries.items()}
+                for key, entries in state["state"].items()
+            }
+            optimizer.load_state_dict({**state, "state": pieces})
+
+
+def _like(value: Tensor, parameter: Tensor) -> Tensor:
+    if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
+        return value
+    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)

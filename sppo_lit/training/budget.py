@@ -1,0 +1,65 @@
+"""How many tokens a forward pass may hold, and what is left of that when memory runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sppo_lit.algorithms.batching import micro_batches
+
+
+class TokenBudget:
+    """Most tokens, padding included, of one forward pass; halved for the rest of the run when memory runs out.
+
+    One budget serves policy, critic and the passes without gradient: it is the memory of one device.
+
+    Args:
+        tokens: `model.memory.micro_batch_tokens`.
+
+    Attributes:
+        tokens: of one forward pass now.
+        out_of_memory: how often memory ran out in this iteration.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens, self.out_of_memory = tokens, 0
+        self._configured = tokens
+
+    def cut(self, rows: Tensor, lengths: Tensor) -> list[Tensor]:
+        """Cut some rows into micro-batches.
+
+        Args:
+            rows: [N] int64.
+            lengths: [B] int64 on the CPU, tokens of every row of the batch.
+
+        Returns:
+            index tensors, together a permutation of `rows`.
+        """
+        return [rows[piece] for piece in micro_batches(lengths[rows], self.tokens)]
+
+    def recut(self, pieces: Sequence[Tensor], lengths: Tensor) -> list[Tensor]:
+        """Cut micro-batches again that were cut for a larger budget."""
+        return self.cut(torch.cat(list(pieces)), lengths) if pieces else []
+
+    def halve(self) -> None:
+        """Memory has run out."""
+        self.out_of_memory += 1
+        self.tokens = max(1, self.tokens // 2)
+
+    def end_iteration(self) -> dict[str, float]:
+        """Begin the next iteration; returns the metrics of this one."""
+        metrics = {"update/micro_batch_tokens": float(self.tokens), "update/out_of_memory": float(self.out_of_memory)}
+        self.out_of_memory = 0
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run has to know so as not to run out of memory again."""
+        return {"configured": self._configured, "tokens": self.tokens}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the budget of the run that is resumed, unless the setting has been changed since."""
+        if state["configured"] == self._configured:
+            self.tokens = state["tokens"]

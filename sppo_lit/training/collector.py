@@ -1,0 +1,257 @@
+"""From problems to a batch to learn from: sample, judge, value, advantage (paper, section 3).
+
+Everything here is taken from the weights before any update of the iteration. What differs between algorithms is a row
+of `algorithms.specs.ALGORITHMS`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import fields, replace
+
+import torch
+from torch import Tensor
+
+from sppo_lit.algorithms.advantages import Outcomes, equal_groups, gae, whiten
+from sppo_lit.algorithms.batching import check_minibatch, pad_rows
+from sppo_lit.algorithms.losses import kl_penalty
+from sppo_lit.algorithms.masking import response_mask
+from sppo_lit.algorithms.specs import AlgorithmSpec
+from sppo_lit.distributed.collectives import reduced
+from sppo_lit.distributed.sharding import is_sharded
+from sppo_lit.models.policy import Policy
+from sppo_lit.rewards.shaping import overlong_penalty
+from sppo_lit.settings import AdvantageSettings, KLSettings, RewardSettings
+from sppo_lit.training.budget import TokenBudget
+from sppo_lit.training.passes import ValueReader, read_logprobs
+from sppo_lit.training.runtime import Runtime
+from sppo_lit.training.sampler import GREEDY, Sampler, scored_responses
+from sppo_lit.training.stopping import StopControl
+from sppo_lit.training.timing import PhaseTimer
+from sppo_lit.types import Completion, Encoded, Rollouts, Sampling, Scored, TrainingBatch, Verdict
+
+
+class ReferencePolicy:
+    """Log-probabilities under the frozen policy that a KL penalty refers to.
+
+    Args:
+        policy: the reference; with adapters, the policy under training, whose adapters are left out.
+        trained: the policy under training, whose dtype it takes.
+        budget: of tokens of one forward pass.
+        temperature: of the sampling.
+        runtime: of this rank.
+    """
+
+    def __init__(
+        self, policy: Policy, trained: Policy, budget: TokenBudget, temperature: float, runtime: Runtime
+    ) -> None:
+        self._policy, self._trained = policy, trained
+        self._budget, self._temperature, self._runtime = budget, temperature, runtime
+
+    @torch.no_grad()
+    def logprobs(self, rollouts: Rollouts) -> Tensor:
+        """[B, T] float32, zeros on padding."""
+        if self._policy is not self._trained:
+            self._policy.to(self._trained.model.dtype)  # Lightning converts only what the module holds
+            if not is_sharded(self._policy):
+                self._policy.to(self._runtime.device)
+        logprobs = torch.zeros_like(rollouts.logprobs)
+        pieces = self._budget.cut(torch.arange(len(rollouts)), rollouts.lengths())
+        with self._runtime.autocast(), self._policy.without_adapters():
+            read_logprobs(self._policy, rollouts, pieces, self._temperature, self._runtime, logprobs)
+        return logprobs
+
+
+class Collector:
+    """One iteration's rollouts and what the update has to know of them.
+
+    Args:
+        spec: the algorithm.
+        sampler: draws and judges.
+        sampling: how responses are drawn.
+        samples: N, responses to each problem.
+        minibatch_size: sequences of one optimizer step, over all ranks.
+        reward: what the policy is paid.
+        advantage: how rewards become advantages.
+        kl: penalty for moving away from the reference policy.
+        values: reads the critic's V; None without a critic.
+        reference: the reference policy; None without a penalty.
+        runtime: of this rank.
+        timer: of the phases.
+        stop: asked whether to go on.
+    """
+
+    def __init__(
+        self,
+        spec: AlgorithmSpec,
+        sampler: Sampler,
+        sampling: Sampling,
+        samples: int,
+        minibatch_size: int,
+        reward: RewardSettings,
+        advantage: AdvantageSettings,
+        kl: KLSettings,
+        values: ValueReader | None,
+        reference: ReferencePolicy | None,
+        runtime: Runtime,
+        timer: PhaseTimer,
+        stop: StopControl,
+    ) -> None:
+        self._spec, self._sampler, self._sampling = spec, sampler, sampling
+        self._samples, self._minibatch_size = samples, minibatch_size
+        self._reward, self._advantage, self._kl = reward, advantage, kl
+        self._values, self._reference = values, reference
+        self._runtime, self._timer, self._stop = runtime, timer, stop
+
+    def collect(self, problems: Sequence[Encoded], iteration: int) -> TrainingBatch:
+        """Responses of the current policy, sampled, judged and valued, with advantages.
+
+        Args:
+            problems: of this rank, with their prompt ids.
+            iteration: 0-based.
+
+        Returns:
+            problems × samples sequences on this rank's device.
+
+        Raises:
+            InputError: the sequences cannot be cut into minibatches.
+        """
+        ranks = self._runtime.ranks
+        check_minibatch(len(problems) * ranks, self._samples, self._minibatch_size, ranks)  # before sampling
+        rollouts = self._rollouts(problems, iteration)
+        with self._timer("values"):
+            values, usable, bad_values = self._trusted_values(rollouts)
+            reference = None if self._reference is None else self._reference.logprobs(rollouts)
+        return self._training_batch(rollouts, values, usable, bad_values, reference)
+
+    def _rollouts(self, problems: Sequence[Encoded], iteration: int) -> Rollouts:
+        """Sample and judge."""
+        asked = [problem for problem in problems for _ in range(self._samples)]
+        samples = list(range(self._samples)) * len(problems)
+        with self._stop.interruptible(boundary=True):
+            with self._timer("rollout"):
+                completions = self._draw(asked, self._sampling, samples, iteration, "sampling")
+                greedy = self._draw_greedy(problems, iteration) if self._spec.greedy else []
+            with self._timer("verify"):
+                texts, verdicts = self._sampler.judge(asked, completions)
+                rewards = self._pay(asked, completions, texts, verdicts)
+                baseline = self._pay(problems, greedy, *self._sampler.judge(problems, greedy)) if greedy else None
+        device, sampled = self._runtime.device, [*completions, *greedy]
+        return Rollouts(
+            *pad_rows([ids for _, ids in asked], device),
+            *pad_rows([c.response_ids for c in completions], device),
+            logprobs=pad_rows([c.logprobs for c in completions], device, torch.float32)[0],
+            rewards=rewards,
+            labels=torch.tensor([float(v.reward) for v in verdicts], device=device),
+            greedy_rewards=None if baseline is None else baseline.repeat_interleave(self._samples),
+            scored=scored_responses(asked, completions, texts, verdicts, samples),
+            sampled_tokens=sum(len(c.response_ids) for c in sampled),
+            sampled_sequences=len(sampled),
+        )
+
+    def _draw(
+        self, problems: Sequence[Encoded], sampling: Sampling, samples: Sequence[int], iteration: int, phase: str
+    ) -> list[Completion]:
+        start = time.perf_counter()
+
+        def on_progress(finished: int, asked: int, tokens: int) -> None:
+            self._stop.break_off(boundary=True)
+            rate = tokens / max(time.perf_counter() - start, 1e-9)
+            self._timer.report(phase, finished, asked, tokens=tokens, tokens_per_second=rate)
+
+        return self._sampler.draw(problems, sampling, f"train/{iteration}", samples, iteration, on_progress)
+
+    def _draw_greedy(self, problems: Sequence[Encoded], iteration: int) -> list[Completion]:
+        """The most likely response to each problem (the baseline of ReMax)."""
+        greedy = Sampling(temperature=0.0, max_new_tokens=self._sampling.max_new_tokens)
+        return self._draw(problems, greedy, [GREEDY] * len(problems), iteration, "greedy baseline")
+
+    def _pay(
+        self,
+        problems: Sequence[Encoded],
+        completions: Sequence[Completion],
+        texts: Sequence[str],
+        verdicts: Sequence[Verdict],
+    ) -> Tensor:
+        """The policy's reward of every response, [B] float32."""
+        reward, limit = self._reward, self._sampling.max_new_tokens
+        custom = self._sampler.custom_rewards(problems, texts) if reward.custom else {}
+        paid = []
+        for i, (completion, verdict) in enumerate(zip(completions, verdicts, strict=True)):
+            extra = sum(weight * custom[name][i] for name, weight in reward.custom.items())
+            overlong = (
+                0.0
+                if reward.overlong_cache is None
+                else overlong_penalty(
+                    len(completion.response_ids), limit, reward.overlong_cache, reward.overlong_factor
+                )
+            )
+            paid.append(reward.correctness * verdict.reward + extra + overlong)
+        return torch.tensor(paid, dtype=torch.float32, device=self._runtime.device)
+
+    def _trusted_values(self, rollouts: Rollouts) -> tuple[Tensor, Tensor, int]:
+        """V, 0 where it is not finite; [B] which responses have a usable one; how many have not, over all ranks."""
+        usable = torch.ones_like(rollouts.rewards, dtype=torch.bool)
+        if self._values is None:
+            return torch.zeros_like(rollouts.rewards), usable, 0
+        values = self._values.read(rollouts)
+        usable = values.reshape(len(rollouts), -1).isfinite().all(dim=1)
+        bad = int(reduced((~usable).sum()))
+        if bad:
+            self._runtime.say(f"critic: {bad} values are not finite; the policy does not learn from those responses")
+        return torch.where(_like(usable, values), values, 0.0), usable, bad
+
+    def _training_batch(
+        self, rollouts: Rollouts, values: Tensor, usable: Tensor, bad_values: int, reference: Tensor | None
+    ) -> TrainingBatch:
+        lengths, settings = rollouts.response_lengths, self._advantage
+        mask = response_mask(lengths, rollouts.response_ids.shape[1])
+        costs = None
+        if reference is not None and self._kl.where == "reward":
+            costs = self._kl.coef * kl_penalty(rollouts.logprobs, reference, self._kl.estimator)  # 0 on padding
+        outcomes = Outcomes(
+            rollouts.rewards,
+            values,
+            lengths,
+            self._samples,
+            rollouts.greedy_rewards,
+            costs,
+            settings.gamma,
+            settings.lam,
+        )
+        advantages = self._spec.advantage(outcomes)
+        if self._spec.whiten if settings.whiten is None else settings.whiten:
+            advantages = whiten(advantages, usable if advantages.ndim == 1 else mask & usable[:, None], reduced)
+        targets = rollouts.labels
+        if values.ndim == 2:
+            ahead = gae(rollouts.labels, values, lengths, gamma=settings.gamma, lam=settings.lam)
+            targets = torch.where(mask, ahead + values, 0.0)
+        learned = usable
+        if settings.drop_equal_groups:
+            learned = usable & ~equal_groups(outcomes.totals, self._samples)
+        inherited = {f.name: getattr(rollouts, f.name) for f in fields(rollouts)}
+        return TrainingBatch(
+            **{**inherited, "scored": self._with_advantages(rollouts, values, advantages)},
+            values=values,
+            targets=targets,
+            advantages=advantages,
+            loss_mask=mask & learned[:, None],
+            reference=reference,
+            bad_values=bad_values,
+        )
+
+    def _with_advantages(self, rollouts: Rollouts, values: Tensor, advantages: Tensor) -> list[Scored]:
+        """The responses for reading, with V(prompt) and the mean advantage of their tokens."""
+        means = advantages if advantages.ndim == 1 else advantages.sum(dim=1) / rollouts.response_lengths
+        at_prompt = (values if values.ndim == 1 else values[:, 0]).tolist()
+        known = at_prompt if self._values is not None else [None] * len(rollouts)
+        return [
+            replace(s, value=value, advantage=advantage)
+            for s, value, advantage in zip(rollouts.scored, known, means.tolist(), strict=True)
+        ]
+
+
+def _like(rows: Tensor, tensor: Tensor) -> Tensor:
+    """[B] made to broadcast against [B] or [B, T]."""
+    return rows.view(-1, *[1] * (tensor.ndim - 1))

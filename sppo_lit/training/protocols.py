@@ -1,0 +1,132 @@
+"""What the modules of this project and callbacks may ask of each other.
+
+A module is never looked through for attributes that it may or may not have: a callback asks `training_module` for one
+that has all of them, and the parts of a module ask `callbacks_of` for callbacks that take part in what they do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast, runtime_checkable
+
+import lightning.pytorch as pl
+from transformers import PreTrainedTokenizerBase
+
+from sppo_lit.errors import InputError
+from sppo_lit.settings import EvalSettings
+from sppo_lit.types import Encoded, Problem, Rollouts, Scored, Verifier
+
+
+class StopRequests(Protocol):
+    """Takes the wish to end a run.
+
+    Attributes:
+        signum: the signal that asked this rank to stop; 0 for none.
+    """
+
+    signum: int
+
+    def request(self, signum: int) -> None:
+        """Leave at the next place where nothing finished is lost."""
+
+
+class ProblemCollector(Protocol):
+    """Makes the batch of one iteration."""
+
+    def collect(self, problems: Sequence[Encoded], iteration: int) -> Any:
+        """The batch that `training_step` receives, from this rank's problems of a 0-based iteration."""
+
+
+@runtime_checkable
+class _Constructed(Protocol):
+    """What a module has from its construction on."""
+
+    tokenizer: PreTrainedTokenizerBase
+    verifier: Verifier
+    seed: int
+    evaluation: EvalSettings
+    last_rollouts: Rollouts | None
+
+    @property
+    def iteration(self) -> int:
+        """Iterations completed; `current_epoch` lags behind it just after a resume."""
+
+    def exports(self) -> Mapping[str, Any]:
+        """Hugging Face models that make a finished run, by name: "policy", and "critic" if there is one."""
+
+    def adapter_base(self) -> str | None:
+        """Path of the model that the policy's adapters belong to; None where all weights are trained."""
+
+
+class TrainingModule(_Constructed, Protocol):
+    """What callbacks, data module and doctor may ask of a module.
+
+    Attributes:
+        tokenizer: of the policy, and of the critic.
+        verifier: judges answers.
+        seed: of the run.
+        evaluation: how held-out problems are answered.
+        last_rollouts: of the latest iteration; None before one, and in supervised training.
+        collector: makes the batch of an iteration; there once `configure_model` has run.
+        stop: takes the wish to end the run; there once `configure_model` has run.
+    """
+
+    collector: ProblemCollector
+    stop: StopRequests
+
+
+@runtime_checkable
+class PhaseListener(Protocol):
+    """A callback that is told how far the running phase of an iteration is."""
+
+    def on_phase(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        phase: str,
+        done: int,
+        total: int,
+        facts: Mapping[str, float],
+    ) -> None:
+        """`done` of `total` parts of `phase` are finished; facts such as ``tokens_per_second``."""
+
+
+@runtime_checkable
+class BoundaryKeeper(Protocol):
+    """A callback that saves finished iterations.
+
+    Attributes:
+        saved_iteration: iterations completed in the last checkpoint, or in that which the run started from.
+    """
+
+    saved_iteration: int
+
+    def save_boundary(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the last finished iteration, unless it is saved; no weight has changed since."""
+
+
+@runtime_checkable
+class ResponseStore(Protocol):
+    """A callback that remembers the responses of an interrupted evaluation."""
+
+    def stored_response(self, number: int, problem: Problem, sample: int) -> Scored | None:
+        """The response to a problem of the validation set `number`, if it is known."""
+
+
+def training_module(pl_module: pl.LightningModule) -> TrainingModule:
+    """The module, typed.
+
+    Raises:
+        InputError: it is not one that this project's callbacks and data module work with.
+    """
+    if not isinstance(pl_module, _Constructed):
+        raise InputError(
+            f"{type(pl_module).__name__} is not a module of sppo-lit; use SPPOModule or SupervisedModule, or leave out "
+            "the callbacks and the data module of sppo-lit"
+        )
+    return cast(TrainingModule, pl_module)
+
+
+def callbacks_of(trainer: pl.Trainer) -> list[pl.Callback]:
+    """All callbacks of a trainer, which Lightning does not declare."""
+    return trainer.callbacks  # type: ignore[attr-defined, no-any-return]

@@ -1,0 +1,70 @@
+"""What the parts of a module need of Lightning's strategy and precision, on this rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import ParallelStrategy
+from torch import Tensor
+
+from sppo_lit.distributed.sharding import missing_passes
+from sppo_lit.models.critics import ScalarCritic, TokenCritic
+from sppo_lit.models.policy import Policy
+from sppo_lit.utils.console import console
+
+Network = Policy | ScalarCritic | TokenCritic
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Device, rank and precision of this process.
+
+    Attributes:
+        device: where the networks compute.
+        rank: of this process.
+        ranks: processes of the run.
+        autocast: context of a forward pass outside `training_step`, in the precision of the run.
+        backward: replaces ``loss.backward()``.
+        local_gradients: in this context backward passes stay on this rank, so that gradients are summed once for each
+            minibatch and not for each micro-batch.
+    """
+
+    device: torch.device
+    rank: int
+    ranks: int
+    autocast: Callable[[], AbstractContextManager[Any]]
+    backward: Callable[[Tensor], None]
+    local_gradients: Callable[[], AbstractContextManager[Any]]
+
+    @classmethod
+    def of(cls, module: pl.LightningModule) -> Runtime:
+        """The runtime of a module that has a trainer."""
+        trainer, strategy = module.trainer, module.trainer.strategy
+        return cls(
+            device=strategy.root_device,
+            rank=trainer.global_rank,
+            ranks=trainer.world_size,
+            autocast=trainer.precision_plugin.forward_context,
+            backward=module.manual_backward,
+            local_gradients=strategy.block_backward_sync if isinstance(strategy, ParallelStrategy) else nullcontext,
+        )
+
+    def say(self, line: str) -> None:
+        """Print one line on rank zero."""
+        if self.rank == 0:
+            console.print(line, markup=False, soft_wrap=True)
+
+    def join_passes(self, network: Network, passes: int) -> None:
+        """Begin a minibatch's passes together: where passes are joint (sharded weights), a rank with fewer adds some.
+
+        They run over one made-up token and have no gradient.
+        """
+        for _ in range(missing_passes(network, passes, self.device)):
+            nothing = network.empty_pass(self.device)
+            if nothing.requires_grad:
+                self.backward(nothing)

@@ -1,0 +1,127 @@
+"""Responses of the policy as it is: drawn by the rollout engine, judged by the verifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from sppo_lit.distributed.sharding import is_sharded, whole_parameters
+from sppo_lit.models.loading import eos_token_ids
+from sppo_lit.models.policy import Policy
+from sppo_lit.rollout.engines import make_engine
+from sppo_lit.rollout.randomness import sequence_key
+from sppo_lit.settings import RolloutSettings
+from sppo_lit.training.runtime import Runtime
+from sppo_lit.training.timing import PhaseTimer
+from sppo_lit.types import Completion, Encoded, RolloutEngine, Sampling, Scored, Verdict, Verifier
+
+GREEDY = -1
+"""Sample index of the greedy response to a problem."""
+
+
+class Sampler:
+    """Draws responses and has them judged.
+
+    Args:
+        policy: whose responses.
+        tokenizer: decodes them.
+        verifier: judges them.
+        settings: names the engine.
+        seed: part of the key of every response's random numbers.
+        runtime: of this rank.
+        timer: told how far judging is.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        tokenizer: PreTrainedTokenizerBase,
+        verifier: Verifier,
+        settings: RolloutSettings,
+        seed: int,
+        runtime: Runtime,
+        timer: PhaseTimer,
+    ) -> None:
+        self._policy, self._tokenizer, self._verifier = policy, tokenizer, verifier
+        self._settings, self._seed, self._runtime, self._timer = settings, seed, runtime, timer
+        self._made: RolloutEngine | None = None
+        self._synced = -1  # iteration whose weights the engine has
+
+    def engine(self, iteration: int) -> RolloutEngine:
+        """The engine with the weights of so many completed iterations; made at first use.
+
+        Where it does not decode with the policy's own weights they are handed over once for each iteration, by all
+        ranks together; sampling then needs no other rank.
+        """
+        model = self._policy.model
+        if self._made is None:
+            ends, pad = eos_token_ids(model, self._tokenizer), int(self._tokenizer.pad_token_id)  # type: ignore[arg-type]
+            self._made = make_engine(self._settings, model, ends, pad, self._runtime.device, is_sharded(model))
+        if not self._made.shares_weights and self._synced != iteration:
+            self._made.sync_weights(whole_parameters(model))
+            self._synced = iteration
+        return self._made
+
+    @torch.no_grad()
+    def draw(
+        self,
+        problems: Sequence[Encoded],
+        sampling: Sampling,
+        stage: str,
+        samples: Sequence[int],
+        iteration: int,
+        on_progress: Callable[[int, int, int], None] | None = None,
+    ) -> list[Completion]:
+        """One response for each entry.
+
+        Args:
+            problems: with their prompt ids.
+            sampling: how.
+            stage: part of the key of the random numbers, e.g. "train/12".
+            samples: sample index of each entry within its problem.
+            iteration: iterations completed, the version of the weights.
+            on_progress: called with (responses finished, responses in all, tokens sampled so far).
+        """
+        keys = [sequence_key(self._seed, stage, p.key, s) for (p, _), s in zip(problems, samples, strict=True)]
+        engine = self.engine(iteration)
+        engine.wake()
+        try:
+            with self._runtime.autocast():
+                return engine.generate([ids for _, ids in problems], sampling, keys=keys, on_progress=on_progress)
+        finally:
+            engine.sleep()
+
+    def judge(self, problems: Sequence[Encoded], completions: Sequence[Completion]) -> tuple[list[str], list[Verdict]]:
+        """Decoded responses and their verdicts."""
+        texts = [str(self._tokenizer.decode(c.response_ids, skip_special_tokens=True)) for c in completions]
+        self._timer.report("verifying", 0, len(texts))
+        golds = [p.answer for p, _ in problems]
+        verdicts = self._verifier.score(texts, golds, finished=[c.finished for c in completions])
+        self._timer.report("verifying", len(texts), len(texts))
+        return texts, verdicts
+
+    def custom_rewards(self, problems: Sequence[Encoded], texts: Sequence[str]) -> dict[str, list[float]]:
+        """The unweighted value of each custom reward for every response, by the reward's name."""
+        return self._verifier.custom(texts, [p.answer for p, _ in problems])
+
+    def close(self) -> None:
+        """Free the engine."""
+        if self._made is not None:
+            self._made.close()
+        self._made = None
+
+
+def scored_responses(
+    problems: Sequence[Encoded],
+    completions: Sequence[Completion],
+    texts: Sequence[str],
+    verdicts: Sequence[Verdict],
+    samples: Sequence[int],
+) -> list[Scored]:
+    """Responses with what sampler and verifier say of them, all equally many and in one order."""
+    return [
+        Scored(problem, text, len(c.response_ids), verdict, sample, c.finished)
+        for (problem, _), text, c, verdict, sample in zip(problems, texts, completions, verdicts, samples, strict=True)
+    ]

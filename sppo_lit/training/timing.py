@@ -1,0 +1,74 @@
+"""Where an iteration's seconds and memory go, and how far its current phase is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+
+from sppo_lit.distributed.collectives import ranks, reduced
+from sppo_lit.training.protocols import PhaseListener, callbacks_of
+from sppo_lit.utils.peak_memory import peak_mib, reset_peak
+
+Listener = Callable[[str, int, int, Mapping[str, float]], None]
+"""Called with the phase, parts of it that are done, parts in all, and further facts."""
+
+WAIT = "wait"
+"""The phase in which this rank waits for others; it lies inside other phases."""
+
+
+class PhaseTimer:
+    """Seconds and peak memory of each phase of the running iteration.
+
+    Args:
+        device: whose memory is looked at.
+        listeners: told how far a phase is.
+
+    Attributes:
+        seconds: wall-clock of each phase on this rank, without what it spent in `WAIT`.
+    """
+
+    def __init__(self, device: torch.device, listeners: Sequence[Listener] = ()) -> None:
+        self.seconds: dict[str, float] = {}
+        self._memory: dict[str, float] = {}  # MiB
+        self._device, self._listeners = device, listeners
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Add the block's seconds and peak memory to `phase`."""
+        measured = phase != WAIT and reset_peak(self._device)
+        start, waited = time.perf_counter(), self.seconds.get(WAIT, 0.0)
+        yield
+        if measured:
+            self._memory[phase] = max(self._memory.get(phase, 0.0), peak_mib(self._device))
+        elsewhere = self.seconds.get(WAIT, 0.0) - waited
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start - elsewhere
+
+    def report(self, phase: str, done: int, total: int, **facts: float) -> None:
+        """Tell all listeners how far `phase` is."""
+        for listener in self._listeners:
+            listener(phase, done, total, facts)
+
+    def end_iteration(self) -> dict[str, float]:
+        """Begin the next iteration; returns the metrics of this one: mean seconds over ranks, largest peak in MiB."""
+        spent = [*self.seconds.values(), sum(self.seconds.values())]
+        seconds = reduced(torch.tensor(spent, dtype=torch.float32, device=self._device) / ranks()).tolist()
+        peaks = torch.tensor(list(self._memory.values()), dtype=torch.float32, device=self._device)
+        largest = reduced(peaks, dist.ReduceOp.MAX).tolist() if self._memory else []
+        names = [*(f"time/{phase}" for phase in (*self.seconds, "iteration")), *(f"memory/{p}" for p in self._memory)]
+        self.seconds, self._memory = {}, {}
+        return dict(zip(names, [*seconds, *largest], strict=True))
+
+
+def listeners(trainer: pl.Trainer) -> list[Listener]:
+    """The callbacks of a trainer that are told how far a phase is."""
+
+    def tell(callback: PhaseListener, phase: str, done: int, total: int, facts: Mapping[str, float]) -> None:
+        callback.on_phase(trainer, trainer.lightning_module, phase, done, total, facts)
+
+    return [partial(tell, callback) for callback in callbacks_of(trainer) if isinstance(callback, PhaseListener)]

@@ -1,0 +1,182 @@
+"""Optimizer steps of one network, whatever goes wrong: memory that runs out, a loss or gradient that is not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sppo_lit.distributed.collectives import reduced, sum_gradients
+from sppo_lit.distributed.sharding import is_sharded, whole
+from sppo_lit.errors import InputError
+from sppo_lit.settings import OptimizerSettings
+from sppo_lit.training.budget import TokenBudget
+from sppo_lit.training.runtime import Network, Runtime
+from sppo_lit.training.stopping import StopControl
+
+Terms = dict[str, Tensor]
+"""Scalars by name; those named in `LEAST` and `GREATEST` are extremes, all others sums over micro-batches and ranks."""
+
+LEAST, GREATEST = ("policy/ratio_min",), ("policy/ratio_max",)
+
+
+def adamw(network: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """AdamW over what a network trains; weight decay spares vectors (norms and biases)."""
+    trained = [p for p in network.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim >= 2]
+    vectors = [p for p in trained if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+
+
+class Updater:
+    """One network's optimizer steps, taken together with the other ranks.
+
+    Args:
+        name: of the network, "policy" or "critic".
+        network: what is trained; its gradients are zero between steps.
+        optimizer: over its parameters, as Lightning wraps it.
+        settings: of the optimizer.
+        budget: of tokens of one forward pass.
+        runtime: of this rank.
+        stop: where ranks meet.
+        folder: the run's, for a minibatch that breaks the run off.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: Network,
+        optimizer: Any,
+        settings: OptimizerSettings,
+        budget: TokenBudget,
+        runtime: Runtime,
+        stop: StopControl,
+        folder: Path,
+    ) -> None:
+        self._name, self._network, self._optimizer, self._settings = name, network, optimizer, settings
+        self._budget, self._runtime, self._stop, self._folder = budget, runtime, stop, folder
+        self._skipped = 0  # steps in a row
+
+    def set_lr(self, iteration: int, iterations: int) -> float:
+        """Set and return the learning rate of 0-based `iteration` in a run of `iterations`."""
+        lr = self._settings.lr_at(iteration, iterations)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def step(
+        self,
+        pieces: Sequence[Tensor],
+        lengths: Tensor,
+        loss: Callable[[Tensor], Terms],
+        names: Sequence[str],
+        contents: Callable[[Tensor], Mapping[str, Any]],
+    ) -> Terms:
+        """Forward and backward over a minibatch's micro-batches, then one optimizer step.
+
+        The step is skipped where loss or gradient is not finite: the weights stay as they are.
+
+        Args:
+            pieces: this rank's rows of each micro-batch, [N] int64 each; none where it has nothing to learn from.
+            lengths: [B] int64 on the CPU, tokens that the network reads of every row of the batch.
+            loss: rows of a micro-batch -> its share of the minibatch's terms, without collectives; the one called
+                ``<name>/loss`` has a gradient.
+            names: of all terms.
+            contents: rows -> what to save of them if the run has to end here.
+
+        Returns:
+            the terms of the whole minibatch over all ranks, and ``<name>/grad_norm`` before clipping, float32 scalars
+            (the norm is not finite where the step was skipped).
+
+        Raises:
+            InputError: `max_skipped_steps` in a row were skipped; the minibatch is saved in the run folder.
+            torch.OutOfMemoryError: a single sequence is too much, or the network is sharded.
+        """
+        rows = torch.cat([torch.empty(0, dtype=torch.int64), *pieces])
+        terms = self._reduce(self._accumulate(list(pieces), lengths, loss, names))
+        value = terms[f"{self._name}/loss"]
+        norm = self._step_clipped() if torch.isfinite(value) else self._skip(value)
+        self._skipped = 0 if torch.isfinite(norm) else self._skipped + 1
+        if self._skipped >= self._settings.max_skipped_steps:
+            self._give_up(value, contents(rows))
+        return {**terms, f"{self._name}/grad_norm": norm}
+
+    def _accumulate(
+        self, pieces: list[Tensor], lengths: Tensor, loss: Callable[[Tensor], Terms], names: Sequence[str]
+    ) -> Terms:
+        """Accumulate the gradient over all pieces.
+
+        When memory runs out on any rank, all begin again from a zero gradient, in micro-batches of half the size. Not
+        under sharding: there passes are joint, and a rank that breaks one off cannot tell the others.
+        """
+        if self._budget.out_of_memory:  # in an earlier minibatch of the iteration, which was cut beforehand
+            pieces = self._budget.recut(pieces, lengths)
+        while True:
+            self._runtime.join_passes(self._network, len(pieces))
+            done: list[Terms] = []
+            try:
+                done.append(self._passes(pieces, loss, names))
+            except torch.OutOfMemoryError:
+                if is_sharded(self._network) or max(map(len, pieces)) == 1:
+                    raise
+            # Outside the except block, whose traceback keeps activations alive.
+            if not self._stop.meet(not done):
+                return done[0]
+            self._network.zero_grad()
+            if self._runtime.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self._budget.halve()
+            self._runtime.say(
+                f"out of memory in an update: going on with model.memory.micro_batch_tokens {self._budget.tokens}"
+            )
+            pieces = self._budget.recut(pieces, lengths)
+
+    def _passes(self, pieces: Sequence[Tensor], loss: Callable[[Tensor], Terms], names: Sequence[str]) -> Terms:
+        total = {name: torch.zeros((), device=self._runtime.device) for name in names}
+        total |= {name: torch.full_like(total[name], torch.inf) for name in names if name in LEAST}
+        for rows in pieces:
+            terms = loss(rows)
+            self._runtime.backward(terms[f"{self._name}/loss"])
+            for name, value in terms.items():
+                if name in LEAST or name in GREATEST:
+                    pair = torch.stack([total[name], value.detach().to(total[name])])
+                    total[name] = pair.min() if name in LEAST else pair.max()
+                else:
+                    total[name] += value.detach()
+        return total
+
+    def _reduce(self, terms: Terms) -> Terms:
+        sums = {name: value for name, value in terms.items() if name not in LEAST and name not in GREATEST}
+        sums = dict(zip(sums, reduced(torch.stack(list(sums.values()))), strict=True))
+        least = {name: reduced(terms[name], dist.ReduceOp.MIN) for name in terms if name in LEAST}
+        greatest = {name: reduced(terms[name], dist.ReduceOp.MAX) for name in terms if name in GREATEST}
+        return {**sums, **least, **greatest}
+
+    def _step_clipped(self) -> Tensor:
+        """Sum the gradients over ranks, clip by global norm, step; one that is not finite skips the step."""
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        sum_gradients(parameters)
+        norm = whole(nn.utils.clip_grad_norm_(parameters, self._settings.clip_norm))
+        if torch.isfinite(norm):  # the same number on every rank
+            self._optimizer.step()
+        self._optimizer.zero_grad()
+        return norm.detach()
+
+    def _skip(self, loss: Tensor) -> Tensor:
+        self._optimizer.zero_grad()
+        return torch.full_like(loss, torch.nan)
+
+    def _give_up(self, loss: Tensor, contents: Mapping[str, Any]) -> None:
+        file = self._folder / f"bad_minibatch-{self._name}-rank{self._runtime.rank}.pt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"loss": float(loss), **contents}, file)
+        raise InputError(
+            f"{self._skipped} steps of the {self._name} in a row had a loss or gradient that is not finite, and were "
+            f"skipped; the last minibatch is in {file}; lower model.{self._name}_optimizer.lr, or look for values out "
+            f"of range in it (model.{self._name}_optimizer.max_skipped_steps sets how many are tolerated)"
+        )
