@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from cli_helpers import ROOT, recipe
+from run_files import csv_rows
 
 from sppo_lit import __version__
 from sppo_lit.cli.main import lightning_main, main, translate
@@ -155,11 +156,10 @@ def test_a_broken_sdk_is_not_hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 def metrics(folder: Path) -> list[dict[str, str]]:
     """Rows of `metrics.csv` without what depends on the machine."""
-    with (folder / "metrics.csv").open(newline="") as file:
-        return [
-            {k: v for k, v in row.items() if not k.startswith(("time/", "memory/")) and k not in RATES}
-            for row in csv.DictReader(file)
-        ]
+    return [
+        {k: v for k, v in row.items() if not k.startswith(("time/", "memory/")) and k not in RATES}
+        for row in csv_rows(folder / "metrics.csv")
+    ]
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
