@@ -75,7 +75,9 @@ class Recorded(SPPOModule):
         return step()
 
 
-def run_iteration(precision: Any = None, iterations: int = 1, **settings: Any) -> Recorded:
+def run_iteration(
+    precision: Any = None, iterations: int = 1, kind: type[Recorded] = Recorded, **settings: Any
+) -> Recorded:
     """Real iterations of rollouts and updates on arithmetic, with a tiny policy and a tinier critic."""
     pl.seed_everything(3)
     options: dict[str, Any] = {
@@ -88,7 +90,7 @@ def run_iteration(precision: Any = None, iterations: int = 1, **settings: Any) -
         "critic_optimizer": OptimizerSettings(lr=3e-3),
         **settings,
     }
-    module = Recorded(**grouped(**options))
+    module = kind(**grouped(**options))
     module.exact = precision is None
     data = MathDataModule(
         ProblemSet("arithmetic"), arithmetic=ArithmeticTask(1, 3), problems_per_epoch=16, max_prompt_tokens=32
@@ -217,6 +219,41 @@ def test_rewards_that_cannot_be_given_are_refused_before_anything_is_loaded() ->
     ):
         with pytest.raises(InputError, match=part):
             run_iteration(reward=reward)
+
+
+def test_every_iteration_is_cut_into_other_minibatches() -> None:
+    """In a fixed partition the same sequences would share a step in every iteration."""
+    rows = [frozenset(step["rows"].tolist()) for step in run_iteration("32-true", iterations=3).steps]
+    partitions = [set(rows[i : i + 2]) for i in (0, 2, 4)]
+    assert all(frozenset.union(*partition) == set(range(16)) for partition in partitions)
+    assert partitions[0] != partitions[1] != partitions[2] != partitions[0]
+
+
+class ForeignSampler(Recorded):
+    """Learns from responses whose sampler told other log-probabilities than the policy has."""
+
+    old: torch.Tensor
+
+    def training_step(self, batch: Intact[TrainingBatch], batch_idx: int) -> None:
+        super().training_step(Intact(replace(batch.content, logprobs=batch.content.logprobs - 1)), batch_idx)
+
+    def policy_step(self, batch: TrainingBatch, pieces: list[torch.Tensor], old: torch.Tensor) -> Any:
+        self.old = old
+        return super().policy_step(batch, pieces, old)
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_old_logprobs_of_every_response_are_those_of_the_policy(epochs: int) -> None:
+    module: Any = run_iteration(kind=ForeignSampler, minibatch_size=4, epochs=epochs)
+    batch = module.last_rollouts
+    assert len(module.steps) == 4 * epochs
+    for row in range(16):
+        prompt = batch.prompt_ids[row, : batch.prompt_lengths[row]]
+        response = batch.response_ids[row, : batch.response_lengths[row]]
+        with torch.no_grad():
+            expected = reference_logprobs(module.before.double(), prompt, response, module.sampling.temperature)
+        ours = module.old[row, : len(response)].double()
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5, msg=f"response {row}")
 
 
 # ------------------------------------------------------------------------------------------------------- the baselines
