@@ -1,4 +1,4 @@
-"""A procedural reasoning task: nested integer expressions of graded difficulty.
+r"""A procedural reasoning task: nested integer expressions of graded difficulty.
 
 A problem of level k has k operations. Its worked solution reduces one operation a line, leftmost innermost first, and
 ends in the boxed answer::
@@ -6,7 +6,7 @@ ends in the boxed answer::
     (3+4)*(9-7)=        <- prompt
     7*(9-7)
     7*2
-    \\boxed{14}
+    \boxed{14}
 
 Problem i of a split is a pure function of (seed, split, i): any position of the endless stream can be reached without
 producing what comes before it. Splits are disjoint by construction: a checksum of the expression decides which split

@@ -36,14 +36,14 @@ class BadRow(ValueError):
 
 @dataclass(frozen=True)
 class RawProblem:
-    """What a row says, cleaned.
+    r"""What a row says, cleaned.
 
     Attributes:
         text: the problem alone, without wrappers and without an answer-format suffix.
-        answer: gold answer, without ``\\boxed{}``.
+        answer: gold answer, without ``\boxed{}``.
         index: identifier of the problem, if the row has one that is unique by nature (a UUID).
         level: graded difficulty.
-        solution: worked response that ends in ``\\boxed{answer}``.
+        solution: worked response that ends in ``\boxed{answer}``.
         identity: rows that have any of these in common are one problem; only `text` if empty.
     """
 
@@ -59,7 +59,7 @@ Converter = Callable[[Row], RawProblem]
 
 
 def boxed_contents(text: str) -> list[str]:
-    """Contents of every ``\\boxed{...}`` whose braces balance, in order; of nested boxes the inner one comes last."""
+    r"""Contents of every ``\boxed{...}`` whose braces balance, in order; of nested boxes the inner one comes last."""
     found = []
     for match in _BOX.finditer(text):
         depth = 1

@@ -121,8 +121,10 @@ def _needs_sympy(gold: str, answer: str) -> None:
 
 
 def load_symbolic() -> None:
-    """Load sympy and warm up its grammar now, so that the seconds are not counted against an answer, and take its
-    evaluator away. For workers: the process cannot evaluate strings by sympy afterwards."""
+    """Load sympy and warm up its grammar, so that no answer pays for these seconds, and take its evaluator away.
+
+    For workers: the process cannot evaluate strings by sympy afterwards.
+    """
     from sppo_lit.rewards.math.symbolic import forbid_eval, parse
 
     forbid_eval()

@@ -11,11 +11,11 @@ _BARE = re.compile(r"\\{1,2}(?:boxed|fbox)(?![A-Za-z])[ \t]*(?=[^\s{$])")
 
 
 def extract_answer(response: str) -> str | None:
-    """The content of the last ``\\boxed{…}``/``\\fbox{…}`` after the last ``</think>``, stripped, or None.
+    r"""The content of the last ``\boxed{…}``/``\fbox{…}`` after the last ``</think>``, stripped, or None.
 
     Braces are matched and escaped ones skipped, in one pass (linear in the length, whatever the nesting). The last box
     decides: if it is unclosed or empty there is no answer, earlier boxes and the free text are never searched. A box
-    inside a box is unwrapped. ``\\boxed 5`` without braces reaches to the next space, dollar or full stop at the end.
+    inside a box is unwrapped. ``\boxed 5`` without braces reaches to the next space, dollar or full stop at the end.
     """
     text = response[response.rfind(THINK_END) + len(THINK_END) :] if THINK_END in response else response
     if not _BOX.search(text):
@@ -57,7 +57,7 @@ def _last_outer_box(text: str) -> str | None:
 
 
 def _last_bare(text: str, after: int) -> str | None:
-    """Content of a brace-less ``\\boxed 5`` that begins after position `after`."""
+    r"""Content of a brace-less ``\boxed 5`` that begins after position `after`."""
     found = None
     for m in _BARE.finditer(text, max(after, 0)):
         found = m

@@ -255,7 +255,7 @@ def _words(s: str) -> str:
 
 
 def _same_choice(g: str, a: str) -> bool | None:
-    """Multiple choice: ``(C)``, ``\\text{C}``, ``C`` and ``(C) 12`` are one answer."""
+    r"""Multiple choice: ``(C)``, ``\text{C}``, ``C`` and ``(C) 12`` are one answer."""
     m = _CHOICE.fullmatch(g)
     if m is None or (m[3] and "(" not in g and not _CHOICE.fullmatch(a) and not _CHOICE_FIRST.match(a)):
         return None

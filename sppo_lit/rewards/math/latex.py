@@ -1,6 +1,6 @@
-"""One spelling for each answer: LaTeX and plain notation reduced to a small common subset, as text.
+r"""One spelling for each answer: LaTeX and plain notation reduced to a small common subset, as text.
 
-Nothing here looks at meaning: spacing, fonts, bracket sizes, Unicode signs and shorthand such as ``\\frac12`` only.
+Nothing here looks at meaning: spacing, fonts, bracket sizes, Unicode signs and shorthand such as ``\frac12`` only.
 All patterns are linear in the length of the text.
 """
 

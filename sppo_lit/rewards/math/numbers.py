@@ -41,8 +41,11 @@ def _decimal(sign: str, digits: str, exponent: int = 0) -> Number:
 
 
 def parse_number(s: str) -> Number | None:
-    """The value of a number written as integer, decimal, with thousands separators, in scientific notation, as a
-    proper, improper or mixed fraction, or as a repeating decimal; None if `s` is anything else."""
+    """The value of a number; None if `s` is anything else.
+
+    Read are integers, decimals (repeating ones too), thousands separators, scientific notation, and proper, improper
+    and mixed fractions.
+    """
     if not s or len(s) > MAX_DIGITS or not any(c.isdigit() for c in s[:20]):
         return None
     if _GROUPED.fullmatch(s):

@@ -82,7 +82,7 @@ def _relation(parts: list[tuple[str, str]]) -> Shape:
 
 
 def _chain(pieces: list[str], signs: list[str]) -> Shape:
-    """``a = b \\approx c``: the exact part, all of whose members must agree."""
+    r"""``a = b \approx c``: the exact part, all of whose members must agree."""
     exact = [pieces[0]]
     for sign, piece in zip(signs, pieces[1:], strict=True):
         if sign != "=":
@@ -96,7 +96,7 @@ def _variable(pieces: list[str]) -> str:
 
 
 def _interval(signs: list[str], pieces: list[str]) -> str:
-    """The interval that ``a < x \\le b`` or ``x > a`` describes; empty if it is another kind of inequality."""
+    r"""The interval that ``a < x \le b`` or ``x > a`` describes; empty if it is another kind of inequality."""
     if len(pieces) == 3 and is_name(pieces[1]):
         low, high = pieces[0], pieces[2]
         if set(signs) <= {">", "\\ge"}:
@@ -139,7 +139,7 @@ def _plain(s: str) -> Shape:
 
 
 def _expand(items: list[str]) -> tuple[str, ...]:
-    """Items with ``\\pm`` written out as two."""
+    r"""Items with ``\pm`` written out as two."""
     out: list[str] = []
     for item in items:
         if "\\pm" in item or "\\mp" in item:

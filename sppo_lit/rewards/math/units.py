@@ -60,7 +60,7 @@ def _canonical(raw: str) -> tuple[str, bool, int]:
 
 
 def split_quantity(s: str) -> Quantity:
-    """`s` taken apart into magnitude, unit, percent sign and multiplier word (``2.5 \\text{ million}``)."""
+    r"""`s` taken apart into magnitude, unit, percent sign and multiplier word (``2.5 \text{ million}``)."""
     unit = ""
     for sign, name in _CURRENCY.items():
         if sign in s[:3]:
