@@ -60,7 +60,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"model": {"class_path": "sppo_lit.nothing.Here"}}, ("model: class_path sppo_lit.nothing.Here",)),
         (
             {"model": {"class_path": "lightning.pytorch.demos.boring_classes.BoringModel"}},
-            ("class_path", "BoringModel", "PolicyModule"),
+            ("class_path", "BoringModel", "SPPOModule"),
         ),
         ({"model.algorithm": "ppp"}, ("model.algorithm 'ppp' is unknown", "sppo")),
         ({"model.sampling.temperature": 0.0}, ("model.sampling.temperature is 0", "set it above 0")),

@@ -14,11 +14,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from sppo_lit.cli.main import main
-from sppo_lit.distributed.collectives import unsharded_copy, whole_parameters
+from sppo_lit.distributed.sharding import whole_parameters
 from sppo_lit.errors import InputError
 from sppo_lit.models.lora import adapters, add_adapters
 from sppo_lit.models.policy import Policy
-from sppo_lit.rollout.torch_engine import TorchEngine
+from sppo_lit.rollout.torch_engine import TorchEngine, whole_copy
 from sppo_lit.types import Sampling
 
 peft = pytest.importorskip("peft")
@@ -51,7 +51,7 @@ def ids() -> Tensor:
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_sampler_policy_and_merged_copy_are_one_function(name: str) -> None:
     model = adapted(name)
-    copy = unsharded_copy(model, torch.device("cpu"))
+    copy = whole_copy(model, torch.device("cpu"))
     assert not adapters(copy)
     sampling = Sampling(temperature=1.0, max_new_tokens=9)
     prompts = [row[: 3 + i].tolist() for i, row in enumerate(ids())]

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 from cli_helpers import ROOT, recipe
-from sppo_lit.training.policy_module import PolicyModule
 
 from sppo_lit.callbacks.journal import SETTINGS, Journal
 from sppo_lit.cli.main import main
+from sppo_lit.training.sampler import Sampler
 from sppo_lit.types import Problem, Scored, Verdict
 
 pytestmark = [pytest.mark.usefixtures("alone"), pytest.mark.filterwarnings("ignore")]
@@ -31,7 +31,7 @@ ALL = 3 * (10 + 7)
 def sampled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]]:
     """(problem, sample) of every response sampled; `stop_after` of them, the program is interrupted."""
     found = Sampled()
-    sample = PolicyModule.sample
+    sample = Sampler.draw
 
     def counting(self: Any, encoded: Any, sampling: Any, stage: str, samples: Any, *more: Any) -> Any:
         if len(found) >= found.stop_after:
@@ -39,7 +39,7 @@ def sampled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]]:
         found.extend((problem.key, s) for (problem, _), s in zip(encoded, samples, strict=True))
         return sample(self, encoded, sampling, stage, samples, *more)
 
-    monkeypatch.setattr(PolicyModule, "sample", counting)
+    monkeypatch.setattr(Sampler, "draw", counting)
     yield found
 
 

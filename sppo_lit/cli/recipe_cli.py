@@ -42,7 +42,7 @@ from sppo_lit.distributed.strategy import ShardedStrategy
 from sppo_lit.errors import InputError, Stopped
 from sppo_lit.training.datamodule import MathDataModule
 from sppo_lit.training.module import SPPOModule
-from sppo_lit.training.protocols import callbacks_of
+from sppo_lit.training.protocols import callbacks_of, training_module
 from sppo_lit.training.supervised import SupervisedModule
 
 CALLBACKS = {
@@ -177,6 +177,10 @@ class RecipeCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Last checks before anything is sampled."""
+        try:
+            training_module(self.model)
+        except InputError as error:
+            raise InputError(f"{self.recipe}: model.class_path: {error}") from error
         for callback in callbacks_of(self.trainer):
             if isinstance(callback, Evaluation) and self.asked is not None:
                 callback.keep_responses(self.asked)

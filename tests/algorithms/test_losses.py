@@ -42,7 +42,9 @@ def test_clipped_surrogate_equals_the_token_by_token_reference(dual_clip: float 
     if not per_token:
         advantages = advantages[:, 0]
     new.requires_grad_()
-    terms = clipped_surrogate(new, old, advantages, clip_low=LOW, clip_high=HIGH, dual_clip=dual_clip)
+    terms = clipped_surrogate(
+        new, old, advantages, torch.ones_like(new).bool(), clip_low=LOW, clip_high=HIGH, dual_clip=dual_clip
+    )
     terms.loss.sum().backward()
     seen = set()
     for i in range(size[0]):
@@ -62,14 +64,14 @@ def test_an_absurd_token_gives_a_finite_loss_without_gradient() -> None:
     new = torch.tensor([[0.0, -1e4]], requires_grad=True)
     old = torch.tensor([[-1e4, 0.0]])
     for advantage in (-1.0, 1.0):
-        terms = clipped_surrogate(new, old, torch.tensor([advantage]), dual_clip=None)
+        terms = clipped_surrogate(new, old, torch.tensor([advantage]), torch.ones_like(new).bool(), dual_clip=None)
         (gradient,) = torch.autograd.grad(terms.loss.sum(), new)
         assert terms.loss.isfinite().all() and not gradient.any()
 
 
 def test_unchanged_weights_give_the_policy_gradient() -> None:
     new = torch.tensor([[-1.0, -2.0]], requires_grad=True)
-    terms = clipped_surrogate(new, new.detach(), torch.tensor([0.7]))
+    terms = clipped_surrogate(new, new.detach(), torch.tensor([0.7]), torch.ones_like(new).bool())
     terms.loss.sum().backward()
     assert torch.equal(terms.ratio, torch.ones(1, 2)) and not terms.clipped.any() and not terms.dual_clipped.any()
     assert torch.allclose(new.grad, torch.tensor([[-0.7, -0.7]]))
@@ -142,7 +144,7 @@ def test_losses_equal_those_of_verl() -> None:
     modes: tuple[Aggregation, ...] = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean")
     for mode in modes:
         weights = token_weights(lengths, 11, mode, sequences=16, tokens=int(lengths.sum()), norm_length=11)
-        ours = masked_sum(clipped_surrogate(new, old, advantages, clip_high=0.28).loss * weights, mask)
+        ours = masked_sum(clipped_surrogate(new, old, advantages, mask, clip_high=0.28).loss * weights, mask)
         theirs, *_ = core.compute_policy_loss(
             old, new, advantages, mask, 0.2, 0.2, 0.28, clip_ratio_c=3.0, loss_agg_mode=mode
         )

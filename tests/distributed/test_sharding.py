@@ -13,7 +13,7 @@ from launch import ROOT, Run, difference, equal, launch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 
-from sppo_lit.distributed import collectives as distributed
+from sppo_lit.distributed import sharding as distributed
 from sppo_lit.errors import InputError
 from sppo_lit.models.loading import load_causal_lm, load_tokenizer
 from sppo_lit.models.policy import Policy

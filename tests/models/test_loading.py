@@ -20,7 +20,6 @@ from sppo_lit.models.loading import (
     load_causal_lm,
     load_critic,
     load_tokenizer,
-    parameter_count,
 )
 from sppo_lit.settings import ModelSource
 
@@ -229,14 +228,3 @@ def test_every_end_of_sequence_id_ends_a_response(folder: Path, tokenizer: Any) 
     for declared, expected in ((None, {own}), (7, {own, 7}), ([9, 7, own], {own, 7, 9})):
         model.generation_config.eos_token_id = declared
         assert eos_token_ids(model, tokenizer) == sorted(expected)
-
-
-def test_shared_parameters_are_counted_once(tokenizer: Any) -> None:
-    counts = [
-        parameter_count(
-            load_causal_lm(ModelSource(str(BASE), "random", {**SMALL, "tie_word_embeddings": t}), tokenizer)
-        )
-        for t in (True, False)
-    ]
-    vocabulary = load_causal_lm(RANDOM, tokenizer).config.vocab_size
-    assert counts[1] - counts[0] == 16 * vocabulary
