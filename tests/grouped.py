@@ -16,11 +16,15 @@ GROUPS: dict[str, Any] = {
 }
 
 
+PLAIN = {"epochs": "ppo_epochs"}
+
+
 def grouped(**settings: Any) -> dict[str, Any]:
     """Arguments of `SPPOModule` or `SupervisedModule`: ``minibatch_size=8`` becomes ``batch=BatchSettings(…)``."""
     arguments = dict(settings)
     for name, group in GROUPS.items():
-        own = {f.name: arguments.pop(f.name) for f in fields(group) if f.name in arguments}
+        plain = {f.name: PLAIN.get(f.name, f.name) for f in fields(group)}
+        own = {field: arguments.pop(key) for field, key in plain.items() if key in arguments}
         if own:
             arguments[name] = replace(group, **own)
     return arguments

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,23 +11,17 @@ from lightning.pytorch.callbacks import Callback
 from rich.table import Table
 
 from sppo_lit.callbacks.journal import Journal, write_completions
-from sppo_lit.training.metrics import AccuracyAtK
-from sppo_lit.training.protocols import training_module
+from sppo_lit.training.metrics import MEAN, Result, accuracy, file_name, flatten, with_mean
+from sppo_lit.training.protocols import training_module, validation_names
 from sppo_lit.training.run_folder import run_folder
 from sppo_lit.types import Problem, Scored
 from sppo_lit.utils.console import console
-
-Result = dict[str, float]
-MEAN = "mean"
 
 
 class Evaluation(Callback):
     """Accuracy on each validation set, in `validate`, during `fit`, and before training (as the sanity check).
 
-    Logs, at step = iteration: ``val/<set>/`` greedy, greedy_ci, avg_at_k, avg_at_k_ci, pass_at_k, maj_at_k, k,
-    problems, length (tokens), truncation_rate; of several sets ``val/mean/`` the same, each set counted once; and
-    ``val/accuracy``, the mean over sets of the greedy accuracy, or of avg@k where no greedy response was asked for.
-    ``_ci`` is the half width of the 95 % interval.
+    The module logs the numbers (`training.metrics.flatten`); this callback shows them, and writes the responses.
 
     Args:
         jsonl: write every completion to ``<run>/evaluations/<set>-iteration-<n>.jsonl``; in `validate` also as soon as
@@ -49,7 +41,6 @@ class Evaluation(Callback):
         self.first: dict[str, Result] = {}
         self.last: dict[str, Result] = {}
         self.history: list[tuple[int, float]] = []
-        self._metrics: dict[str, AccuracyAtK] = {}
         self._responses: dict[str, list[Scored]] = {}
 
     def keep_responses(self, settings: Mapping[str, Any]) -> None:
@@ -62,11 +53,7 @@ class Evaluation(Callback):
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Every rank starts with every set, also with those of which it gets no problem."""
-        sets = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
-        names = getattr(getattr(trainer, "datamodule", None), "val_names", None) or [
-            f"set{i}" for i in range(len(sets))
-        ]
-        self._metrics = {name: AccuracyAtK().to(pl_module.device) for name in names}
+        names = validation_names(trainer)
         self._responses = {name: [] for name in names}
         if self.jsonl and self._settings is not None:
             folder, iteration = run_folder(trainer) / "evaluations", training_module(pl_module).iteration
@@ -95,17 +82,15 @@ class Evaluation(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Take in the responses of one batch."""
-        name = list(self._metrics)[dataloader_idx]
-        self._metrics[name].update(outputs)
         if self.jsonl:
-            self._responses[name].extend(outputs)
+            self._responses[list(self._responses)[dataloader_idx]].extend(outputs)
         if self._journal is not None:
             self._journal.append(dataloader_idx, outputs)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compute, log, write and show."""
-        iteration = training_module(pl_module).iteration
-        results = {name: result for name, metric in self._metrics.items() if (result := metric.compute())}
+        module = training_module(pl_module)
+        iteration, results = module.iteration, module.validation_results()
         folder = run_folder(trainer) / "evaluations"
         if self.jsonl:
             for name, responses in self._responses.items():
@@ -114,17 +99,14 @@ class Evaluation(Callback):
                     write_completions(folder / f"{file_name(name)}-iteration-{iteration}.jsonl", everyone)
         if self._journal is not None and trainer.is_global_zero:
             self._journal.end()
-        self._metrics, self._responses, self._journal = {}, {}, None
+        self._responses, self._journal = {}, None
         if not results:
             return
         logged = flatten(results)
-        if trainer.sanity_checking:  # Lightning drops what is logged here
+        if trainer.sanity_checking:  # Lightning drops what the module logs there
             for logger in trainer.loggers if trainer.is_global_zero else []:
                 logger.log_metrics(logged, step=iteration)
                 logger.save()
-        else:
-            # As "step", the iteration becomes the loggers' x-axis; else it would lag one behind.
-            pl_module.log_dict({**logged, "step": float(iteration)}, batch_size=1)
         self.last = results
         self.history = [h for h in self.history if h[0] < iteration] + [(iteration, logged["val/accuracy"])]
         self.first = self.first or results
@@ -140,40 +122,6 @@ class Evaluation(Callback):
         """Take over the numbers of the run that is resumed."""
         self.first, self.last = state_dict["first"], state_dict["last"]
         self.history = [(int(n), float(a)) for n, a in state_dict["history"]]
-
-
-def accuracy(result: Result) -> float:
-    """The one number of a set: greedy accuracy, or avg@k where there is none."""
-    return result.get("greedy", result.get("avg_at_k", float("nan")))
-
-
-def mean(results: dict[str, Result]) -> Result:
-    """The mean over sets of every number that all of them have, each set counted once; ``problems`` is the sum.
-
-    ``_ci`` is that of the mean: sets are independent.
-    """
-    common = [key for key in next(iter(results.values())) if all(key in r for r in results.values())]
-    found = {key: [r[key] for r in results.values()] for key in common}
-    means = {
-        key: math.hypot(*values) / len(values) if key.endswith("_ci") else sum(values) / len(values)
-        for key, values in found.items()
-    }
-    return means | {"problems": sum(found["problems"])}
-
-
-def with_mean(results: dict[str, Result]) -> dict[str, Result]:
-    """Numbers by set, and of several sets their `mean` at the end."""
-    return {**results, MEAN: mean(results)} if len(results) > 1 else results
-
-
-def flatten(results: dict[str, Result]) -> Result:
-    """Numbers by set → ``val/<set>/<name>``, ``val/mean/<name>`` of several sets, and ``val/accuracy``."""
-    flat = {
-        f"val/{file_name(name)}/{key}": value
-        for name, result in with_mean(results).items()
-        for key, value in result.items()
-    }
-    return flat | {"val/accuracy": sum(map(accuracy, results.values())) / len(results)}
 
 
 def table(results: dict[str, Result], earlier: dict[str, Result], iteration: int, training: bool = True) -> Table:
@@ -219,11 +167,6 @@ def _percent(result: Result, key: str) -> str:
 def _change(gain: float) -> str:
     colour = "green" if gain > 0 else "red" if gain < 0 else "dim"
     return f"[{colour}]{100 * gain:+.1f}[/{colour}]"
-
-
-def file_name(name: str) -> str:
-    """The name of a data set as part of a metric's or a file's name."""
-    return re.sub(r"[^\w.-]+", "_", name)
 
 
 def _gather(responses: list[Scored]) -> list[Scored]:

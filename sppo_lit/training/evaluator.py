@@ -10,6 +10,7 @@ from typing import Any
 from sppo_lit.algorithms.batching import pad_rows
 from sppo_lit.distributed.collectives import ranks
 from sppo_lit.settings import EvalSettings
+from sppo_lit.training.metrics import ValidationResults
 from sppo_lit.training.passes import ValueReader
 from sppo_lit.training.runtime import Runtime
 from sppo_lit.training.sampler import GREEDY, Sampler, scored_responses
@@ -32,6 +33,9 @@ class Evaluator:
         runtime: of this rank.
         timer: told how far the evaluation is.
         stop: asked whether to go on.
+
+    Attributes:
+        results: of the running or the latest evaluation.
     """
 
     def __init__(
@@ -48,17 +52,20 @@ class Evaluator:
         self._limit = settings.max_new_tokens or max_new_tokens
         self._runtime, self._timer, self._stop = runtime, timer, stop
         self._known: Sequence[Known] = ()
+        self.results = ValidationResults((), runtime.device)
         self._done = self._total = 0
 
-    def begin(self, loaders: Sequence[Any], known: Sequence[Known]) -> None:
+    def begin(self, names: Sequence[str], loaders: Sequence[Any], known: Sequence[Known]) -> None:
         """An evaluation begins.
 
         Args:
+            names: of the validation sets.
             loaders: of each validation set, with this rank's problems.
             known: asked in turn for responses that need not be sampled again.
         """
         problems = sum(len(batch.content) for loader in loaders for batch in loader.dataset)
         self._done, self._total, self._known = 0, problems * self._settings.responses, known
+        self.results = ValidationResults(names, self._runtime.device)
 
     def answer(self, problems: Sequence[Encoded], number: int, iteration: int) -> list[Scored]:
         """All responses to some problems; those already known are not sampled again.
@@ -87,6 +94,7 @@ class Evaluator:
                             scored.append(stored)
                             self._done += 1
                 scored += self._sample([p for p, _ in missing], sampling, [s for _, s in missing], iteration)
+        self.results.update(number, scored)
         return scored
 
     def _find(self, number: int, problem: Problem, sample: int) -> Scored | None:

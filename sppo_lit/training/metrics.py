@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Sequence
 
 import torch
@@ -242,3 +243,80 @@ class AccuracyAtK(Metric):
                 "maj_at_k": float(maj_at_k(correct, answers).mean()),
             }
         return result
+
+
+Result = dict[str, float]
+"""Numbers of one validation set, as `AccuracyAtK.compute` gives them."""
+
+MEAN = "mean"
+"""Name of the mean over sets, beside those of the sets."""
+
+
+def accuracy(result: Result) -> float:
+    """The one number of a set: greedy accuracy, or avg@k where there is none."""
+    return result.get("greedy", result.get("avg_at_k", float("nan")))
+
+
+def mean(results: dict[str, Result]) -> Result:
+    """The mean over sets of every number that all of them have, each set counted once; ``problems`` is the sum.
+
+    ``_ci`` is that of the mean: sets are independent.
+    """
+    common = [key for key in next(iter(results.values())) if all(key in r for r in results.values())]
+    found = {key: [r[key] for r in results.values()] for key in common}
+    means = {
+        key: math.hypot(*values) / len(values) if key.endswith("_ci") else sum(values) / len(values)
+        for key, values in found.items()
+    }
+    return means | {"problems": sum(found["problems"])}
+
+
+def with_mean(results: dict[str, Result]) -> dict[str, Result]:
+    """Numbers by set, and of several sets their `mean` at the end."""
+    return {**results, MEAN: mean(results)} if len(results) > 1 else results
+
+
+def flatten(results: dict[str, Result]) -> Result:
+    """What is logged of numbers by set.
+
+    ``val/<set>/`` greedy, greedy_ci, avg_at_k, avg_at_k_ci, pass_at_k, maj_at_k, k, problems, length (tokens),
+    truncation_rate; of several sets ``val/mean/`` the same, each set counted once; and ``val/accuracy``, the mean over
+    sets of the greedy accuracy, or of avg@k where no greedy response was asked for. ``_ci`` is the half width of the
+    95 % interval.
+    """
+    flat = {
+        f"val/{file_name(name)}/{key}": value
+        for name, result in with_mean(results).items()
+        for key, value in result.items()
+    }
+    return flat | {"val/accuracy": sum(map(accuracy, results.values())) / len(results)}
+
+
+def file_name(name: str) -> str:
+    """The name of a data set as part of a metric's or a file's name."""
+    return re.sub(r"[^\w.-]+", "_", name)
+
+
+class ValidationResults:
+    """The numbers of each validation set over all ranks.
+
+    Args:
+        names: of the sets, in the order of their data loaders.
+        device: of this rank.
+    """
+
+    def __init__(self, names: Sequence[str], device: torch.device) -> None:
+        self._names = list(names)
+        self._metrics = {name: AccuracyAtK().to(device) for name in names}  # every rank has every set
+        self._computed: dict[str, Result] | None = None
+
+    def update(self, number: int, scored: Sequence[Scored]) -> None:
+        """Add responses to the problems of a set."""
+        self._metrics[self._names[number]].update(scored)
+
+    def compute(self) -> dict[str, Result]:
+        """Numbers by set, of those sets that have any; computed once. Collective."""
+        if self._computed is None:
+            computed = {name: metric.compute() for name, metric in self._metrics.items()}
+            self._computed = {name: result for name, result in computed.items() if result}
+        return self._computed

@@ -46,9 +46,10 @@ from sppo_lit.training.budget import TokenBudget
 from sppo_lit.training.collector import Collector, ReferencePolicy
 from sppo_lit.training.diagnostics import rollout_metrics, step_metrics
 from sppo_lit.training.evaluator import Evaluator
+from sppo_lit.training.metrics import Result, flatten
 from sppo_lit.training.networks import make_critic, make_policy, make_reference
 from sppo_lit.training.passes import ValueReader, read_logprobs
-from sppo_lit.training.protocols import ResponseStore, callbacks_of
+from sppo_lit.training.protocols import ResponseStore, callbacks_of, validation_names
 from sppo_lit.training.run_folder import run_folder
 from sppo_lit.training.runtime import Runtime
 from sppo_lit.training.sampler import Sampler
@@ -394,13 +395,23 @@ class SPPOModule(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Count what is to come, and ask who knows responses already."""
         stores = [c.stored_response for c in callbacks_of(self.trainer) if isinstance(c, ResponseStore)]
-        self.evaluator.begin(self.trainer.val_dataloaders or [], stores)
+        self.evaluator.begin(validation_names(self.trainer), self.trainer.val_dataloaders or [], stores)
 
     def validation_step(  # type: ignore[override]
         self, batch: Intact[list[Encoded]], batch_idx: int, dataloader_idx: int = 0
     ) -> list[Scored]:
-        """Answer held-out problems: greedily, and with k samples each; the `Evaluation` callback adds them up."""
+        """Answer held-out problems, greedily and with k samples each, for `validation_results`."""
         return self.evaluator.answer(batch.content, dataloader_idx, self.iteration)
+
+    def validation_results(self) -> dict[str, Result]:
+        """Numbers of the running or latest validation by set. Collective."""
+        return self.evaluator.results.compute()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the numbers, ``val/accuracy`` among them."""
+        if results := self.validation_results():
+            # As "step", the iteration becomes the loggers' x-axis; else it would lag one behind.
+            self.log_dict({**flatten(results), "step": float(self.iteration)}, batch_size=1)
 
 
 def check_settings(

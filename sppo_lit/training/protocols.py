@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sppo_lit.errors import InputError
 from sppo_lit.settings import EvalSettings
+from sppo_lit.training.metrics import Result
 from sppo_lit.types import Encoded, Problem, Rollouts, Scored, Verifier
 
 
@@ -50,6 +51,9 @@ class _Constructed(Protocol):
     @property
     def iteration(self) -> int:
         """Iterations completed; `current_epoch` lags behind it just after a resume."""
+
+    def validation_results(self) -> dict[str, Result]:
+        """Numbers of the running or latest validation by set; see `training.metrics`. Collective."""
 
     def exports(self) -> Mapping[str, Any]:
         """Hugging Face models that make a finished run, by name: "policy", and "critic" if there is one."""
@@ -113,6 +117,17 @@ class ResponseStore(Protocol):
         """The response to a problem of the validation set `number`, if it is known."""
 
 
+@runtime_checkable
+class NamedSets(Protocol):
+    """A data module whose validation sets have names.
+
+    Attributes:
+        val_names: in the order of their data loaders.
+    """
+
+    val_names: list[str]
+
+
 def training_module(pl_module: pl.LightningModule) -> TrainingModule:
     """The module, typed.
 
@@ -130,3 +145,10 @@ def training_module(pl_module: pl.LightningModule) -> TrainingModule:
 def callbacks_of(trainer: pl.Trainer) -> list[pl.Callback]:
     """All callbacks of a trainer, which Lightning does not declare."""
     return trainer.callbacks  # type: ignore[attr-defined, no-any-return]
+
+
+def validation_names(trainer: pl.Trainer) -> list[str]:
+    """Names of the validation sets in the order of their data loaders; numbered where the data module has none."""
+    sets = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    return data.val_names if isinstance(data, NamedSets) else [f"set{i}" for i in range(len(sets))]

@@ -18,6 +18,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from sppo_lit.training.metrics import ValidationResults, flatten
+from sppo_lit.training.protocols import validation_names
 from sppo_lit.types import Problem, Scored, Verdict
 
 
@@ -77,14 +79,33 @@ class FakeModule(pl.LightningModule):
             tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
         )
         self.register_buffer("iterations", torch.tensor(0))
-        self.eval_samples = samples
-        self.last_rollout = None
+        self.eval_samples, self.greedy = samples, True
+        self.last_rollouts = None
+        self.verifier = self.evaluation = None
+        self.seed = 0
+        self.results = None
         self.fail_at, self.error = fail_at, error
         self.skill: list[int] | None = None
 
     @property
     def iteration(self) -> int:
         return int(self.iterations)
+
+    def exports(self):
+        networks = {"policy": self.policy, "critic": self.critic}
+        return {name: network.model for name, network in networks.items() if network is not None}
+
+    def adapter_base(self):
+        return None
+
+    def validation_results(self):
+        return self.results.compute()
+
+    def on_validation_epoch_start(self):
+        self.results = ValidationResults(validation_names(self.trainer), self.device)
+
+    def on_validation_epoch_end(self):
+        self.log_dict({**flatten(self.validation_results()), "step": float(self.iteration)}, batch_size=1)
 
     def configure_optimizers(self):
         return torch.optim.AdamW(self.parameters(), lr=1e-2)
@@ -106,7 +127,7 @@ class FakeModule(pl.LightningModule):
         self.phase("updating", 1, 2)
         self.iterations += 1
         scored = [make_scored(f"train-{i}", i % 2 == 0, advantage=0.5 - i % 2) for i in range(4)]
-        self.last_rollout = SimpleNamespace(scored=scored)
+        self.last_rollouts = SimpleNamespace(scored=scored)
         x = self.iteration
         self.log_dict(
             {
@@ -132,8 +153,9 @@ class FakeModule(pl.LightningModule):
         for key in batch:
             index = int(key.rsplit("-", 1)[1])
             samples = range(self.eval_samples)
-            responses.append(make_scored(key, index < skill, -1))
+            responses += [make_scored(key, index < skill, -1)] if self.greedy else []
             responses += [make_scored(key, index < skill or (dataloader_idx == 1 and s == 0), s) for s in samples]
+        self.results.update(dataloader_idx, responses)
         return responses
 
 

@@ -72,7 +72,7 @@ def test_best_of_another_folder_is_not_mistaken_for_this_runs(fake):
 
 def test_interrupted_run_keeps_its_last_whole_iteration(fake):
     with pytest.raises(RuntimeError, match="planned"):
-        fake([IterationCheckpoint()], epochs=9, module=fake.module(fail_at=4))
+        fake([IterationCheckpoint()], epochs=9, module=fake.module(fail_at=4), limit_val_batches=0)
     trainer = fake.trainer([])
     folder = os.path.join(os.path.dirname(trainer.log_dir), "version_0", "checkpoints")
     assert (
@@ -82,7 +82,7 @@ def test_interrupted_run_keeps_its_last_whole_iteration(fake):
 
 
 def test_failed_save_leaves_the_old_checkpoint(fake, monkeypatch):
-    trainer = fake.trainer([IterationCheckpoint()], epochs=3)
+    trainer = fake.trainer([IterationCheckpoint()], epochs=3, limit_val_batches=0)
     save = type(trainer.strategy).save_checkpoint
 
     def torn(strategy, state, path, storage_options=None):

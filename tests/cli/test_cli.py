@@ -261,7 +261,7 @@ def test_interrupt_before_the_first_iteration_leaves_nothing(
     def interrupted(*args: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sppo_lit.training.policy_module.load_tokenizer", interrupted)
+    monkeypatch.setattr("sppo_lit.training.module.load_tokenizer", interrupted)
     assert main(["run", str(recipe(tmp_path))]) == 130
     assert capsys.readouterr().err == "sppo: interrupted\n"
     assert not (tmp_path / "runs").exists()

@@ -60,6 +60,6 @@ def test_a_model_never_trained_here_needs_no_critic(
     def load(*args: Any) -> Any:
         raise AssertionError("a critic was loaded")
 
-    monkeypatch.setattr("sppo_lit.training.rollout_module.load_critic", load)
+    monkeypatch.setattr("sppo_lit.training.networks.load_critic", load)
     assert main(["run", "validate", str(recipe(tmp_path, VAL))]) == 0
     assert len(completions(tmp_path)) == 6
