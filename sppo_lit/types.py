@@ -20,15 +20,15 @@ Reason = Literal["correct", "wrong", "no_answer", "truncated", "timeout", "unpar
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem whose answer can be checked.
+    r"""A problem whose answer can be checked.
 
     Attributes:
         key: stable and unique within its source, e.g. ``gsm8k/train/17``; keys the random numbers of its responses.
         prompt: the user's turn, before any chat template.
-        answer: gold answer as LaTeX or plain text, without ``\\boxed{}``.
+        answer: gold answer as LaTeX or plain text, without ``\boxed{}``.
         source: name of the data set.
         level: graded difficulty, if the source has one.
-        solution: a worked response that ends in ``\\boxed{answer}``, if the source has one (supervised warm-up).
+        solution: a worked response that ends in ``\boxed{answer}``, if the source has one (supervised warm-up).
     """
 
     key: str

@@ -88,7 +88,7 @@ def table(scored: Sequence[Scored], iteration: int, characters: int = 200) -> Ta
 
 
 def response(text: str, limit: int) -> Text:
-    """The end of a response, its last ``\\boxed{…}`` in bold."""
+    r"""The end of a response, its last ``\boxed{…}`` in bold."""
     shown = Text(shorten(visible(text.strip()), limit, "end"))
     start = shown.plain.rfind("\\boxed{")
     if start >= 0:

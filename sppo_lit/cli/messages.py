@@ -67,7 +67,7 @@ _SAME = "use the recipe it was trained with: config.yaml in its run folder"
 
 
 def parse_error(text: str, recipe: Path | None, arguments: Sequence[str], known: Sequence[str]) -> str:
-    """jsonargparse's message, made short.
+    """Shorten a message of jsonargparse.
 
     Args:
         text: the message, several lines.

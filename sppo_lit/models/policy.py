@@ -54,7 +54,7 @@ def join_rows(prompt_ids: Tensor, prompt_lengths: Tensor, response_ids: Tensor, 
 
 
 def one_token(device: torch.device) -> tuple[Tensor, Tensor]:
-    """A sequence of one made-up token: ids [1, 1] and lengths [1], int64."""
+    """A batch of one made-up token: ids [B, P] and lengths [B], int64, with B = P = 1."""
     return torch.zeros((1, 1), dtype=torch.int64, device=device), torch.ones(1, dtype=torch.int64, device=device)
 
 

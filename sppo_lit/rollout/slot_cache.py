@@ -7,8 +7,6 @@ a row.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -91,7 +89,7 @@ class SlotCache(Cache):
                 used[targets] = used[origins]
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Store new keys and values ([rows, heads, tokens, head size]) and return those that attention reads."""
         while len(self.layers) <= layer_idx:
@@ -161,19 +159,30 @@ class SlotLayer(CacheLayerMixin):
         for store in self.stores():
             store[slots, :, column:] = 0
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Not in use.
+
+        Raises:
+            NotImplementedError: always.
+        """
         raise NotImplementedError("SlotCache.update writes the layers")
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of a mask: the model's own mask covers the new tokens only."""
         return query_length, 0
 
     def get_seq_length(self) -> int:
+        """Tokens in the cache as the model sees it: none, positions are handed over."""
         return 0
 
     def get_max_length(self) -> int:
+        """No limit."""
         return -1
 
     def get_max_cache_shape(self) -> int:
+        """No limit."""
         return -1
 
 

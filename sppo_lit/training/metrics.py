@@ -155,7 +155,7 @@ def stable_id(text: str) -> int:
 
 
 def normalise_answer(answer: str) -> str:
-    """The answer without what writers vary freely: spaces, dollar signs, \\left and \\right, \\dfrac, a full stop."""
+    r"""The answer without what writers vary freely: spaces, dollar signs, \left and \right, \dfrac, a full stop."""
     for drop in (r"\left", r"\right", r"\!", r"\,", r"\;", "$"):
         answer = answer.replace(drop, "")
     answer = answer.replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac")

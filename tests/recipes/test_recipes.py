@@ -17,7 +17,7 @@ from sppo_lit.errors import InputError
 from sppo_lit.problems.sources import SOURCES
 
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")  # kept back by `run`
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted(p for p in (ROOT / "recipes").rglob("*.yaml") if p.parent.name != "study")
 PAPER = {
     "deepscaler_1.5b/sppo": {
