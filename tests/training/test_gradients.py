@@ -309,8 +309,11 @@ def reference_of(module: Recorded, step: dict[str, Any], options: dict[str, Any]
         new = reference_logprobs(policy, prompt, response, temperature)
         advantage = batch.advantages[row].double()
         advantage = advantage[:size] if advantage.ndim else advantage.expand(size)
-        ratio = torch.exp(new - old)
-        loss = torch.maximum(-advantage * ratio, -advantage * torch.clamp(ratio, 1 - epsilon, 1 + epsilon))
+        if options["algorithm"] == "gspo":
+            ratio, low, high = torch.exp((new - old).mean()).expand(size), 3e-4, 4e-4
+        else:
+            ratio, low, high = torch.exp(new - old), epsilon, epsilon
+        loss = torch.maximum(-advantage * ratio, -advantage * torch.clamp(ratio, 1 - low, 1 + high))
         loss = torch.where(advantage < 0, torch.minimum(loss, -advantage * c), loss)
         if module.kl.coef and module.kl.where == "loss":
             loss = loss + module.kl.coef * (torch.exp(anchor - new) - 1 - (anchor - new))
@@ -337,6 +340,7 @@ def reference_of(module: Recorded, step: dict[str, Any], options: dict[str, Any]
         {"algorithm": "ppo_bce"},
         {"algorithm": "grpo", "samples_per_prompt": 4, "kl": {"coef": 0.3}, "entropy_coef": 0.1},
         {"algorithm": "dr_grpo", "samples_per_prompt": 2, "drop_equal_groups": True},
+        {"algorithm": "gspo", "samples_per_prompt": 4, "policy_optimizer": OptimizerSettings(lr=1e-5)},
         {"algorithm": "rloo", "samples_per_prompt": 4, "aggregation": "seq-mean-token-mean"},
         {"algorithm": "remax"},
     ],
@@ -382,7 +386,7 @@ def test_kl_in_the_reward_is_taken_from_what_is_paid_but_not_from_the_labels(sta
         ({"drop_equal_groups": True}, "every group is equal"),
         ({"algorithm": "remax", "critic_warmup": 3}, "ReMax has no critic"),
         ({"kl": KLSettings(0.1)}, "has no weights to stay close to"),
-        ({"algorithm": "reinforce"}, "choose one of: sppo, ppo, ppo_bce, grpo, dr_grpo, rloo, remax"),
+        ({"algorithm": "reinforce"}, "choose one of: sppo, ppo, ppo_bce, grpo, gspo, dr_grpo, rloo, remax"),
     ],
 )
 def test_settings_that_an_algorithm_cannot_have(options: dict[str, Any], part: str) -> None:
