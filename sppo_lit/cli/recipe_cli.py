@@ -169,11 +169,18 @@ class RecipeCLI(LightningCLI):
                     f"{settings.trainer.max_epochs}; raise --max_epochs to train on"
                 )
         if self.subcommand == "validate":
-            if "policy_only" in model:
-                model.policy_only = not (settings.get("ckpt_path") or model.evaluation["values"])
             self.asked = response_settings(settings)
             if settings.evaluation.resume:
                 self.continued = unfinished_run(self._folder_of_runs(), self.asked)
+
+    def instantiate_classes(self) -> None:
+        """Without critic where weights are evaluated that come from no checkpoint."""
+        settings = self.config[self.subcommand]
+        model = settings.model.get("init_args", settings.model)
+        if "policy_only" in model:
+            needed = self.subcommand == "fit" or settings.get("ckpt_path") or model.evaluation["values"]
+            model.policy_only = not needed
+        super().instantiate_classes()
 
     def after_instantiate_classes(self) -> None:
         """Last checks before anything is sampled."""

@@ -379,6 +379,6 @@ def test_a_bug_of_ours_is_no_mistake_of_the_user(tmp_path: Path, monkeypatch: py
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise KeyError("bug")
 
-    monkeypatch.setattr("sppo_lit.training.module.SPPOModule.collect", broken)
+    monkeypatch.setattr("sppo_lit.training.collector.Collector.collect", broken)
     with pytest.raises(KeyError, match="bug"):
         main(["run", str(recipe(tmp_path))])

@@ -172,7 +172,7 @@ def test_bad_gradients_of_the_first_iteration_leave_the_minibatch_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken_forward(monkeypatch, ScalarCritic, lambda logits: logits + float("inf"), grad=True)
-    assert main(["run", str(recipe(tmp_path, {"model.policy_optimizer.max_skipped_steps": 1}))]) == 2
+    assert main(["run", str(recipe(tmp_path, {"model.critic_optimizer.max_skipped_steps": 1}))]) == 2
     assert (runs(tmp_path, "tiny") / "bad_minibatch-critic-rank0.pt").is_file()
 
 
