@@ -12,13 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-<<<<<<< HEAD:tests/resume/test_faults.py
-from cli_helpers import ROOT, recipe, refused
-from run_files import csv_rows
-=======
 from cli_helpers import BASE as POLICY
 from cli_helpers import ROOT, SMALL, recipe, refused
->>>>>>> defects:tests/test_faults.py
+from run_files import csv_rows
 from troubles import SignalAt, SmallFiles, SmallMemory, callback
 
 from sppo_lit.cli.main import main
