@@ -1,13 +1,15 @@
-"""What importing the package loads, and what a wheel carries."""
+"""What importing the package loads, what a wheel carries, and what may be installed beside it."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,3 +45,14 @@ def test_a_wheel_carries_recipes_and_weights(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "recipes/gsm8k/sppo.yaml" in done.stdout
     assert "site/sppo_lit/share/recipes/quickstart.yaml" in done.stdout
+
+
+def test_lightning_releases_with_malware_are_refused() -> None:
+    """GHSA-w37p-236h-pfx3."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")  # tomllib needs Python 3.11
+    named = re.findall(r'"(lightning[^"a-z]*)"', project)
+    assert len(named) == 1
+    allowed = Requirement(named[0]).specifier
+    assert "2.6.2" not in allowed and "2.6.3" not in allowed
+    pinned = re.findall(r"^lightning==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    assert pinned and pinned[0] in allowed

@@ -70,10 +70,47 @@ def clipped_surrogate(
         clip_high: ε above 1 (larger than `clip_low` is DAPO's clip-higher).
         dual_clip: c > 1, or None to switch it off.
     """
+    log_ratio = (logprobs - old_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    return _clipped(log_ratio.exp(), advantages, clip_low, clip_high, dual_clip)
+
+
+def sequence_surrogate(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip_low: float = 3e-4,
+    clip_high: float = 4e-4,
+    dual_clip: float | None = 3.0,
+) -> PolicyTerms:
+    """The clipped surrogate with one ratio for the whole response (GSPO, arXiv 2507.18071, equations 5 to 7).
+
+    s = exp(mean over its tokens of log π − log π_old), the same at every token. Its gradient is spread over the tokens
+    as in equation 14 (GSPO-token), so that advantages may also vary by token; with `seq-mean-token-mean` and one
+    advantage for each response the loss is that of equation 5.
+
+    Args:
+        logprobs: [B, T], log π(token) at the sampling temperature, with gradient. Padding may hold anything finite.
+        old_logprobs: [B, T], the same under the weights that sampled.
+        advantages: [B] (broadcast over the response) or [B, T].
+        mask: [B, T] bool, the tokens of the loss, over which the mean is taken.
+        clip_low: ε below 1 (paper: 3e-4).
+        clip_high: ε above 1 (paper: 4e-4).
+        dual_clip: c > 1, or None to switch it off.
+    """
+    log_ratio = torch.where(mask, logprobs - old_logprobs, 0.0).detach()
+    mean = log_ratio.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)
+    ratio = (mean.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT) + logprobs - logprobs.detach()).exp()
+    return _clipped(ratio, advantages, clip_low, clip_high, dual_clip)
+
+
+def _clipped(
+    ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float | None
+) -> PolicyTerms:
+    """The surrogate of ratios [B, T] and advantages [B] or [B, T]."""
     if advantages.ndim == 1:
         advantages = advantages[:, None]
-    log_ratio = (logprobs - old_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    ratio = log_ratio.exp()
     unclipped = -advantages * ratio
     bounded = -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
     loss = torch.maximum(unclipped, bounded)

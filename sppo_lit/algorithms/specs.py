@@ -89,6 +89,15 @@ ALGORITHMS: dict[str, AlgorithmSpec] = {
         advantage=lambda o: group_normalised(o.totals, o.samples),
         samples_per_prompt=8,
     ),
+    "gspo": AlgorithmSpec(
+        title="GSPO",
+        advantage=lambda o: group_normalised(o.totals, o.samples),
+        samples_per_prompt=8,
+        policy_loss=losses.sequence_surrogate,
+        clip_low=3e-4,
+        clip_high=4e-4,
+        aggregation="seq-mean-token-mean",
+    ),
     "dr_grpo": AlgorithmSpec(
         title="Dr. GRPO",
         advantage=lambda o: group_centred(o.totals, o.samples),

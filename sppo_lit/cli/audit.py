@@ -1,4 +1,4 @@
-"""Looking through a data set before a run: gold answers that cannot be matched, and verdicts that disagree."""
+"""Audit of a data set before a run: gold answers that cannot be matched, and saved verdicts that change."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sppo_lit.errors import CommandParser, InputError
+from sppo_lit.errors import InputError
 from sppo_lit.rewards.math.answers import gold_error
 from sppo_lit.rewards.math.equivalence import ambiguity
 from sppo_lit.rewards.verifier import VerifierPool
 from sppo_lit.types import Problem
+from sppo_lit.utils.command import CommandParser
 
 READABLE = "sppo_lit.rewards.math.answers:readable"
 KINDS = {
@@ -32,7 +33,14 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One row worth a look: its key, one of `KINDS`, the gold answer, and why."""
+    """A problem with a defect.
+
+    Attributes:
+        key: of the problem.
+        kind: one of `KINDS`.
+        gold: its gold answer.
+        detail: the reason.
+    """
 
     key: str
     kind: str
@@ -42,7 +50,17 @@ class Finding:
 
 @dataclass(frozen=True)
 class Disagreement:
-    """A saved completion whose verdict is not the one recorded: line number from 1, rewards before and now."""
+    """A saved completion whose verdict differs from the one recorded.
+
+    Attributes:
+        line: in the file, from 1.
+        key: of the problem.
+        gold: gold answer.
+        answer: extracted from the completion, if any.
+        recorded: reward in the file.
+        reward: reward now.
+        reason: of the verdict now.
+    """
 
     line: int
     key: str
@@ -55,15 +73,15 @@ class Disagreement:
 
 @dataclass
 class AuditReport:
-    """What an audit found.
+    """Result of an audit.
 
     Attributes:
         rows: problems read.
-        dropped: rows the source left out, by reason; empty where it is not known.
-        findings: rows with something wrong, in their order.
+        dropped: rows dropped by the source, by reason.
+        findings: defects, in the order of the rows.
         completions: saved completions scored again.
-        disagreements: those among them whose verdict changed.
-        reasons: how often each reason was given to a completion.
+        disagreements: completions whose verdict changed.
+        reasons: number of completions by the reason of their verdict.
         seconds: wall-clock time of the audit.
     """
 
@@ -77,15 +95,19 @@ class AuditReport:
 
     @property
     def unusable(self) -> int:
-        """Rows that no answer can match: unparsable, or not equal to themselves."""
+        """Number of rows whose gold answer cannot be matched: unparsable, or not equal to itself."""
         return len({f.key for f in self.findings if f.kind in ("unparsable", "not_itself")})
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as JSON objects."""
+        """The report as JSON objects."""
         return {**asdict(self), "unusable": self.unusable}
 
     def write(self, path: Path) -> None:
-        """Write `to_json` to a file; InputError if that fails."""
+        """Write `to_json` to a file.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
@@ -101,19 +123,19 @@ def audit(
     workers: int = 2,
     deadline: float = 5.0,
 ) -> AuditReport:
-    """Check every gold answer, and score saved completions again.
+    """Check every gold answer and score saved completions again.
 
     Args:
-        problems: rows of any source; open it so that rows are neither dropped nor de-duplicated for their answers.
+        problems: of any source.
         completions: JSON lines with ``text`` (or ``response``), the ``reward`` recorded, and ``gold``, or ``problem``
-            (the key of a problem) where there is no gold; ``finished`` is True unless given. The files that the
-            evaluation writes are of this form.
-        dropped: rows the source left out, by reason.
-        workers: judging processes.
+            (the key of a problem) instead of gold; ``finished`` is True by default. The files that the evaluation
+            writes have this format.
+        dropped: rows dropped by the source, by reason.
+        workers: number of judging processes.
         deadline: seconds for each answer.
 
     Raises:
-        InputError: a line of `completions` is no JSON object, or lacks text, reward or gold.
+        InputError: a line of `completions` is not a JSON object, or lacks text, reward or gold.
     """
     start = time.monotonic()
     rows = list(problems)
@@ -123,17 +145,17 @@ def audit(
     with VerifierPool(workers, deadline, functions=[READABLE]) as pool:
         golds = [p.answer for p in rows]
         boxed = [f"\\boxed{{{gold}}}" for gold in golds]
-        verdicts, read = pool.score(boxed, golds), pool.custom(boxed, golds)[READABLE]
+        verdicts, parsable = pool.score(boxed, golds), pool.custom(boxed, golds)[READABLE]
         first: dict[str, Problem] = {}
-        for problem, verdict, readable in zip(rows, verdicts, read, strict=True):
-            found = [(k, d) for k, d in _look(problem, verdict.reward, verdict.reason, readable, first) if d]
-            report.findings += [Finding(problem.key, kind, problem.answer, detail) for kind, detail in found]
+        for problem, verdict, readable in zip(rows, verdicts, parsable, strict=True):
+            defects = _defects(problem, verdict.reward, verdict.reason, readable, first)
+            report.findings += [Finding(problem.key, kind, problem.answer, why) for kind, why in defects if why]
         _score_again(report, pool, saved)
     report.seconds = time.monotonic() - start
     return report
 
 
-def _look(
+def _defects(
     problem: Problem, reward: float, reason: str, readable: float, first: dict[str, Problem]
 ) -> Iterator[tuple[str, str]]:
     other = first.setdefault(problem.prompt, problem)
@@ -189,7 +211,7 @@ def _read_completions(path: Path, golds: dict[str, str]) -> Iterator[dict[str, A
 
 
 def show(report: AuditReport, console: Console, limit: int = 20) -> None:
-    """Print the report: a summary, then at most `limit` rows of each kind of finding and of the disagreements."""
+    """Print a summary, then at most `limit` rows of each kind of finding and of the disagreements."""
     kinds = Counter(f.kind for f in report.findings)
     share = report.unusable / report.rows if report.rows else 0.0
     console.print(
@@ -199,16 +221,16 @@ def show(report: AuditReport, console: Console, limit: int = 20) -> None:
     if report.dropped:
         console.print("left out: " + ", ".join(f"{n:,} {reason}" for reason, n in report.dropped.items()))
     for kind, meaning in KINDS.items():
-        found = [f for f in report.findings if f.kind == kind]
-        if found:
+        findings = [f for f in report.findings if f.kind == kind]
+        if findings:
             table = Table(
                 "row", "gold answer", "why", title=Text(f"{kinds[kind]:,} {kind}: {meaning}"), title_justify="left"
             )
-            for f in found[:limit]:
+            for f in findings[:limit]:
                 table.add_row(Text(f.key), Text(f.gold[:80]), Text(f.detail[:100]))
             console.print(table)
-            if len(found) > limit:
-                console.print(f"  … and {len(found) - limit:,} more; the JSON report has all")
+            if len(findings) > limit:
+                console.print(f"  … and {len(findings) - limit:,} more; the JSON report has all")
     if report.completions:
         counts = ", ".join(f"{n:,} {reason}" for reason, n in sorted(report.reasons.items(), key=lambda item: -item[1]))
         console.print(
@@ -224,15 +246,17 @@ def show(report: AuditReport, console: Console, limit: int = 20) -> None:
 
 
 def options(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line of `sppo audit`: dataset, completions, json, split, limit.
+    """Parse the command line of `sppo audit`: dataset, completions, json, split, limit.
 
     Raises:
         InputError: an unknown flag or a missing data set.
     """
     parser = CommandParser(prog="sppo audit", description="Check the gold answers of a data set, and saved verdicts.")
-    parser.add_argument("dataset", metavar="DATASET", help="a name such as gsm8k, a Hub id, a file or a folder")
+    parser.add_argument(
+        "dataset", metavar="DATASET", help="a name such as gsm8k, a Hub id, a file, a folder or FILE.py:FUNCTION"
+    )
     parser.add_argument("--completions", type=Path, metavar="FILE", help="JSON lines to score again")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything found there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the full report to this file")
     parser.add_argument("--split", metavar="S", help="split to read")
     parser.add_argument("--limit", type=int, metavar="N", help="read at most so many problems")
     return parser.parse_args(list(arguments))

@@ -43,6 +43,7 @@ audit        checks the gold answers of a data set and saved verdicts
 study        runs a grid of algorithms and seeds, and reports on it
 figure       draws one figure from runs or evaluations
 --version    shows the version
+A command may also follow run, e.g. '{name} run list'
 
 examples:
   {name} run recipes/quickstart.yaml
@@ -96,10 +97,11 @@ def _run(name: str, arguments: list[str]) -> int:
         print(f"sppo-lit {__version__}")
         return 0
     try:
-        if command := COMMANDS.get(arguments[0]):
-            return command(arguments[1:])
         if arguments[0] == "run":
             arguments = arguments[1:]
+        # Also after `run`: where lightning-sdk is installed, `lightning list` is its own.
+        if arguments and (command := COMMANDS.get(arguments[0])):
+            return command(arguments[1:])
         return train_or_validate(translate(arguments))
     except InputError as error:
         if debug:

@@ -24,6 +24,9 @@ WEIGHTS = {"bf16-true": torch.bfloat16, "64": torch.float64, "64-true": torch.fl
 LOGIT_COPIES = 6
 """Float32 tensors of a chunk's size alive at once: logits, divided, normalised, two of the entropy, one gradient."""
 
+CHECKPOINTS = 4
+"""On disk at once, of four iterations: the best, the one before the last, the last, and the one being written."""
+
 CriticKind = Literal["none", "scalar", "token"]
 
 CAUSAL = "sppo_causal"
@@ -146,8 +149,8 @@ def peak(estimate: list[Need]) -> int:
 
 
 def disk_bytes(plan: Plan) -> int:
-    """Bytes of a run's folder: the last and the best checkpoint, one being written, and the exported models."""
-    return sum(3 * (n.weights + 2 * n.trained) + n.weights for n in networks(plan))
+    """Bytes of a run's folder: `CHECKPOINTS` checkpoints and the exported models."""
+    return sum(CHECKPOINTS * (n.weights + 2 * n.trained) + n.weights for n in networks(plan))
 
 
 def networks(plan: Plan) -> list[Network]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn
 
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +12,7 @@ from rich.text import Text
 
 from sppo_lit.doctor.memory import Need
 from sppo_lit.errors import InputError
+from sppo_lit.utils.command import CommandParser
 
 GIB = 2**30
 
@@ -61,18 +61,13 @@ def show(checks: Sequence[Check], estimate: Sequence[Need], console: Console) ->
     console.print(end)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"doctor: {message}; see 'sppo --help'")
-
-
 def options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The flags of `sppo doctor` itself, and all others, which are those of a run.
 
     Raises:
         InputError: a value of another type.
     """
-    parser = _Parser(prog="sppo doctor", allow_abbrev=False, add_help=False)
+    parser = CommandParser(prog="sppo doctor", allow_abbrev=False, add_help=False)
     parser.add_argument("--no-load", action="store_true")
     parser.add_argument("--problems", type=int, default=16)
     parser.add_argument("--memory", type=float)

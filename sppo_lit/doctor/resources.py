@@ -51,7 +51,7 @@ def most_concurrent(estimate: Sequence[Need], concurrent: int, there: int) -> in
 
 
 def disk_check(needed: int, free: int, folder: object) -> Check:
-    """Room for three checkpoints and the exported models."""
+    """Room for the checkpoints that a run has at once and the exported models."""
     return Check(
         "disk",
         needed <= free,

@@ -1,1 +1,1 @@
-"""Where problems come from: data sets (`sources`), a procedural task (`arithmetic`), and their tokens (`prompts`)."""
+"""Problems: data sets (`sources`), a procedural task (`arithmetic`), and their tokens (`prompts`)."""

@@ -1,7 +1,7 @@
 r"""A procedural reasoning task: nested integer expressions of graded difficulty.
 
-A problem of level k has k operations. Its worked solution reduces one operation a line, leftmost innermost first, and
-ends in the boxed answer::
+A problem of level k has k operations. Its worked solution reduces one operation per line, leftmost innermost first, and
+ends with the boxed answer::
 
     (3+4)*(9-7)=        <- prompt
     7*(9-7)
@@ -9,7 +9,7 @@ ends in the boxed answer::
     \boxed{14}
 
 Problem i of a split is a pure function of (seed, split, i): any position of the endless stream can be reached without
-producing what comes before it. Splits are disjoint by construction: a checksum of the expression decides which split
+producing the problems before it. Splits are disjoint by construction: a checksum of the expression decides which split
 it belongs to.
 """
 
@@ -39,12 +39,15 @@ class ArithmeticTask:
         min_operations: fewest operations in an expression (level of the easiest problem), at least 1.
         max_operations: most operations; levels are drawn uniformly. 10 to 14 with `modulus` 10 is the long-horizon
             setting: solutions of 189 to 373 characters (of k operations: 2·k·(k − 1) + 9).
-        largest: no number on the way, the answer included, is negative or larger than this (without `modulus`).
+        largest: no intermediate result or answer is negative or larger than this (without `modulus`).
         modulus: if set, every operation is reduced modulo this number, so that all numbers stay small.
-        hasty: share of worked solutions that state the answer at once, without a line of reasoning: correct, but hard
-            to imitate. Only the supervised warm-up reads solutions; it makes a policy that can reason and often
-            does not, which is what reinforcement learning then changes.
-        seed: which endless stream of problems.
+        hasty: share (0 to 1) of worked solutions that state the answer at once, without reasoning: correct, but hard
+            to imitate. Only the supervised warm-up reads solutions; the policy it gives can reason but often does
+            not, which reinforcement learning then changes.
+        seed: selects the stream of problems.
+
+    Raises:
+        InputError: a setting out of its range.
     """
 
     min_operations: int = 1
@@ -68,13 +71,13 @@ class ArithmeticTask:
             raise InputError(f"arithmetic: hasty is {self.hasty}; it is a share, from 0 to 1")
 
     def problem(self, index: int, split: str = "train") -> Problem:
-        """Problem number `index` of `split` ("train", anything else is the held-out split)."""
+        """Problem number `index`, from 0, of `split` ("train"; anything else is the held-out split)."""
         rng = random.Random(f"{self.seed}/{split}/{index}")
         operations = rng.randint(self.min_operations, self.max_operations)
         while True:
             tree = self._tree(rng, operations)
             prompt = _render(tree) + (f" mod {self.modulus}=" if self.modulus else "=")
-            if tree_ok(tree, self) and _held_out(prompt) == (split != "train"):
+            if in_range(tree, self) and _held_out(prompt) == (split != "train"):
                 break
         lines = []
         while not isinstance(tree, int):
@@ -118,8 +121,8 @@ class ArithmeticTask:
         return self.apply(symbol, left, right)
 
 
-def tree_ok(tree: Tree, task: ArithmeticTask) -> bool:
-    """Whether no number on the way is negative or too large (always so with a modulus)."""
+def in_range(tree: Tree, task: ArithmeticTask) -> bool:
+    """Whether no intermediate result is negative or too large (always true with a modulus)."""
     return task.modulus is not None or _value(tree, task) is not None
 
 

@@ -18,18 +18,21 @@ _SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)(?=$|[-_.])")
 
 
 def split_of(path: Path) -> str | None:
-    """The split that a file is named after: ``train`` for ``train.jsonl`` and ``train-00000-of-00001.parquet``."""
+    """The split in a file's name, if any: ``train`` for ``train.jsonl`` and ``train-00000-of-00001.parquet``."""
     match = _SPLIT.match(path.name)
     return match.group(1) if match else None
 
 
 def data_files(path: Path, split: str | None) -> list[Path]:
-    """The data files at `path`: itself, or those of a folder in the order of their names.
+    """The data files at `path`: the file itself, or those of a folder in the order of their names.
 
-    Where files of a folder are named after splits, only those of `split` (the only one there, else ``train``, if None).
+    Args:
+        path: a file or folder.
+        split: if files of the folder are named after splits, only those of this one are taken; None takes ``train``,
+            or the only split there is.
 
     Raises:
-        InputError: no such path, an unknown kind of file, a folder without data or without that split.
+        InputError: a missing path, an unknown file format, a folder without data or without that split.
     """
     if not path.exists():
         raise InputError(f"No data file {path}: check the path")
@@ -51,12 +54,12 @@ def data_files(path: Path, split: str | None) -> list[Path]:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
-    """Yield (row number, row); a corrupt row that leaves the next ones readable comes as a `BadRow`.
+    """Yield (row number, row); a corrupt row that leaves the next ones readable is yielded as a `BadRow`.
 
-    JSON is read as text and decoded row by row, so that a corrupt row is named and does not cost the rows around it.
+    JSON is read as text and decoded row by row, so that an error names its row and leaves the others readable.
 
     Raises:
-        InputError: unreadable file, or an array of JSON broken beyond the row named.
+        InputError: an unreadable file, or a JSON array that is corrupt from the named row on.
     """
     if path.suffix in (".jsonl", ".json"):
         with path.open("rb") as file:
@@ -64,7 +67,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
         yield from _json_array(path) if array else _json_lines(path)
     else:
         options: dict[str, Any] = {}
-        if path.suffix == ".csv":  # every column as text: a gold answer such as 007 or 1e5 stays as it is
+        if path.suffix == ".csv":  # every column as text: a gold answer such as 007 or 1e5 is kept as written
             from datasets import Features, Value
 
             options = {
@@ -81,7 +84,7 @@ def _stream(builder: str, path: Path, **options: Any) -> Iterator[dict[str, Any]
         yield from datasets.load_dataset(
             builder, data_files=glob.escape(str(path)), split="train", streaming=True, **options
         )
-    except Exception as error:  # whatever the reader of the format raises
+    except Exception as error:  # each format's reader raises its own exceptions
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"Data file {path} cannot be read as {path.suffix[1:]}: {first_line}") from error
 

@@ -1,4 +1,4 @@
-"""From a row of a data set, in any of the schemas in use, to the problem and its gold answer as clean text."""
+"""Conversion of a data set's row, in any of the common schemas, to the problem and its gold answer as clean text."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sppo_lit.types import Problem
+
 BOXED_SUFFIX = "Please output the final answer within \\boxed{}."
 
-# The instructions that the Hub's DAPO-Math-17k puts around each problem.
+# The instructions around each problem of the Hub's DAPO-Math-17k.
 _WRAPPER_START = re.compile(
     r"\A\s*Solve the following math problem step by step\. The last line of your response should be of the form "
     r"Answer: \\?\$Answer[^\n]*?is the answer to the problem\.\s*",
@@ -27,7 +29,12 @@ Row = Mapping[str, Any]
 
 
 class BadRow(ValueError):
-    """A row that holds no problem. `reason` is what it is counted under, the message says what is missing."""
+    """A row without a usable problem.
+
+    Args:
+        reason: under which it is counted.
+        message: what is missing.
+    """
 
     def __init__(self, reason: str, message: str):
         super().__init__(message)
@@ -36,7 +43,7 @@ class BadRow(ValueError):
 
 @dataclass(frozen=True)
 class RawProblem:
-    r"""What a row says, cleaned.
+    r"""The cleaned contents of a row.
 
     Attributes:
         text: the problem alone, without wrappers and without an answer-format suffix.
@@ -44,7 +51,7 @@ class RawProblem:
         index: identifier of the problem, if the row has one that is unique by nature (a UUID).
         level: graded difficulty.
         solution: worked response that ends in ``\boxed{answer}``.
-        identity: rows that have any of these in common are one problem; only `text` if empty.
+        identity: rows that share any of these are the same problem; `text` alone if empty.
     """
 
     text: str
@@ -56,24 +63,26 @@ class RawProblem:
 
 
 Converter = Callable[[Row], RawProblem]
+NumberedRow = tuple[int, "Row | Problem | BadRow"]
+"""A row with its number in the file or data set, from 1; a `Problem` needs no conversion."""
 
 
 def boxed_contents(text: str) -> list[str]:
-    r"""Contents of every ``\boxed{...}`` whose braces balance, in order; of nested boxes the inner one comes last."""
-    found = []
+    r"""Contents of every ``\boxed{...}`` with balanced braces, in order; an inner box follows the one around it."""
+    contents = []
     for match in _BOX.finditer(text):
         depth = 1
         for end in range(match.end(), len(text)):
             if text[end] in "{}" and text[end - 1] != "\\":
                 depth += 1 if text[end] == "{" else -1
             if depth == 0:
-                found.append(text[match.end() : end].strip())
+                contents.append(text[match.end() : end].strip())
                 break
-    return found
+    return contents
 
 
 def clean_prompt(text: str) -> str:
-    """The problem alone: DAPO's two wrappers and a closing `BOXED_SUFFIX` taken off."""
+    """Remove DAPO's two wrappers and a trailing `BOXED_SUFFIX` from a prompt."""
     text = _WRAPPER_END.sub("", _WRAPPER_START.sub("", text)).strip()
     while text.endswith(BOXED_SUFFIX):
         text = text.removesuffix(BOXED_SUFFIX).rstrip()
@@ -81,10 +90,10 @@ def clean_prompt(text: str) -> str:
 
 
 def clean_answer(value: Any) -> str:
-    """A gold answer as text: numbers without a vanishing fraction (``27.0`` is ``27``), contents of the last box.
+    """A gold answer as text: whole numbers without decimals (``27.0`` is ``27``), contents of the last box.
 
     Raises:
-        BadRow: `no_answer` where the value is missing, blank, NaN or not one single answer.
+        BadRow: `no_answer` if the value is missing, blank, NaN or not a single answer.
     """
     if isinstance(value, list | tuple) and len(value) == 1:
         value = value[0]
@@ -116,8 +125,8 @@ def gsm8k_row(row: Row) -> RawProblem:
 def chat_row(row: Row) -> RawProblem:
     """Chat schema: `prompt` = list of messages, `reward_model.ground_truth`, `extra_info.index`.
 
-    The last user message is the problem. A gold answer that was cut at its first closing brace is completed from the
-    boxed answer of `extra_info.solution` that begins with it.
+    The last user message is the problem. A gold answer that was cut off at its first closing brace is completed from
+    the boxed answer of `extra_info.solution` that begins with it.
     """
     messages = row.get("prompt")
     turns = [m.get("content") for m in messages or () if isinstance(m, Mapping) and m.get("role") == "user"]
@@ -130,7 +139,7 @@ def chat_row(row: Row) -> RawProblem:
     index = str(extra.get("index"))
     if not _UUID.fullmatch(index):
         return RawProblem(text, answer, level=_level(row))
-    # DAPO's 17,398 problems are told apart by index and by the prompt to the letter.
+    # DAPO's 17,398 problems are distinguished by index and exact prompt.
     return RawProblem(text, answer, index=index, level=_level(row), identity=(index, str(turns[-1])))
 
 
@@ -142,7 +151,7 @@ def plain_row(row: Row) -> RawProblem:
 
 
 def converter_for(row: Row) -> Converter | None:
-    """The converter of the schema that `row`, the first of a file, shows by its columns; None for an unknown one."""
+    """The converter for the columns of `row`, the first of a file; None if they are of no known schema."""
     if isinstance(row.get("prompt"), list) and "reward_model" in row:
         return chat_row
     if "question" in row and isinstance(row.get("answer"), str) and "####" in row["answer"]:

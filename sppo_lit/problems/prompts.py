@@ -1,4 +1,4 @@
-"""From the text of a problem to the token ids that the policy and the critic read."""
+"""Tokenization of a problem's text for the policy and the critic."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from sppo_lit.types import Problem
 
 
 def render_prompt(tokenizer: Any, text: str, system: str | None = None) -> list[int]:
-    """Token ids of one prompt, ready to be continued.
+    """Token ids of one prompt, ready to be continued by the policy.
 
     With a chat template: `text` as the user's turn (after `system`), the generation prompt added, and no
-    beginning-of-sequence token besides the template's. Without one: the text as it stands (after `system` and a blank
-    line), with the special tokens that the tokenizer puts in front, and none behind.
+    beginning-of-sequence token besides the template's. Without one: the text unchanged (after `system` and a blank
+    line), with the special tokens that the tokenizer puts before it, and none after it.
+
+    Args:
+        tokenizer: of the policy.
+        text: the problem's prompt.
+        system: system message, if any.
 
     Raises:
         InputError: the chat template refuses a system message.
@@ -46,13 +51,19 @@ def _plain_ids(tokenizer: Any, text: str) -> list[int]:
 def encode_problems(
     problems: Iterable[Problem], tokenizer: Any, max_prompt_tokens: int, system: str | None = None
 ) -> tuple[list[tuple[Problem, list[int]]], int]:
-    """Tokenize prompts and leave out those of more than `max_prompt_tokens` tokens.
+    """Tokenize prompts and drop those of more than `max_prompt_tokens` tokens.
+
+    Args:
+        problems: to encode.
+        tokenizer: of the policy.
+        max_prompt_tokens: length of the longest prompt kept, in tokens.
+        system: system message of every prompt, if any.
 
     Returns:
         The problems kept, in order, each with its prompt ids; and how many were too long.
 
     Raises:
-        InputError: every prompt is too long, or there is none.
+        InputError: there are no problems, or all prompts are too long.
     """
     encoded = [(problem, render_prompt(tokenizer, problem.prompt, system)) for problem in problems]
     kept = [pair for pair in encoded if len(pair[1]) <= max_prompt_tokens]

@@ -1,4 +1,4 @@
-"""Problem sets, by name, by Hub id or from local files, as a stream of `Problem`."""
+"""Problem sets by name, by Hub id, from local files or from the user's functions, as streams of `Problem`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from sppo_lit.errors import InputError
+from sppo_lit.problems.custom import open_function
 from sppo_lit.problems.files import SUFFIXES, data_files, read_rows, split_of
 from sppo_lit.problems.formats import (
     BOXED_SUFFIX,
     BadRow,
     Converter,
+    NumberedRow,
     RawProblem,
     chat_row,
     converter_for,
@@ -23,19 +25,18 @@ from sppo_lit.problems.formats import (
     plain_row,
 )
 from sppo_lit.types import Problem
-
-NumberedRow = tuple[int, "dict[str, Any] | BadRow"]
+from sppo_lit.utils.objects import FORMS, names_object
 
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """Where a problem set lies on the Hugging Face Hub and how its rows are read.
+    """Location of a problem set on the Hugging Face Hub, and how its rows are read.
 
     Attributes:
         hub_id: ``owner/name`` on the Hub.
-        split: the split taken when none is asked for.
-        convert: from a row to the problem.
-        config: the Hub's configuration, if it has several.
+        split: the default split.
+        convert: converter of its rows.
+        config: the Hub's configuration, if there are several.
     """
 
     hub_id: str
@@ -58,19 +59,19 @@ SOURCES: dict[str, SourceSpec] = {
 
 @dataclass
 class ProblemSource:
-    """Problems in the order of their source; every iteration starts from the first and counts anew.
+    """Problems in the order of their source; every iteration starts from the first and resets the counts.
 
     Attributes:
         name: name of the data set, the first part of every `Problem.key`.
         split: its split, the second part.
-        parts: for each file or Hub split, where it lies (for messages), its converter if known, and a function that
-            opens its rows.
-        prompt_suffix: what every prompt ends with; None for the problem alone.
+        parts: of each file, Hub split or function: its place (for messages), its converter if known, and a function
+            that opens its rows.
+        prompt_suffix: end of every prompt made of a row; None for the problem alone.
         skip_bad_rows: count rows without problem or answer and corrupt lines instead of raising.
-        limit: most problems given; None for all.
-        dropped: rows left out in the latest iteration so far, by reason: `duplicate` and, with `skip_bad_rows`,
+        limit: yield at most this many problems; None for all.
+        dropped: rows dropped in the latest iteration so far, by reason: `duplicate` and, with `skip_bad_rows`,
             `no_answer`, `no_problem`, `corrupt`.
-        kept: problems given in the latest iteration so far.
+        kept: problems yielded in the latest iteration so far.
     """
 
     name: str
@@ -86,24 +87,29 @@ class ProblemSource:
         """Yield every usable problem once.
 
         Raises:
-            InputError: a bad row without `skip_bad_rows` (file and row named), or no usable problem at all.
+            InputError: a bad row without `skip_bad_rows` (file and row named), equal keys, or no usable problem.
         """
         self.dropped, self.kept = Counter(), 0
         seen: set[str] = set()
+        keys: set[str] = set()
         row = -1
         for row, (where, raw) in enumerate(self._raw()):
             if isinstance(raw, BadRow):
                 if not self.skip_bad_rows:
-                    raise InputError(f"{where}: {raw}; correct the row or set skip_bad_rows to leave such rows out")
+                    raise InputError(f"{where}: {raw}; correct the row or set skip_bad_rows to drop such rows")
                 self.dropped[raw.reason] += 1
                 continue
-            names = set(raw.identity or (raw.text,))
-            if names & seen:
+            identity = {raw.prompt} if isinstance(raw, Problem) else set(raw.identity or (raw.text,))
+            if identity & seen:
                 self.dropped["duplicate"] += 1
                 continue
-            seen |= names
+            seen |= identity
+            problem = self._problem(raw, row)
+            if problem.key in keys:
+                raise InputError(f"{where}: another problem has the key {problem.key!r} too; make keys unique or empty")
+            keys.add(problem.key)
             self.kept += 1
-            yield self._problem(raw, row)
+            yield problem
             if self.kept == self.limit:
                 return
         if not self.kept:
@@ -115,12 +121,12 @@ class ProblemSource:
         """All problems, read through to the end (or to `limit`)."""
         return list(self)
 
-    def _raw(self) -> Iterator[tuple[str, RawProblem | BadRow]]:
-        """Every row with where it stands, converted."""
+    def _raw(self) -> Iterator[tuple[str, RawProblem | Problem | BadRow]]:
+        """Every row, converted, with its place for messages."""
         for place, converter, open_rows in self.parts:
             for number, row in open_rows():
                 where = f"{place}, row {number}"
-                if isinstance(row, BadRow):
+                if isinstance(row, (BadRow, Problem)):
                     yield where, row
                     continue
                 converter = converter or converter_for(row)
@@ -134,9 +140,12 @@ class ProblemSource:
                 except BadRow as bad:
                     yield where, bad
 
-    def _problem(self, raw: RawProblem, row: int) -> Problem:
+    def _problem(self, raw: RawProblem | Problem, row: int) -> Problem:
+        start = f"{self.name}/{self.split}"
+        if isinstance(raw, Problem):
+            return replace(raw, key=raw.key or f"{start}/{row}", source=raw.source or self.name)
         return Problem(
-            key=f"{self.name}/{self.split}/{raw.index or row}",
+            key=f"{start}/{raw.index or row}",
             prompt=f"{raw.text} {self.prompt_suffix}" if self.prompt_suffix else raw.text,
             answer=raw.answer,
             source=self.name,
@@ -159,34 +168,37 @@ def open_problems(
     """Open a problem set; rows are read when the result is iterated.
 
     Args:
-        path: a name of `SOURCES`, a Hub id (``owner/name``), a local file (.jsonl, .json, .parquet, .csv) or a folder
-            of such files (``./`` in front where it reads like one of the former). The schema of a file is recognised
-            by the columns of its first row.
+        path: a name in `SOURCES`, a Hub id (``owner/name``), a local file (.jsonl, .json, .parquet, .csv), a folder
+            of such files (``./`` in front where it reads like one of the former), or a function of the user's own
+            (``path/to/file.py:function`` or a dotted path). The schema of a file is recognised by the columns of its
+            first row. A function is called without arguments, or with `split` if it has such a parameter, and returns
+            or yields the same `Problem` records or rows (mappings with the columns of a file) whenever it is called,
+            in every process. Records without a key get one; nothing is added to their prompts.
         split: split to read; the source's own by default (``train`` where unknown). In a folder it picks the files
             named after it.
-        streaming: read a Hub source row by row instead of downloading it first. Local files are always read lazily.
-        limit: give at most this many problems.
-        prompt_suffix: what every prompt ends with, exactly once, after a space; None for the problem alone.
+        streaming: read a Hub source row by row instead of downloading it first. All others are always read lazily.
+        limit: yield at most this many problems.
+        prompt_suffix: end of every prompt made of a row, exactly once and after a space; None for the problem alone.
         skip_bad_rows: count rows without problem or answer and corrupt lines instead of raising.
-        name: name of the data set in keys and results; by default the table's, or the file's or folder's name.
+        name: name of the data set in keys and results; by default the table's, or that of the file, folder or function.
         config: the Hub's configuration, instead of the table's.
 
     Raises:
-        InputError: unknown name, missing file, unreachable Hub, bad limit.
+        InputError: unknown name, missing file or function, unreachable Hub, bad limit.
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit = {limit}: a data set needs at least one problem; leave limit out for all")
-    options: dict[str, Any] = {
-        "prompt_suffix": prompt_suffix,
-        "skip_bad_rows": skip_bad_rows,
-        "limit": limit,
-    }
+    options: dict[str, Any] = {"prompt_suffix": prompt_suffix, "skip_bad_rows": skip_bad_rows, "limit": limit}
     local = Path(path).expanduser()
     known = next((n for n, spec in SOURCES.items() if path in (n, spec.hub_id)), None)
+    like_file = local.exists() or local.suffix in SUFFIXES
     like_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", path) and local.suffix not in SUFFIXES
+    if known is None and not like_file and not like_hub_id:
+        if names_object(path):
+            return _open_custom(path, split, name, options)
+        if re.fullmatch(r"[\w.-]+", path):
+            raise InputError(f"No problem set {path!r}: {_choices()}")
     if known is None and (local.exists() or not like_hub_id):
-        if not local.exists() and local.suffix not in SUFFIXES and re.fullmatch(r"[\w.-]+", path):
-            raise InputError(f"No problem set {path!r}: give a Hub id, a local file, or one of {', '.join(SOURCES)}")
         files = data_files(local, split)
         name = name or _name_of(local.resolve())
         split = split or split_of(files[0]) or (SOURCES[name].split if name in SOURCES else "train")
@@ -199,8 +211,22 @@ def open_problems(
     return ProblemSource(name or known or path, split, [(place, spec.convert if known else None, rows)], **options)
 
 
+def _open_custom(spec: str, split: str | None, name: str | None, options: dict[str, Any]) -> ProblemSource:
+    try:
+        read, split = open_function(spec, split)
+    except InputError as error:
+        if ":" in spec:
+            raise
+        raise InputError(f"{error}; {_choices()}") from error  # a misspelt file or name may read like a dotted path
+    return ProblemSource(name or re.split("[.:]", spec)[-1], split, [(spec, None, read)], **options)
+
+
+def _choices() -> str:
+    return f"give a Hub id, a local file, one of {', '.join(SOURCES)}, or a function of your own as {FORMS}"
+
+
 def _name_of(path: Path) -> str:
-    """Name of a local data set; the table's if file or folder bear it, so that keys equal those of the Hub's rows."""
+    """Name of a local data set: that in `SOURCES` where it matches, so that keys equal those of the Hub's rows."""
     name = path.name if path.is_dir() else path.parent.name if split_of(path) else path.stem
     table_name = re.sub(r"_x\d+$", "", name.lower().replace("-", "_"))  # aime24_x8: each problem eight times
     return table_name if table_name in SOURCES else name
@@ -216,7 +242,7 @@ def _open_hub(spec: SourceSpec, split: str, streaming: bool) -> Iterable[dict[st
 
 
 def _number_rows(rows: Iterable[dict[str, Any]], place: str) -> Iterator[NumberedRow]:
-    """Number the rows from 1; a connection lost on the way is the user's to know, in one line."""
+    """Number the rows from 1; a lost connection is an InputError."""
     try:
         yield from enumerate(rows, start=1)
     except Exception as error:

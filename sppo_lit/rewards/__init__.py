@@ -1,1 +1,1 @@
-"""Judging answers: extraction, equivalence, and the worker processes that keep both out of the training process."""
+"""Judging answers: extraction, equivalence, and the worker processes in which both run."""

@@ -25,7 +25,7 @@ def run_reward(function: RewardFunction, response: str, gold: str) -> tuple[floa
     """Value and error of a reward: a finite float and "", or 0 and what went wrong.
 
     Raises:
-        MemoryError: from the function; a process at its memory limit is not worth keeping.
+        MemoryError: from the function; so that the process, which is at its memory limit, is replaced.
     """
     try:
         value = float(function(response, gold))

@@ -1,4 +1,4 @@
-"""One worker process seen from the asking side: its pipes, the rows it holds, its environment."""
+"""The parent's side of a worker process: its pipes, its environment, the rows it works on."""
 
 from __future__ import annotations
 
@@ -12,26 +12,29 @@ from typing import Any
 
 from sppo_lit.rewards.worker import HEADER, pack
 
-_KEEP = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "VIRTUAL_ENV")
+_INHERITED = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "VIRTUAL_ENV")
 
 
 def worker_environment() -> dict[str, str]:
-    """Environment of a worker: a short list of harmless variables and the import path, no credentials."""
-    env = {name: os.environ[name] for name in _KEEP if name in os.environ}
+    """Environment variables of a worker: a short list of harmless ones and the import path, no credentials."""
+    env = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     path = [os.path.abspath(p) for p in sys.path if p] + [os.getcwd()]
     env["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path))
     return {**env, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
 
 
 class Worker:
-    """One process, the rows it has been given and not yet answered, and the bytes in flight both ways.
+    """A process, the rows sent to it and not yet answered, and buffers for both pipes.
+
+    Args:
+        settings: sent to the process first: ``deadline`` in seconds, ``memory_mb``, ``functions``.
 
     Attributes:
-        rows: indices of the rows it holds, the one it works on first.
-        ready: it has started and loaded what it needs.
-        idle: it waits for a chunk.
-        slow: it has said that the first of `rows` may take long.
-        kill_at: monotonic time at which it is killed unless it is heard from.
+        rows: indices of the unanswered rows, the one in progress first.
+        ready: the process has started and imported its modules.
+        idle: it waits for a chunk of rows.
+        slow: it has announced that the row in progress may take long.
+        kill_at: monotonic time, in seconds, at which it is killed unless a message arrives before.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -53,7 +56,7 @@ class Worker:
         self.kill_at = 0.0
 
     def send(self) -> bool:
-        """Write what the pipe takes; False if the process is gone."""
+        """Write as much of the outbox as the pipe accepts; False if the process has ended."""
         try:
             while self.outbox:
                 del self.outbox[: os.write(self.stdin, self.outbox[: 1 << 16])]
@@ -64,7 +67,7 @@ class Worker:
         return True
 
     def receive(self) -> tuple[list[dict[str, Any]], bool]:
-        """(whole messages that have arrived, whether the process is still there)."""
+        """Complete messages that have arrived, and whether the pipe is still open."""
         alive = True
         try:
             while piece := os.read(self.stdout, 1 << 16):
@@ -83,8 +86,8 @@ class Worker:
             del self.inbox[:end]
         return messages, alive
 
-    def end(self) -> None:
-        """Kill and reap; safe to call twice."""
+    def stop(self) -> None:
+        """Kill the process and wait for it; may be called twice."""
         with contextlib.suppress(OSError):
             self.process.kill()
         for pipe in (self.process.stdin, self.process.stdout):

@@ -1,4 +1,4 @@
-"""What may be added to the policy's reward. The critic's label is the bare verdict and never shaped."""
+"""Reward shaping: what may be added to the policy's reward. The critic learns the verdict, which is never shaped."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ def overlong_penalty(length: int, max_length: int, buffer: int, scale: float = 1
     Args:
         length: response length in tokens.
         max_length: limit on the response length in tokens.
-        buffer: the last so many tokens before the limit, over which the penalty grows linearly; 0 for a hard limit.
-        scale: size of the full penalty, reached at `max_length` and kept beyond it.
+        buffer: number of tokens before the limit over which the penalty grows linearly; 0 for a hard limit.
+        scale: size of the full penalty, reached at `max_length` and constant beyond.
 
     Raises:
         ValueError: `buffer` is negative or above `max_length`.

@@ -1,12 +1,12 @@
 """A pool of worker processes that judge answers, each answer under a deadline, each process under a memory limit.
 
-Considered: `multiprocessing` (fork copies a process that holds CUDA and threads; spawn and forkserver import the
-parent's ``__main__``, here the command line and with it torch), `concurrent.futures` and pebble on top of it (the same
-start methods; pickles travel from a process that reads model text; pebble adds a thread and a manager of its own).
-Plain subprocesses with a pipe each need none of that: they start in about 50 ms, import only `sppo_lit.rewards`, and
-die by the kernel's timer or when the pipe closes. POSIX only, as is training.
+Alternatives considered: `multiprocessing` (fork copies a process that holds CUDA and threads; spawn and forkserver
+import the parent's ``__main__``, here the command line and with it torch), `concurrent.futures` and pebble, which build
+on it (same start methods; pickles come from a process that reads model text; pebble adds a thread and a manager).
+Subprocesses with one pipe each way avoid all of that: they start in about 50 ms, import only `sppo_lit.rewards`, and
+are ended by the kernel's timer or when the pipe closes. POSIX only, as is training.
 
-No thread is started in the asking process: `score` runs a selector loop in the thread that calls it, which may be any.
+No thread is started in the calling process: `score` runs a selector loop in whatever thread calls it.
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ from sppo_lit.utils.objects import check_object
 
 logger = logging.getLogger(__name__)
 
-_GRACE = 1.0  # seconds between a worker's own timer and a kill from outside
+_GRACE = 1.0  # seconds between a worker's own timer and a kill by the parent
 _START = 60.0  # seconds a worker may take to start or to load sympy
-_STARTS = 3  # workers in a row that may die before they are ready
-_LEAST_MEMORY = 512  # MiB; less does not load sympy
-_CHUNK = 64  # most rows sent at once
+_STARTS = 3  # consecutive workers that may die before they are ready
+_MIN_MEMORY = 512  # MiB; sympy does not load in less
+_CHUNK = 64  # rows sent at once, at most
 
 Row = tuple[str, str, bool]
 
 
-def _end_all(workers: list[Worker], owner: int) -> None:
+def _stop_all(workers: list[Worker], owner: int) -> None:
     if os.getpid() == owner:
         while workers:
-            workers.pop().end()
+            workers.pop().stop()
 
 
 class VerifierPool:
     """Judges responses in worker processes; implements `sppo_lit.types.Verifier`.
 
-    Workers start on first use and are kept. May be used from any thread (callers take turns) and as a context
+    Workers start on first use and are kept. May be used from any thread (calls are serialized) and as a context
     manager. In a forked child the pool starts workers of its own.
 
     Args:
         workers: number of processes.
-        deadline: seconds for each answer; then its computation is broken off, or, if it cannot be, its worker killed
+        deadline: seconds for each answer; then its computation is interrupted or, where that fails, its worker killed
             and replaced. The reason is ``timeout``.
         memory_mb: address space of a worker in MiB; 0 for no limit (custom rewards that load models need it).
         functions: custom rewards, functions ``f(response, gold) -> float`` named as ``package.module:function`` or
@@ -71,10 +71,10 @@ class VerifierPool:
     def __init__(
         self, workers: int = 2, deadline: float = 5.0, memory_mb: int = 2048, functions: Sequence[str] = ()
     ) -> None:
-        if workers < 1 or deadline <= 0 or not (memory_mb == 0 or memory_mb >= _LEAST_MEMORY):
+        if workers < 1 or deadline <= 0 or not (memory_mb == 0 or memory_mb >= _MIN_MEMORY):
             raise InputError(
                 f"verifier: workers ({workers}) must be at least 1, deadline ({deadline}) above 0, and memory_mb "
-                f"({memory_mb}) 0 for no limit or at least {_LEAST_MEMORY}"
+                f"({memory_mb}) 0 for no limit or at least {_MIN_MEMORY}"
             )
         for spec in functions:
             check_object(spec, SETTING)
@@ -89,7 +89,7 @@ class VerifierPool:
         self._workers: list[Worker] = []
         self._owner = os.getpid()
         self._failed_starts = 0
-        self._finalizer = weakref.finalize(self, _end_all, self._workers, self._owner)
+        self._finalizer = weakref.finalize(self, _stop_all, self._workers, self._owner)
 
     def __enter__(self) -> VerifierPool:
         return self
@@ -100,7 +100,7 @@ class VerifierPool:
     def close(self) -> None:
         """End the workers. The pool may be used again: new ones start."""
         with self._lock:
-            _end_all(self._workers, self._owner)
+            _stop_all(self._workers, self._owner)
 
     def score(
         self, responses: Sequence[str], golds: Sequence[str], finished: Sequence[bool] | None = None
@@ -148,35 +148,35 @@ class VerifierPool:
             run = _Run(self, rows, custom)
             try:
                 run.loop()
-            except BaseException:  # e.g. KeyboardInterrupt: workers are amid a chunk, start over next time
-                _end_all(self._workers, self._owner)
+            except BaseException:  # e.g. KeyboardInterrupt: these workers are busy, the next call needs new ones
+                _stop_all(self._workers, self._owner)
                 raise
         return run.results
 
     def _replace(self, worker: Worker) -> None:
-        worker.end()
+        worker.stop()
         self._failed_starts = 0 if worker.ready else self._failed_starts + 1
         if self._failed_starts >= _STARTS:
             raise InputError(
-                f"verifier: {_STARTS} worker processes in a row ended before they were ready; see what "
-                f"`{sys.executable} -m sppo_lit.rewards.worker </dev/null` says"
+                f"verifier: {_STARTS} worker processes in a row ended before they were ready; see the output of "
+                f"`{sys.executable} -m sppo_lit.rewards.worker </dev/null`"
             )
         self._workers[self._workers.index(worker)] = Worker(self.settings)
 
 
 class _Run:
-    """One call of `score` or `custom`: hands out rows, receives results, deals with workers that die."""
+    """One call of `score` or `custom`: hands out rows, receives results, replaces workers that die."""
 
     def __init__(self, pool: VerifierPool, rows: list[Row], custom: bool) -> None:
         self.pool, self.rows, self.custom = pool, rows, custom
         self.deadline: float = pool.settings["deadline"]  # type: ignore[assignment]
         self.results: list[Any] = [None] * len(rows)
         self.todo = deque(range(len(rows)))
-        self.alone: set[int] = set()  # rows that were with a worker that died for no known row
+        self.alone: set[int] = set()  # rows to send alone: their worker died, and any of them may be the cause
         self.chunk = max(1, min(_CHUNK, len(rows) // (4 * pool.size)))
 
     def loop(self) -> None:
-        """Until every row has its result."""
+        """Run until every row has its result."""
         workers = self.pool._workers
         while len(workers) < min(self.pool.size, len(self.rows)):
             workers.append(Worker(self.pool.settings))
@@ -190,16 +190,16 @@ class _Run:
                 alive = True
                 if worker in ready:
                     sent = worker.send()
-                    messages, there = worker.receive()
-                    alive = sent and there
+                    messages, open_ = worker.receive()
+                    alive = sent and open_
                     for message in messages:
                         self.receive(worker, message)
                 late = time.monotonic() > worker.kill_at
                 if not alive or (late and worker.rows):
-                    self.bury(worker, late)
+                    self.replace_lost(worker, late)
 
     def hand_out(self, worker: Worker) -> None:
-        """Send a worker its next chunk."""
+        """Send the next chunk to an idle worker."""
         rows = [self.todo.popleft()]
         while self.todo and len(rows) < self.chunk and not self.alone & {rows[0], self.todo[0]}:
             rows.append(self.todo.popleft())
@@ -210,7 +210,7 @@ class _Run:
         worker.send()
 
     def wait(self, busy: list[Worker]) -> set[Worker]:
-        """Wait for messages, at most until the next worker is late; returns the workers with something to do."""
+        """Workers with pipes ready to read or write; waits for them until the first deadline of a worker."""
         with selectors.DefaultSelector() as selector:
             for worker in busy:
                 selector.register(worker.stdout, selectors.EVENT_READ, worker)
@@ -220,7 +220,11 @@ class _Run:
             return {key.data for key, _ in selector.select(max(0.0, timeout))}
 
     def receive(self, worker: Worker, message: dict[str, Any]) -> None:
-        """Note the results in a worker's message and what it says of itself."""
+        """Store the results in a worker's message and update its state.
+
+        Raises:
+            InputError: the worker could not import a custom reward.
+        """
         if error := message.get("error"):
             raise InputError(error)
         worker.ready = worker.ready or bool(message.get("ready"))
@@ -238,9 +242,9 @@ class _Run:
         self.results[row] = [value for value, _ in result]
         for spec, (_, error) in zip(self.pool.functions, result, strict=True):
             if error:
-                self.complain(spec, row, error)
+                self.report_failure(spec, row, error)
 
-    def complain(self, spec: str, row: int, error: str) -> None:
+    def report_failure(self, spec: str, row: int, error: str) -> None:
         """Count a failure of a custom reward, and log its first one."""
         self.pool.errors[spec] += 1
         if self.pool.errors[spec] == 1:
@@ -250,8 +254,8 @@ class _Run:
                 "counted, not shown.", spec, row, gold[:100], response[-100:], error
             )  # fmt: skip
 
-    def bury(self, worker: Worker, late: bool) -> None:
-        """Replace a dead or late worker, settle the row it was at and give its other rows back."""
+    def replace_lost(self, worker: Worker, late: bool) -> None:
+        """Replace a dead or late worker, settle the row in progress and return its other rows to the queue."""
         self.pool._replace(worker)
         late = late or worker.process.returncode == -signal.SIGPROF
         if not worker.rows:

@@ -1,11 +1,11 @@
-"""The process that judges: reads chunks of answers from stdin, writes a verdict per answer to stdout.
+"""The worker process: reads chunks of answers from stdin, writes a verdict for each to stdout.
 
-Messages are JSON behind a 4-byte length, both ways; nothing is unpickled from a process that reads model text.
-A deadline has two parts. At the deadline an exception is raised in the computation, which most hanging answers heed:
-the worker stays, with sympy loaded. A quarter of a second of processor time later the kernel ends the process by a
-signal that Python does not handle, so even a computation that never returns to the interpreter, with or without a
-living parent. Torch is never imported, sympy only when an answer needs it. Before anything that may take long the
-finished verdicts are sent, so that a death costs one answer.
+Messages in both directions are JSON with a 4-byte length prefix; nothing is unpickled from a process that reads model
+text. A deadline has two stages. At the deadline an exception is raised in the computation, which ends most of them: the
+worker stays, with sympy loaded. After another quarter of a second of processor time the kernel ends the process by a
+signal that Python does not handle, and so ends even a computation that never returns to the interpreter, whether or not
+the parent lives. Torch is never imported, sympy only when an answer needs it. Before a step that may take long the
+finished verdicts are sent, so that the death of the process costs one answer.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ HEADER = struct.Struct(">I")
 
 
 def pack(message: Any) -> bytes:
-    """`message` as length-prefixed JSON (ASCII, so lone surrogates and null bytes travel too)."""
+    """Encode `message` as JSON with a length prefix (ASCII, so lone surrogates and null bytes are preserved)."""
     body = json.dumps(message).encode("ascii")
     return HEADER.pack(len(body)) + body
 
 
 def _read(fd: int, size: int, parent: int) -> bytes:
-    """Exactly `size` bytes; exits when the pipe is closed or the parent is gone."""
+    """Read exactly `size` bytes; exit when the pipe is closed or the parent has ended."""
     data = bytearray()
     while len(data) < size:
         while not select.select([fd], [], [], 5.0)[0]:
@@ -54,7 +54,7 @@ def _send(fd: int, message: Any) -> None:
 
 
 def limit_memory(megabytes: int) -> None:
-    """Cap the address space of this process (where the system supports it) and write no core files; 0: no cap."""
+    """Limit the address space of this process to `megabytes` MiB where supported (0: no limit); write no core files."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
@@ -63,26 +63,26 @@ def limit_memory(megabytes: int) -> None:
             resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20, megabytes << 20))
 
 
-class Late(BaseException):
-    """Raised in a computation at its deadline; no `except Exception` on the way keeps it."""
+class DeadlineExceeded(BaseException):
+    """Raised in a computation at its deadline; not an `Exception`, so that no handler in between catches it."""
 
 
 class _Deadline:
-    """``with deadline:`` raises Late in its body, or has the process ended, after so many seconds."""
+    """A context manager that raises DeadlineExceeded in its body, or ends the process, after `seconds`."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds, self.armed = seconds, False
-        signal.signal(signal.SIGALRM, self._ring)
+        signal.signal(signal.SIGALRM, self._on_alarm)
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
 
-    def _ring(self, *_: Any) -> None:
+    def _on_alarm(self, *_: Any) -> None:
         if self.armed:
-            raise Late
+            raise DeadlineExceeded
 
     def __enter__(self) -> None:
         self.armed = True
         signal.setitimer(signal.ITIMER_PROF, self.seconds + 0.25)
-        signal.setitimer(signal.ITIMER_REAL, self.seconds, 0.1)  # again, should something swallow the first
+        signal.setitimer(signal.ITIMER_REAL, self.seconds, 0.1)  # repeated, in case something catches the first
 
     def __exit__(self, *_: object) -> None:
         self.armed = False
@@ -91,7 +91,7 @@ class _Deadline:
 
 
 class _Judge:
-    """Judges the rows of one chunk after the other under the settings the parent sent."""
+    """Judges chunks of rows under the settings sent by the parent."""
 
     def __init__(self, settings: dict[str, Any], sink: int) -> None:
         from sppo_lit.rewards.custom import load_reward
@@ -126,9 +126,9 @@ class _Judge:
             with self.deadline:
                 for function in self.functions:
                     values.append(run_reward(function, response, gold))
-        except Late:
-            late = (0.0, f"no result within {self.deadline.seconds} s")
-            values += [late] * (len(self.functions) - len(values))
+        except DeadlineExceeded:
+            failed = (0.0, f"no result within {self.deadline.seconds} s")
+            values += [failed] * (len(self.functions) - len(values))
         return values
 
     def verdict(self, response: str, gold: str, finished: bool) -> tuple[Any, ...]:
@@ -143,9 +143,9 @@ class _Judge:
             self.flush(slow=True)
             with self.deadline:
                 return answers.judge(response, gold, finished)
-        except Late:
+        except DeadlineExceeded:
             return 0.0, "timeout", answers.extract_answer(response)
-        except MemoryError:  # a heap at its limit is not worth keeping
+        except MemoryError:  # a process at its memory limit is not worth keeping
             self.done.append([0.0, "unparsable", None, 0.0])
             self.flush()
             os._exit(1)
@@ -154,14 +154,14 @@ class _Judge:
 
 
 def main() -> None:
-    """Serve until stdin closes."""
-    for signum in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the parent decides when it is over
+    """Answer messages until stdin closes."""
+    for signum in (signal.SIGINT, signal.SIGTERM):  # sent to the whole process group; the parent decides when to stop
         signal.signal(signum, signal.SIG_IGN)
     parent = os.getppid()
     source, sink = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
-    os.dup2(null, 1)  # whatever a reward prints must not reach the verdicts
+    os.dup2(null, 1)  # what a reward prints must not mix with the verdicts
     settings = _receive(source, parent)
     limit_memory(settings["memory_mb"])
     try:

@@ -1,1 +1,1 @@
-"""Comparing algorithms: a grid of runs from one YAML file, run as separate processes, with a report at the end."""
+"""Studies: grids of runs, their report and their figures, from what runs leave on disk; no model is needed."""

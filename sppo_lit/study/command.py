@@ -1,22 +1,21 @@
-"""``sppo study FILE``: run what is not done yet, show it, and write the report."""
+"""``sppo study FILE``: run the jobs of a study that are not done yet, display them, and write the report."""
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import RenderableType
 from rich.live import Live
 
-from sppo_lit.errors import CommandParser, InputError
+from sppo_lit.errors import InputError
 from sppo_lit.study import display
-from sppo_lit.study.plan import TRAIN, Job, Study, jobs, read
+from sppo_lit.study.plan import TRAIN, Job, Study, jobs, read, write_study_json
+from sppo_lit.study.report import write_report
 from sppo_lit.study.runner import Runner
-from sppo_lit.utils.console import console as shared
-from sppo_lit.utils.console import is_interactive
+from sppo_lit.utils.command import CommandParser
+from sppo_lit.utils.console import console, is_interactive
 
 
 def study(arguments: Sequence[str], settings_of: Callable[[Sequence[str]], object]) -> int:
@@ -39,14 +38,17 @@ def study(arguments: Sequence[str], settings_of: Callable[[Sequence[str]], objec
     parser.add_argument("--only", type=_names, metavar="CELL,CELL", help="only these of its cells")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="another folder than the study's own")
     parser.add_argument("--report", action="store_true", help="run nothing, make the report again")
-    options = parser.parse_args(list(arguments))
-    plan = read(options.file, options.out)
-    todo = jobs(plan, options.seeds, options.only)
+    args = parser.parse_args(list(arguments))
+    plan = read(args.file, args.out)
+    todo = jobs(plan, args.seeds, args.only)
     failed = False
-    if not options.report:
+    if not args.report:
         check(todo, settings_of)
-        failed = not run(plan, todo, shared, options.file)
-    report(plan, shared)
+        failed = not run(plan, todo, args.file)
+    try:
+        console.print(f"report: {write_report(plan.out)}", markup=False, soft_wrap=True)
+    except InputError as error:
+        console.print(f"no report: {error}", style="yellow", markup=False, soft_wrap=True)
     return int(failed)
 
 
@@ -54,7 +56,7 @@ def check(jobs: Sequence[Job], settings_of: Callable[[Sequence[str]], object]) -
     """Refuse a flag that the recipe does not have before hours are spent on other cells.
 
     Args:
-        jobs: the jobs to run; the training of each cell is checked once.
+        jobs: the jobs to run; one training of each cell is checked.
         settings_of: parses the arguments of ``sppo run``.
 
     Raises:
@@ -67,59 +69,45 @@ def check(jobs: Sequence[Job], settings_of: Callable[[Sequence[str]], object]) -
             raise InputError(f"cell {job.cell}: {error}") from error
 
 
-def run(plan: Study, todo: Sequence[Job], console: Console, file: str) -> bool:
-    """Run the jobs; whether all are done."""
+def run(plan: Study, todo: Sequence[Job], file: str) -> bool:
+    """Run the jobs and display them: a live table on a terminal, a line for each change anywhere else.
+
+    Args:
+        plan: the study.
+        todo: jobs of the study.
+        file: path of the study as the user typed it, for messages.
+
+    Returns:
+        Whether all jobs are done.
+
+    Raises:
+        InputError: a job was run with other settings before, or another process runs in the study's folder.
+        KeyboardInterrupt: Ctrl-C, with a line on how to go on.
+    """
     live: Live | None = None
 
-    def changed(job: Job) -> None:
+    def print_change(job: Job) -> None:
         if live is None:
             console.print(display.line(job, runner.progress[job]), markup=False, soft_wrap=True)
 
-    runner = Runner(plan, todo, changed)
-    write_plan(plan)
+    runner = Runner(plan, todo, print_change)
+    write_study_json(plan)
     start = time.monotonic()
 
-    def picture() -> object:
+    def table() -> RenderableType:
         return display.table(plan, runner.progress, console.height, time.monotonic() - start)
 
     try:
         if is_interactive(console):
-            with Live(picture(), console=console, refresh_per_second=2, auto_refresh=False) as live:  # type: ignore[arg-type]
-                runner.run(lambda: live.update(picture(), refresh=True))  # type: ignore[union-attr, arg-type]
-                live.update(picture(), refresh=True)  # type: ignore[arg-type]
+            with Live(console=console, get_renderable=table, auto_refresh=False) as live:
+                runner.run(live.refresh)
         else:
             runner.run(lambda: None)
-            console.print(picture())
+            console.print(table())
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"study stopped; what is done is kept: 'sppo study {file}' goes on") from None
-    display.failures(console, todo, runner.progress)
+    display.print_failures(console, todo, runner.progress)
     return all(p.state == "done" for p in runner.progress.values())
-
-
-def write_plan(plan: Study) -> None:
-    """What the report has to know of the study: ``<out>/study.json``."""
-    plan.out.mkdir(parents=True, exist_ok=True)
-    content = {
-        "title": plan.title,
-        "recipe": os.path.relpath(plan.recipe) if Path(plan.recipe).is_relative_to(Path.cwd()) else plan.recipe,
-        "budget": dict(plan.budget),
-        "baseline": plan.baseline,
-        "seeds": list(plan.seeds),
-        "common": dict(plan.common),
-        "cells": {name: dict(flags) for name, flags in plan.cells.items()},
-        "after": {name: dict(flags) for name, flags in plan.after.items()},
-    }
-    (plan.out / "study.json").write_text(json.dumps(content, indent=1, default=str), encoding="utf-8")
-
-
-def report(plan: Study, console: Console) -> None:
-    """Write the report and say where it is, or why there is none."""
-    from sppo_lit.study.report import write
-
-    try:
-        console.print(f"report: {write(plan.out)}", markup=False, soft_wrap=True)
-    except InputError as error:
-        console.print(f"no report: {error}", style="yellow", markup=False, soft_wrap=True)
 
 
 def _integers(text: str) -> list[int]:

@@ -2,55 +2,60 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sppo_lit.errors import CommandParser, InputError
+from sppo_lit.errors import InputError
 from sppo_lit.study.figures.specs import FIGURES
 from sppo_lit.study.tables import TextTable, tables
+from sppo_lit.utils.command import CommandParser
+from sppo_lit.utils.console import console
 
 
 def figure(arguments: Sequence[str]) -> int:
-    """The command.
+    """Draw a figure as PNG and SVG and print its numbers.
+
+    Args:
+        arguments: command-line arguments after ``sppo figure``.
+
+    Returns:
+        Exit code 0.
 
     Raises:
         InputError: an unknown figure or flag, or sources that it cannot be drawn from.
     """
-    listing = "\n".join(f"  {name:<16} {entry.about} (from {entry.reads})" for name, entry in FIGURES.items())
+    listing = "\n".join(f"  {name:<16} {spec.about} (from {spec.reads})" for name, spec in FIGURES.items())
     parser = CommandParser(
         prog="sppo figure",
         description=f"Draw a figure as PNG and SVG and print its numbers. Figures:\n{listing}",
-        formatter_class=CommandParser.raw,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", metavar="NAME", help="which one")
     parser.add_argument("sources", metavar="SOURCE", nargs="*", type=Path, help="run folders, a study, or evaluations")
     parser.add_argument("--out", type=Path, metavar="FILE", help="PNG to write; default: <NAME>.png")
-    options = parser.parse_args(list(arguments))
-    if options.name not in FIGURES:
-        raise InputError(f"figure {options.name} is unknown; choose one of {', '.join(FIGURES)}")
-    chosen = FIGURES[options.name]
-    if chosen.reads != "nothing" and not options.sources:
-        raise InputError(f"figure {options.name}: no sources given; it reads {chosen.reads}")
-    out = options.out or Path(f"{options.name}.png")
-    numbers = chosen.draw(options.sources, out)
-    console = Console(highlight=False)
-    for found in tables(numbers):
-        console.print(on_terminal(found))
+    args = parser.parse_args(list(arguments))
+    if args.name not in FIGURES:
+        raise InputError(f"figure {args.name} is unknown; choose one of {', '.join(FIGURES)}")
+    spec = FIGURES[args.name]
+    if spec.reads != "nothing" and not args.sources:
+        raise InputError(f"figure {args.name}: no sources given; it reads {spec.reads}")
+    out = args.out or Path(f"{args.name}.png")
+    for table in tables(spec.draw(args.sources, out)):
+        console.print(rich_table(table))
     console.print(f"figure: {out.with_suffix('.png')} and {out.with_suffix('.svg')}", markup=False, soft_wrap=True)
     return 0
 
 
-def on_terminal(found: TextTable) -> Table:
-    """A table for rich."""
-    shown = Table(
-        title=Text(found.title) if found.title else None, title_justify="left", show_header=any(found.columns)
-    )
-    for i, name in enumerate(found.columns):
-        shown.add_column(Text(name), justify="right" if i else "left")
-    for row in found.rows:
-        shown.add_row(*map(Text, row))
-    return shown
+def rich_table(table: TextTable) -> Table:
+    """Convert a table of text into a rich table, with the numbers right-aligned."""
+    title = Text(table.title) if table.title else None
+    rich = Table(title=title, title_justify="left", show_header=any(table.columns))
+    for i, name in enumerate(table.columns):
+        rich.add_column(Text(name), justify="right" if i else "left")
+    for row in table.rows:
+        rich.add_row(*map(Text, row))
+    return rich

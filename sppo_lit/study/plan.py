@@ -1,11 +1,12 @@
-"""What a study consists of: a YAML file of cells and seeds, and the command lines that it stands for."""
+"""The plan of a study: a YAML file of cells and seeds, and the jobs (command lines) that it stands for."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from sppo_lit.errors import InputError
 from sppo_lit.utils.paths import find
 
 NAME = r"[A-Za-z0-9][\w.-]*"
-"""Of a cell or a further command: it becomes a folder."""
+"""Pattern of the name of a cell or of a validation, which is also a folder name."""
 
 DEVICE = r"cpu|cuda:\d+"
 UNITS: dict[str, Callable[[Any], Any]] = {"seconds": float, "tokens": int}
-"""Of a budget: `clock.max_<unit>`, and its type."""
+"""Unit of a budget (`clock.max_<unit>`) → type of its value."""
 
 CELLS = "cells"
 TRAIN = "train"
@@ -30,9 +31,9 @@ RESERVED = {
     "clock.max_seconds": "budget",
     "clock.max_tokens": "budget",
     "clock.evaluations": "evaluations",
-    "ckpt_path": "nothing: a cell goes on by itself",
+    "ckpt_path": "nothing: a cell resumes by itself",
 }
-"""Flags that the study sets, and from what."""
+"""Flag that the study sets → the key that it is set from."""
 
 Flags = Mapping[str, Any]
 
@@ -42,20 +43,20 @@ class Study:
     """A grid of runs, cells × seeds, that differ in a few flags and share a budget.
 
     Attributes:
-        title: for people.
-        recipe: that all cells start from.
-        cells: name → flags of its own, by dotted key.
-        budget: of one cell and seed: ``{"seconds": …}`` (`clock.max_seconds`) or ``{"tokens": …}``.
-        out: folder of everything.
+        title: heading of the display and the report.
+        recipe: path of the recipe that all cells start from.
+        cells: cell name → its own flags, by dotted key.
+        budget: budget of one run: ``{"seconds": …}`` of training (`clock.max_seconds`) or ``{"tokens": …}`` sampled.
+        out: folder of runs, logs and report.
         common: flags of every cell.
-        seeds: of every cell.
-        evaluations: of a run, equally spaced over the budget, beside the one before training.
-        parallel: runs at once; None takes one for each device, or one.
+        seeds: seeds of every cell.
+        evaluations: number of evaluations of a run, equally spaced over the budget, besides the one before training.
+        parallel: runs at the same time; None means one for each device, or one.
         threads: `OMP_NUM_THREADS` of each run.
-        devices: ``cpu`` or ``cuda:0`` …, given out in turn; none leaves the choice to the recipe.
-        baseline: the cell that speed-ups refer to.
-        after: name → flags of `sppo run validate`, run on the last checkpoint of every cell and seed, or only of the
-            cells listed under the key "cells" among them.
+        devices: ``cpu`` or ``cuda:0`` …, assigned in turn; empty leaves the choice to the recipe.
+        baseline: cell that speed-ups refer to.
+        after: name → flags of a `sppo run validate` on the last checkpoint of every cell and seed, or only of the cells
+            listed under its key "cells".
     """
 
     title: str
@@ -74,21 +75,21 @@ class Study:
 
     @property
     def at_once(self) -> int:
-        """Runs at the same time."""
+        """Number of runs at the same time."""
         return self.parallel or max(1, len(self.devices))
 
 
 @dataclass(frozen=True)
 class Job:
-    """One command of a study: the training of a cell with a seed, or a further command on its result.
+    """One command of a study: the training of a cell with a seed, or a validation of its last checkpoint.
 
     Attributes:
         cell: name of the cell.
-        seed: its seed.
-        stage: `TRAIN` or a name of `Study.after`.
-        arguments: of `sppo`, without the checkpoint.
+        seed: seed of the run.
+        stage: `TRAIN` or a name in `Study.after`.
+        arguments: arguments of `sppo`; a resumed training adds its checkpoint.
         runs: folder that holds the run's `version_<n>`.
-        record: path of its log and of its note that it is done, without the suffix.
+        record: path of the log and the status file, without suffix.
     """
 
     cell: str
@@ -100,29 +101,34 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """What the command printed."""
+        """Output of the command."""
         return self.record.with_name(self.record.name + ".log")
 
     @property
-    def note(self) -> Path:
-        """JSON: the arguments, and whether the command is done."""
+    def status(self) -> Path:
+        """JSON file with the arguments and whether the command is done."""
         return self.record.with_name(self.record.name + ".json")
 
     @property
+    def run(self) -> Path:
+        """Folder of the run; there is one version only, because a training resumes in its own folder."""
+        return self.runs / "version_0"
+
+    @property
     def title(self) -> str:
-        """For people."""
+        """Cell, seed and stage for messages."""
         return f"{self.cell}, seed {self.seed}" + ("" if self.stage == TRAIN else f", {self.stage}")
 
 
 def jobs(study: Study, seeds: Sequence[int] | None = None, only: Sequence[str] | None = None) -> list[Job]:
-    """The commands in the order in which they start: seed by seed, every cell before any is done again.
+    """The jobs of a study in the order in which they start: seed by seed, each with all cells.
 
-    So what else happens on a shared machine hits all cells alike.
+    Other load on a shared machine thereby affects all cells alike.
 
     Args:
         study: the study.
-        seeds: some of its seeds; None for all.
-        only: some of its cells; None for all.
+        seeds: selected seeds; None for all.
+        only: selected cells; None for all.
 
     Raises:
         InputError: a seed or cell that the study does not have.
@@ -132,20 +138,20 @@ def jobs(study: Study, seeds: Sequence[int] | None = None, only: Sequence[str] |
             if value not in known:
                 raise InputError(f"study: {what} {value} is not in it; it has {', '.join(map(str, known))}")
     cells = [cell for cell in study.cells if only is None or cell in only]
-    found = []
+    result = []
     for seed in study.seeds:
         if seeds is None or seed in seeds:
-            found += [training(study, cell, seed) for cell in cells]
-            found += [
-                further(study, name, cell, seed)
+            result += [training_job(study, cell, seed) for cell in cells]
+            result += [
+                validation_job(study, name, cell, seed)
                 for name, flags in study.after.items()
                 for cell in cells
                 if cell in flags.get(CELLS, study.cells)
             ]
-    return found
+    return result
 
 
-def training(study: Study, cell: str, seed: int) -> Job:
+def training_job(study: Study, cell: str, seed: int) -> Job:
     """The training of a cell with a seed."""
     root = study.out / f"seed-{seed}"
     flags = {"trainer.max_epochs": -1, **study.common, **study.cells[cell], "seed_everything": seed}
@@ -155,9 +161,9 @@ def training(study: Study, cell: str, seed: int) -> Job:
     return Job(cell, seed, TRAIN, arguments, root / cell, study.out / "logs" / f"seed-{seed}-{cell}")
 
 
-def further(study: Study, name: str, cell: str, seed: int) -> Job:
-    """A further command on the last checkpoint of a cell."""
-    run = training(study, cell, seed).runs / "version_0"
+def validation_job(study: Study, name: str, cell: str, seed: int) -> Job:
+    """The validation `name` of `Study.after` on the last checkpoint of a cell."""
+    run = training_job(study, cell, seed).run
     root = study.out / "after" / name / f"seed-{seed}"
     flags = {key: value for key, value in study.after[name].items() if key != CELLS}
     flags |= {"trainer.default_root_dir": str(root), "run_name": cell}
@@ -168,22 +174,27 @@ def further(study: Study, name: str, cell: str, seed: int) -> Job:
 
 
 def as_arguments(flags: Flags) -> list[str]:
-    """``{"model.kl.coef": 0.2}`` → ``["--model.kl.coef=0.2"]``; lists, mappings, null and booleans as JSON."""
-    return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in flags.items()]
+    """``{"model.kl.coef": 0.2}`` → ``["--model.kl.coef=0.2"]``."""
+    return [f"--{key}={flag_value(value)}" for key, value in flags.items()]
+
+
+def flag_value(value: Any) -> str:
+    """A flag's value on the command line: text as it is, anything else (lists, null, booleans …) as JSON."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
 def read(path: str, out: Path | None = None) -> Study:
-    """The study of a YAML file.
+    """Read a study from a YAML file and check it.
 
     Args:
-        path: the file, or one of those shipped.
-        out: another folder than the file says.
+        path: a file, also one that is shipped with the package.
+        out: folder to use instead of the file's `out`.
 
     Raises:
-        InputError: no such file, no YAML, an unknown or missing key, or a value that makes no sense.
+        InputError: the file does not exist or is not YAML, or a key is unknown, missing or has an invalid value.
     """
     file = Path(find(path))
     if not file.is_file():
@@ -193,15 +204,15 @@ def read(path: str, out: Path | None = None) -> Study:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: no valid YAML ({' '.join(str(error).split())[:200]}); correct it") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path}: no study; write a YAML mapping with the keys {', '.join(KEYS)}")
+        raise InputError(f"{path}: not a study; write a YAML mapping with the keys {', '.join(KEYS)}")
     if unknown := content.keys() - KEYS.keys():
         raise InputError(f"{path}: unknown key {sorted(map(str, unknown))[0]}; the keys are {', '.join(KEYS)}")
     values = {key: content.get(key, default) for key, (default, _, _) in KEYS.items()}
-    for key, (_, good, demand) in KEYS.items():
+    for key, (_, is_valid, requirement) in KEYS.items():
         if values[key] is REQUIRED:
-            raise InputError(f"{path}: {key} is missing; it must be {demand}")
-        if not good(values[key]):
-            raise InputError(f"{path}: {key} is {values[key]!r}; it must be {demand}")
+            raise InputError(f"{path}: {key} is missing; it must be {requirement}")
+        if not is_valid(values[key]):
+            raise InputError(f"{path}: {key} is {values[key]!r}; it must be {requirement}")
     for where in ("cells", "after"):
         values[where] = {name: flags or {} for name, flags in values[where].items()}
         for name, flags in values[where].items():
@@ -245,8 +256,8 @@ def _named(value: Any) -> bool:
     return _mapping(value) and all(re.fullmatch(NAME, key) and _mapping(flags or {}) for key, flags in value.items())
 
 
-def _list(value: Any, good: Callable[[Any], bool]) -> bool:
-    return isinstance(value, list) and all(map(good, value)) and len(set(value)) == len(value)
+def _list(value: Any, is_valid: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(is_valid, value)) and len(set(value)) == len(value)
 
 
 def _budget(value: Any) -> bool:
@@ -279,4 +290,25 @@ KEYS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
     ),
     "out": (None, lambda v: v is None or isinstance(v, str), "a folder"),
 }
-"""Key → default, check, what it must be."""
+"""Key of the YAML file → default, check, and what a value must be."""
+
+
+# ---------------------------------------------------------------------------------------------------------- study.json
+
+
+def write_study_json(study: Study) -> None:
+    """Write what the report needs of the study to ``<out>/study.json``."""
+    recipe = os.path.relpath(study.recipe) if Path(study.recipe).is_relative_to(Path.cwd()) else study.recipe
+    fields = asdict(study)
+    names = ("title", "budget", "baseline", "seeds", "common", "cells", "after")
+    content = {"recipe": recipe, **{name: fields[name] for name in names}}
+    study.out.mkdir(parents=True, exist_ok=True)
+    (study.out / "study.json").write_text(json.dumps(content, indent=1, default=str), encoding="utf-8")
+
+
+def read_study_json(source: Path) -> dict[str, Any]:
+    """Read the ``study.json`` of the study that a folder belongs to; empty if it belongs to none."""
+    for folder in (source.absolute(), *source.absolute().parents):
+        if (folder / "study.json").is_file():
+            return dict(json.loads((folder / "study.json").read_text(encoding="utf-8")))
+    return {}

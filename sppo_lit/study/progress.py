@@ -1,4 +1,4 @@
-"""How far each run of a study is, read from what the run writes."""
+"""Progress of the jobs of a study, read from what their runs write, and the status files of the jobs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sppo_lit.study.plan import TRAIN, Job
+from sppo_lit.utils.files import written_whole
 from sppo_lit.utils.run_log import read_metrics
 
 State = Literal["waiting", "running", "done", "failed", "stopped"]
@@ -17,92 +18,104 @@ State = Literal["waiting", "running", "done", "failed", "stopped"]
 
 @dataclass
 class Progress:
-    """What is known of a job.
+    """Progress of a job.
 
     Attributes:
         state: of its process.
         iteration: iterations done.
-        accuracy: held-out accuracy, the latest.
-        share: of the budget that is used.
-        left: seconds until it is done, estimated.
-        seconds: wall-clock seconds of its process so far, or in all.
-        kept: done by an earlier call, not by this one.
+        accuracy: latest held-out accuracy, in [0, 1].
+        share: used share of the budget, in [0, 1].
+        remaining: estimated seconds until it is done.
+        seconds: wall-clock seconds of its process.
+        earlier: whether an earlier call of the command has done it.
+        started: `time.monotonic` at the start of its process, in seconds.
+        share_at_start: `share` at the start of its process, which may go on from a checkpoint.
     """
 
     state: State = "waiting"
     iteration: int | None = None
     accuracy: float | None = None
     share: float | None = None
-    left: float | None = None
+    remaining: float | None = None
     seconds: float | None = None
-    kept: bool = False
+    earlier: bool = False
     started: float = 0.0
     share_at_start: float = 0.0
 
-    def begin(self, job: Job, budget: Mapping[str, float]) -> None:
-        """Its process has just started, perhaps from a checkpoint."""
-        self.state, self.started = "running", time.monotonic()
-        self.look(job, budget)
-        self.share_at_start = self.share or 0.0
-
-    def look(self, job: Job, budget: Mapping[str, float]) -> None:
-        """Read its metrics; a file that is being written, or is not there yet, changes nothing.
+    def start(self, job: Job, budget: Mapping[str, float]) -> None:
+        """Note that the job's process has just been started.
 
         Args:
             job: the job.
-            budget: of a run, `Study.budget`.
+            budget: `Study.budget`.
+        """
+        self.state, self.started = "running", time.monotonic()
+        self.update(job, budget)
+        self.share_at_start = self.share or 0.0
+
+    def update(self, job: Job, budget: Mapping[str, float]) -> None:
+        """Read the metrics of the run; a file that is incomplete or missing changes nothing.
+
+        Args:
+            job: the job.
+            budget: `Study.budget`.
         """
         if self.state == "running":
             self.seconds = time.monotonic() - self.started
-        file = job.runs / "version_0" / "metrics.csv"
+        file = job.run / "metrics.csv"
         if job.stage != TRAIN or not file.is_file():
             return
         try:
             series = read_metrics(file)
-        except (OSError, ValueError, TypeError):  # a line that is half written
+        except (OSError, ValueError, TypeError):  # the last line may be half written
             return
-        [(unit, most)] = budget.items()
+        [(unit, limit)] = budget.items()
         iterations, used = series.get(f"clock/{unit}", ([], []))
         if iterations:
-            self.iteration, self.share = int(iterations[-1]), min(1.0, used[-1] / most)
-        if scores := series.get("val/accuracy", ([], []))[1]:
-            self.accuracy = scores[-1]
+            self.iteration, self.share = int(iterations[-1]), min(1.0, used[-1] / limit)
+        if accuracies := series.get("val/accuracy", ([], []))[1]:
+            self.accuracy = accuracies[-1]
         gained = (self.share or 0.0) - self.share_at_start
         if self.state == "running" and gained > 0:
-            self.left = (self.seconds or 0.0) * (1 - (self.share or 0.0)) / gained
+            self.remaining = (self.seconds or 0.0) * (1 - (self.share or 0.0)) / gained
 
 
 def is_done(job: Job) -> bool:
-    """Whether an earlier call has finished this very command."""
-    note = _read(job.note)
-    return bool(note.get("done")) and note.get("arguments") == list(job.arguments)
+    """Whether an earlier call has finished the job with the same arguments."""
+    status = _read(job.status)
+    return bool(status.get("done")) and status.get("arguments") == list(job.arguments)
 
 
-def differs(job: Job) -> str | None:
-    """The first argument in which an earlier call of this job differs; None if none does or there was none."""
-    if not (before := _read(job.note).get("arguments")):
+def changed_argument(job: Job) -> str | None:
+    """The first argument that differs from an earlier call of the job; None if none does or there was no such call."""
+    if not (before := _read(job.status).get("arguments")):
         return None
     changed = [a for a in job.arguments if a not in before] or [a for a in before if a not in job.arguments]
     return changed[0] if changed else None
 
 
-def write_note(job: Job, done: bool, seconds: float | None = None) -> None:
-    """Note that the job has begun, or is done."""
-    job.note.parent.mkdir(parents=True, exist_ok=True)
-    temporary = job.note.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"arguments": job.arguments, "done": done, "seconds": seconds}), encoding="utf-8")
-    temporary.replace(job.note)
+def write_status(job: Job, done: bool, seconds: float | None = None) -> None:
+    """Write the status file of a job that was started or is done.
+
+    Args:
+        job: the job.
+        done: whether it is done.
+        seconds: wall-clock seconds of its process.
+    """
+    with written_whole(job.status) as temporary:
+        content = {"arguments": job.arguments, "done": done, "seconds": seconds}
+        temporary.write_text(json.dumps(content), encoding="utf-8")
 
 
-def _read(note: Path) -> dict[str, Any]:
+def _read(status: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(note.read_text(encoding="utf-8")))
+        return dict(json.loads(status.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {}
 
 
 def last_lines(log: Path, count: int = 8) -> list[str]:
-    """The end of a log without blank lines."""
+    """The last `count` lines of a log that are not blank; none if it cannot be read."""
     try:
         text = log.read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -1,4 +1,4 @@
-"""The report of a study: one page with all figures that its runs allow, and their numbers."""
+"""The report of a study: an HTML page with all figures that its runs allow, and their numbers."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from sppo_lit.errors import InputError
-from sppo_lit.study.figures.specs import FIGURES, Figure
+from sppo_lit.study.figures.specs import FIGURES, FigureSpec
+from sppo_lit.study.plan import flag_value, read_study_json
 from sppo_lit.study.responses import files
-from sppo_lit.study.runs import find_runs, study_of
-from sppo_lit.study.tables import TextTable, tables, text
+from sppo_lit.study.runs import find_runs
+from sppo_lit.study.tables import TextTable, format_value, tables
 
 
-def write(out: Path) -> Path:
+def write_report(out: Path) -> Path:
     """Draw the figures of a study and write its page and numbers.
 
     Args:
-        out: the study's folder, as `sppo study` leaves it.
+        out: folder of the study.
 
     Returns:
-        ``<out>/report/index.html``; beside it are ``numbers.json`` and PNG and SVG of each figure.
+        ``<out>/report/index.html``; beside it are ``numbers.json`` and a PNG and an SVG of each figure.
 
     Raises:
-        InputError: no run with a finished iteration.
+        InputError: no run has a finished iteration.
     """
     from jinja2 import Environment
 
@@ -35,13 +36,13 @@ def write(out: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     drawn: dict[str, dict[str, Any]] = {}
     missing: dict[str, str] = {}
-    for name, figure in FIGURES.items():
+    for name, spec in FIGURES.items():
         try:
-            drawn[name] = figure.draw(sources(out, figure), folder / f"{name}.png")
+            drawn[name] = spec.draw(sources(out, spec), folder / f"{name}.png")
         except InputError as error:
             missing[name] = f"{name}: {str(error).removeprefix(f'{name}: ')}"
-    study = study_of([out])
-    listed = {
+    study = read_study_json(out)
+    last_values = {
         f"{run.label}, seed {run.seed}": {
             "iterations": int(run.series["rollout/accuracy"][0][-1]),
             "training accuracy": run.series["rollout/accuracy"][1][-1],
@@ -49,43 +50,41 @@ def write(out: Path) -> Path:
         }
         for run in runs
     }
-    settings = [
-        TextTable(
-            "Cells",
-            ["cell", "flags"],
-            [[cell, flags_of({**study.get("common", {}), **flags})] for cell, flags in study.get("cells", {}).items()],
-        )
-    ]
+    cells = [[cell, flags_of({**study.get("common", {}), **flags})] for cell, flags in study.get("cells", {}).items()]
     template = resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
     html = page.render(
         title=study.get("title", out.name),
         recipe=study.get("recipe"),
-        budget=", ".join(f"{text(value)} {unit}" for unit, value in study.get("budget", {}).items()),
+        budget=", ".join(f"{format_value(value)} {unit}" for unit, value in study.get("budget", {}).items()),
         baseline=study.get("baseline"),
         figures=[(name, FIGURES[name].about, tables(numbers)) for name, numbers in drawn.items()],
         missing=missing,
-        settings=settings,
-        runs=tables(listed, "Runs"),
+        cells=TextTable("Cells", ["cell", "flags"], cells),
+        runs=tables(last_values, "Runs"),
     )
     (folder / "numbers.json").write_text(json.dumps(finite(drawn), indent=1), encoding="utf-8")
     (folder / "index.html").write_text(html, encoding="utf-8")
     return folder / "index.html"
 
 
-def sources(out: Path, figure: Figure) -> list[Path]:
-    """What a figure reads of a study: everything, or of each cell one evaluation that was run after its first seed.
+def sources(out: Path, spec: FigureSpec) -> list[Path]:
+    """Sources of a figure in a study: its folder, or one evaluation of each cell, that of the first seed.
+
+    Args:
+        out: folder of the study.
+        spec: the figure.
 
     Raises:
-        InputError: no evaluation has what the figure needs.
+        InputError: no evaluation has the field that the figure needs.
     """
-    if figure.reads != "evaluations":
+    if spec.reads != "evaluations":
         return [out]
-    seeds = study_of([out]).get("seeds", [])
+    seeds = read_study_json(out).get("seeds", [])
     folders = sorted(out.glob(f"after/*/seed-{seeds[0] if seeds else '*'}/*/version_*"))
-    cells = {folder.parent.name: folder for folder in reversed(folders) if has_field(folder, figure.field)}
+    cells = {folder.parent.name: folder for folder in reversed(folders) if has_field(folder, spec.field)}
     if not cells:
-        raise InputError(f"no evaluation has the critic's {figure.field}; add one to the study's 'after'")
+        raise InputError(f"no evaluation has the critic's {spec.field}; add one to the study's 'after'")
     return [cells[name] for name in sorted(cells)]
 
 
@@ -99,12 +98,12 @@ def has_field(run: Path, field: str) -> bool:
 
 
 def flags_of(flags: Mapping[str, Any]) -> str:
-    """Flags in one line."""
-    return ", ".join(f"{key}: {value if isinstance(value, str) else json.dumps(value)}" for key, value in flags.items())
+    """Flags of a cell in one line."""
+    return ", ".join(f"{key}: {flag_value(value)}" for key, value in flags.items())
 
 
 def finite(value: Any) -> Any:
-    """The same with None for numbers that JSON has not, and keys as text."""
+    """Copy of nested numbers with None for NaN and infinity, which JSON does not have, and keys as text."""
     if isinstance(value, Mapping):
         return {str(key): finite(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Responses of evaluations, as `callbacks.evaluation` writes them to disk."""
+"""Reading the responses of evaluations that runs have written to disk."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from sppo_lit.errors import InputError
 from sppo_lit.training.metrics import GREEDY
 
 Record = dict[str, Any]
-"""One line of the file: `problem`, `level`, `sample`, `reward`, `value`, `values` …"""
+"""One response, a line of the file: `problem`, `level`, `sample`, `reward`, `value`, `values` …"""
 
 
 def read(source: Path) -> list[Record]:
-    """Responses of one evaluation.
+    """Read the responses of one evaluation.
 
     Args:
-        source: a JSONL file, or a run folder, of which the latest evaluation is taken, all sets of it.
+        source: a JSONL file, or a run folder: all sets of its latest evaluation.
 
     Raises:
-        InputError: nothing there, or no such lines in it.
+        InputError: there is no such file or evaluation, or a line is not a response.
     """
     records: list[Record] = []
     for file in files(source):
@@ -40,28 +40,28 @@ def read(source: Path) -> list[Record]:
 
 
 def files(source: Path) -> list[Path]:
-    """The file itself, or those of the latest evaluation in a run folder.
+    """Files of an evaluation: the source itself, or those of the latest evaluation in a run folder.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such file or evaluation.
     """
     if source.is_file():
         return [source]
-    found = {p: re.fullmatch(r".+-iteration-(\d+)\.jsonl", p.name) for p in (source / "evaluations").glob("*.jsonl")}
-    iterations = {p: int(match[1]) for p, match in found.items() if match}
+    matches = {p: re.fullmatch(r".+-iteration-(\d+)\.jsonl", p.name) for p in (source / "evaluations").glob("*.jsonl")}
+    iterations = {p: int(match[1]) for p, match in matches.items() if match}
     if not iterations:
         raise InputError(f"{source}: no such file, and no run folder with finished evaluations; give one of them")
     return sorted(p for p, i in iterations.items() if i == max(iterations.values()))
 
 
 def samples(records: Sequence[Record]) -> list[Record]:
-    """Those that were sampled; the greedy ones where nothing was."""
-    drawn = [r for r in records if r["sample"] != GREEDY]
-    return drawn or list(records)
+    """The sampled responses, or the greedy ones if none was sampled."""
+    sampled = [r for r in records if r["sample"] != GREEDY]
+    return sampled or list(records)
 
 
 def label(source: Path) -> str:
-    """What a source is called in a figure: the run, and the set where one file was given."""
+    """Label of a source in a figure: the run, and the set if a single file was given."""
     if source.is_file() and source.parent.name == "evaluations":
         return f"{source.parts[-4]}/{source.parts[-3]} · {source.stem}" if len(source.parts) > 3 else source.stem
     return source.stem if source.is_file() else "/".join(source.resolve().parts[-2:])

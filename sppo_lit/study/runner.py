@@ -1,4 +1,4 @@
-"""Runs the jobs of a study in processes of their own, and goes on where an earlier call was interrupted."""
+"""Runner of a study: each job in a process of its own, continued where an earlier call was interrupted."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from pathlib import Path
 
 from sppo_lit.errors import InputError
 from sppo_lit.study.plan import TRAIN, Job, Study
-from sppo_lit.study.progress import Progress, differs, is_done, write_note
+from sppo_lit.study.progress import Progress, changed_argument, is_done, write_status
 
-POLL = 0.2
-"""Seconds between two looks at the processes."""
+POLL_SECONDS = 0.2
+"""Interval at which processes are checked."""
 
-LOOK = 2.0
-"""Seconds between two looks at what a run has logged."""
+READ_SECONDS = 2.0
+"""Interval at which the metrics of a run are read."""
 
-GRACE = 30.0
-"""Seconds that a process gets to leave after SIGTERM."""
+GRACE_SECONDS = 30.0
+"""Time between SIGTERM and SIGKILL."""
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -35,22 +35,22 @@ class _Process:
     job: Job
     slot: int
     popen: subprocess.Popen[bytes]
-    looked: float
+    read_at: float
 
 
 class Runner:
-    """Starts jobs in order, so many at once, and watches them.
+    """Starts the jobs of a study in order, `Study.at_once` at a time, and follows their progress.
 
     Args:
         study: the study.
-        jobs: of it, in the order in which they start.
+        jobs: jobs of the study in the order in which they start.
         on_change: called with a job whose state has changed.
 
     Attributes:
-        progress: of every job.
+        progress: progress of every job.
 
     Raises:
-        InputError: a job was begun by an earlier call with other settings.
+        InputError: an earlier call has started a job with other settings.
     """
 
     def __init__(self, study: Study, jobs: Sequence[Job], on_change: Callable[[Job], None]) -> None:
@@ -59,44 +59,45 @@ class Runner:
         self._running: list[_Process] = []
         self._lock: int | None = None
         for job in jobs:
-            if changed := differs(job):
+            if changed := changed_argument(job):
                 raise InputError(
                     f"study: {job.title} was run with other settings ({changed[:200]}); choose another folder (out) "
-                    f"or delete {job.runs} and {job.note} to run it again"
+                    f"or delete {job.runs} and {job.status} to run it again"
                 )
             if is_done(job):
                 progress = self.progress[job]
-                progress.state, progress.kept = "done", True
-                progress.look(job, study.budget)
+                progress.state, progress.earlier = "done", True
+                progress.update(job, study.budget)
 
     def run(self, on_tick: Callable[[], None]) -> None:
-        """Until every job is done or has failed.
+        """Run until every job is done or has failed.
 
         Args:
-            on_tick: called several times a second.
+            on_tick: called every `POLL_SECONDS`.
 
         Raises:
+            InputError: another process runs in the study's folder.
             KeyboardInterrupt: after Ctrl-C or SIGTERM, when all processes have ended.
         """
         with _locked(self.study.out) as self._lock, _sigterm_interrupts():
             try:
                 while self._advance():
                     on_tick()
-                    time.sleep(POLL)
+                    time.sleep(POLL_SECONDS)
             finally:
                 self._stop()
 
     def _advance(self) -> bool:
-        """Look after the processes, start what can start; False when nothing is left."""
+        """Check the processes and start jobs; False when nothing is left to run."""
         now = time.monotonic()
         for process in list(self._running):
             code = process.popen.poll()
             if code is not None:
                 self._running.remove(process)
                 self._ended(process.job, code)
-            elif now - process.looked > LOOK:
-                process.looked = now
-                self.progress[process.job].look(process.job, self.study.budget)
+            elif now - process.read_at > READ_SECONDS:
+                process.read_at = now
+                self.progress[process.job].update(process.job, self.study.budget)
         for job in self.jobs:
             free = set(range(self.study.at_once)) - {p.slot for p in self._running}
             if not free:
@@ -106,18 +107,18 @@ class Runner:
         return bool(self._running)
 
     def _may_start(self, job: Job) -> bool:
-        """A further command waits for the training of its cell, and is given up with it."""
+        """Whether a job can start; a validation waits for the training of its cell, and fails with it."""
         if job.stage == TRAIN:
             return True
-        needed = next((j for j in self.jobs if (j.cell, j.seed, j.stage) == (job.cell, job.seed, TRAIN)), None)
-        state = self.progress[needed].state if needed else "done"
+        training = next(j for j in self.jobs if (j.cell, j.seed, j.stage) == (job.cell, job.seed, TRAIN))
+        state = self.progress[training].state
         if state == "failed":
             self.progress[job].state = "failed"
         return state == "done"
 
     def _start(self, job: Job, slot: int) -> None:
         job.record.parent.mkdir(parents=True, exist_ok=True)
-        write_note(job, done=False)
+        write_status(job, done=False)
         arguments = [*job.arguments, *resume(job)]
         with job.log.open("ab") as log:
             log.write(f"$ sppo {' '.join(arguments)}\n".encode())
@@ -130,36 +131,39 @@ class Runner:
                 env=environment(self.study, slot),
                 start_new_session=True,
                 pass_fds=() if self._lock is None else (self._lock,),
-                preexec_fn=_leave_with_parent,
+                preexec_fn=_terminate_with_parent,
             )
         self._running.append(_Process(job, slot, popen, time.monotonic()))
-        self.progress[job].begin(job, self.study.budget)
+        self.progress[job].start(job, self.study.budget)
         self.on_change(job)
 
     def _ended(self, job: Job, code: int) -> None:
         progress = self.progress[job]
-        progress.look(job, self.study.budget)
-        progress.state, progress.left = ("done" if code == 0 else "failed"), None
+        progress.update(job, self.study.budget)
+        progress.state, progress.remaining = ("done" if code == 0 else "failed"), None
         if code == 0:
-            write_note(job, done=True, seconds=progress.seconds)
+            write_status(job, done=True, seconds=progress.seconds)
         self.on_change(job)
 
     def _stop(self) -> None:
-        """End what still runs: politely, then not."""
+        """Terminate all running processes; kill them after `GRACE_SECONDS`."""
         for process in self._running:
             _signal(process.popen, signal.SIGTERM)
-        until = time.monotonic() + GRACE
+        until = time.monotonic() + GRACE_SECONDS
         for process in self._running:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.popen.wait(max(0.0, until - time.monotonic()))
-            _signal(process.popen, signal.SIGKILL)  # also what the process has left behind in its group
+            _signal(process.popen, signal.SIGKILL)  # its whole process group
             process.popen.wait()
             self.progress[process.job].state = "stopped"
         self._running = []
 
 
 def resume(job: Job) -> list[str]:
-    """Flags that make a training go on from its last checkpoint; a run without one is removed and starts again."""
+    """Flags that continue a training from its last checkpoint.
+
+    A training without a checkpoint starts again, and its folder is deleted.
+    """
     if job.stage != TRAIN:
         return []
     if any(job.runs.glob("version_*/checkpoints/last.ckpt")):
@@ -169,15 +173,20 @@ def resume(job: Job) -> list[str]:
 
 
 def environment(study: Study, slot: int) -> dict[str, str]:
-    """Environment variables of the run in a slot: its threads and its device."""
-    kept = {name: value for name, value in os.environ.items() if name != "PL_GLOBAL_SEED"}
+    """Environment variables of a run, with its threads and its device.
+
+    Args:
+        study: the study.
+        slot: number of the run among those at the same time, from 0.
+    """
+    inherited = {name: value for name, value in os.environ.items() if name != "PL_GLOBAL_SEED"}
     changes = {"OMP_NUM_THREADS": str(study.threads), "PYTHONUNBUFFERED": "1"}
     if study.devices:
         kind, _, number = study.devices[slot % len(study.devices)].partition(":")
-        visible = kept.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        known = int(number) < len(visible) and visible != [""] if number else False
-        changes["CUDA_VISIBLE_DEVICES"] = "" if kind == "cpu" else visible[int(number)] if known else number
-    return kept | changes
+        visible = inherited.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        listed = kind == "cuda" and visible != [""] and int(number) < len(visible)
+        changes["CUDA_VISIBLE_DEVICES"] = visible[int(number)] if listed else number  # "" for the CPU
+    return inherited | changes
 
 
 def _signal(popen: subprocess.Popen[bytes], number: int) -> None:
@@ -188,15 +197,15 @@ def _signal(popen: subprocess.Popen[bytes], number: int) -> None:
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def _leave_with_parent() -> None:
-    """In the new process: get SIGTERM when the study is killed (Linux), so that no run stays behind unseen."""
+def _terminate_with_parent() -> None:
+    """Called in the child process: SIGTERM when the study is killed (Linux), so that no run is left behind."""
     if _LIBC is not None:
         _LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
 @contextlib.contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM ends the study as Ctrl-C does."""
+    """Treat SIGTERM like Ctrl-C within the block."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -209,17 +218,17 @@ def _sigterm_interrupts() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked(out: Path, patience: float = 2 * GRACE) -> Iterator[int]:
-    """One study at a time in a folder; runs of a killed study hold the lock until they have left.
+def _locked(out: Path, timeout: float = 2 * GRACE_SECONDS) -> Iterator[int]:
+    """Lock the folder of a study; runs of a killed study hold the lock until they have ended.
 
     Raises:
-        InputError: still held after `patience` seconds.
+        InputError: still locked after `timeout` seconds.
     """
     import fcntl
 
     out.mkdir(parents=True, exist_ok=True)
     lock = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    until = time.monotonic() + patience
+    until = time.monotonic() + timeout
     try:
         while True:
             try:
@@ -228,10 +237,10 @@ def _locked(out: Path, patience: float = 2 * GRACE) -> Iterator[int]:
             except BlockingIOError:
                 if time.monotonic() > until:
                     raise InputError(
-                        f"study: another one, or a run of it, is still at work in {out}; wait for it or choose another "
-                        "folder (out)"
+                        f"study: another study, or a run of one, is still active in {out}; wait for it or choose "
+                        "another folder (out)"
                     ) from None
-                time.sleep(POLL)
+                time.sleep(POLL_SECONDS)
         yield lock
     finally:
         os.close(lock)

@@ -1,4 +1,4 @@
-"""The numbers of a figure as tables of text, for a terminal or a page."""
+"""The numbers of a figure as tables of text, for the terminal and the report."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class TextTable:
     """A table of text.
 
     Attributes:
-        title: may be empty.
-        columns: headings, the first of the rows' names.
-        rows: as wide as `columns`.
+        title: heading; may be empty.
+        columns: headings of the columns; the first column has the names of the rows.
+        rows: cells, as many in each row as there are columns.
     """
 
     title: str
@@ -24,48 +24,49 @@ class TextTable:
 
 
 def tables(numbers: Mapping[str, Any], title: str = "") -> list[TextTable]:
-    """Tables of nested numbers: single ones by name, mappings of mappings with a row (or column) for each.
+    """Make tables of nested numbers.
 
-    What is no number, text, pair (mean, standard deviation) or mapping, such as a whole curve, is left out.
+    Single values make one table of names and values, mappings of values another with a row (or column) for each.
+    Values that do not fit into a cell, such as whole curves, are left out.
 
     Args:
-        numbers: as a figure's `draw` returns them.
-        title: of the first table.
+        numbers: numbers as a figure's `draw` returns them.
+        title: title of the first table.
     """
-    found = []
-    single = [[_words(name), text(value)] for name, value in numbers.items() if shown(value)]
+    result = []
+    single = [[_words(name), format_value(value)] for name, value in numbers.items() if fits_cell(value)]
     if single:
-        found.append(TextTable(title, ["", ""], single))
+        result.append(TextTable(title, ["", ""], single))
     rows = {name: value for name, value in numbers.items() if isinstance(value, Mapping)}
-    flat = {name: row for name, row in rows.items() if any(map(shown, row.values()))}
+    flat = {name: row for name, row in rows.items() if any(map(fits_cell, row.values()))}
     if flat:
-        found.append(_grid(title if not single else "", flat))
+        result.append(_grid(title if not single else "", flat))
     for name, row in rows.items():
         nested = {key: value for key, value in row.items() if isinstance(value, Mapping)}
-        found += tables(nested, f"{title} · {_words(name)}".removeprefix(" · ")) if nested else []
-    return found
+        result += tables(nested, f"{title} · {_words(name)}".removeprefix(" · ")) if nested else []
+    return result
 
 
 def _grid(title: str, rows: Mapping[str, Mapping[str, Any]]) -> TextTable:
-    names = list(dict.fromkeys(key for row in rows.values() for key, value in row.items() if shown(value)))
+    names = list(dict.fromkeys(key for row in rows.values() for key, value in row.items() if fits_cell(value)))
     if len(names) > len(rows):  # the longer side goes down the page
-        body = [[_words(name), *(text(row.get(name)) for row in rows.values())] for name in names]
+        body = [[_words(name), *(format_value(row.get(name)) for row in rows.values())] for name in names]
         return TextTable(title, ["", *rows], body)
-    body = [[key, *(text(row.get(name)) for name in names)] for key, row in rows.items()]
+    body = [[key, *(format_value(row.get(name)) for name in names)] for key, row in rows.items()]
     return TextTable(title, ["", *map(_words, names)], body)
 
 
-def shown(value: Any) -> bool:
-    """Whether a value fits into one field of a table."""
+def fits_cell(value: Any) -> bool:
+    """Whether a value fits into a cell: a number, text, None, or a pair (mean, standard deviation)."""
     return value is None or isinstance(value, (int, float, str)) or _is_pair(value)
 
 
-def text(value: Any) -> str:
-    """A value for reading: four digits, – for none, mean ± standard deviation for a pair."""
+def format_value(value: Any) -> str:
+    """Format a value for reading: about four digits, – for None and NaN, mean ± standard deviation for a pair."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
     if _is_pair(value):
-        return text(value[0]) + (f" ± {text(value[1])}" if value[1] is not None else "")
+        return format_value(value[0]) + (f" ± {format_value(value[1])}" if value[1] is not None else "")
     if isinstance(value, (bool, str)):
         return str(value)
     if isinstance(value, int) or abs(value) >= 1000:

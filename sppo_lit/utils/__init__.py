@@ -1,1 +1,1 @@
-"""Console, files, plotting style and peak memory: what every package may use."""
+"""Utilities for every package: console, files, plotting style, run logs, peak memory."""

@@ -1,4 +1,4 @@
-"""Objects of the user's own, named in a recipe: a reward, an algorithm, an engine, a source of problems."""
+"""The user's own objects, named in a recipe: a reward, a verifier, an algorithm, an engine, a source of problems."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORMS = "package.module.name, package.module:name or path/to/file.py:name"
 
 
 def names_object(spec: str) -> bool:
-    """Whether `spec` has the form of an object's name (see `FORMS`); a plain word has not."""
+    """Whether `spec` has the form of an object's name (see `FORMS`); a plain word does not."""
     place, _, name = spec.rpartition(":")
     if place:
         return name.isidentifier()
@@ -71,7 +71,7 @@ def load_function(spec: str, what: str) -> Callable[..., Any]:
     """
     function = load_object(spec, what, kind="function")
     if not callable(function):
-        raise InputError(f"{what} {spec!r}: a {type(function).__name__} is not a function; name a function or a class")
+        raise InputError(f"{what} {spec!r}: of type {type(function).__name__}, not a function or a class")
     return function  # type: ignore[no-any-return]
 
 

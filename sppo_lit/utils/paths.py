@@ -1,4 +1,4 @@
-"""Finding what the project ships: recipes and small weights, in a clone as in an installed wheel."""
+"""Finding the files shipped with the package, recipes and small weights, in a clone or an installed wheel."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def shipped_root() -> Path:
-    """Folder that holds `recipes/` and `data/`: the clone's root, or the package's share of a wheel."""
+    """Folder that contains `recipes/` and `data/`: the root of a clone, or `sppo_lit/share` of a wheel."""
     clone = PACKAGE.parent
     return clone if (clone / "recipes").is_dir() and (clone / "pyproject.toml").is_file() else PACKAGE / "share"
 
 
 def find(path: str) -> str:
-    """`path` if it exists from here, else the same path among the shipped files, else `path` unchanged."""
+    """`path` if it exists, else the same path among the shipped files, else `path` unchanged.
+
+    Args:
+        path: path relative to the current folder, or absolute.
+    """
     shipped = shipped_root() / path
     return str(shipped) if not Path(path).exists() and path and shipped.exists() else path

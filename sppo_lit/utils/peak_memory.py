@@ -1,4 +1,4 @@
-"""Peak memory of a stretch of code: of the device where it is a GPU, of the process where it is a Linux CPU."""
+"""Peak memory of a section of code: allocated on a GPU, or resident in the process on a Linux CPU."""
 
 from __future__ import annotations
 
@@ -10,11 +10,18 @@ import torch
 MIB = 2**20
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
-"""What to write into `CLEAR_REFS` (proc(5)); containers may forbid it."""
+"""Value written to `CLEAR_REFS` to reset the peak (proc(5)); containers may forbid it."""
 
 
 def reset_peak(device: torch.device) -> bool:
-    """Begin a stretch: forget the peak so far; False where that cannot be done, and `peak_mib` means nothing."""
+    """Reset the peak.
+
+    Args:
+        device: device of the code to be measured.
+
+    Returns:
+        Whether it could be reset; if not, `peak_mib` is meaningless.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
@@ -30,10 +37,16 @@ def reset_peak(device: torch.device) -> bool:
 def peak_mib(device: torch.device) -> float:
     """Peak since `reset_peak`, in MiB.
 
-    On a GPU what PyTorch allocated there, on a CPU the resident memory of this process (Linux only), which counts
-    everything it holds, also what it does not need at the moment.
+    On a GPU the memory that PyTorch has allocated, on a CPU the resident memory of this process (Linux only), which
+    includes what is held but not in use.
+
+    Args:
+        device: device of the measured code.
+
+    Raises:
+        OSError: a CPU on a system other than Linux.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / MIB
-    found = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text(encoding="ascii", errors="replace"))
-    return int(found[1]) * 1024 / MIB if found else 0.0
+    match = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text(encoding="ascii", errors="replace"))
+    return int(match[1]) * 1024 / MIB if match else 0.0

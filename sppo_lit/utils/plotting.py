@@ -1,10 +1,10 @@
-"""How pictures look: colours and matplotlib settings, of a run's curves as of the figures of a comparison."""
+"""Plotting style: colours and matplotlib settings of a run's curves and of the figures of a study."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# Okabe & Ito's colours, told apart also by colour-blind readers.
+# Okabe & Ito's palette, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
     "#0072B2",
     "#E69F00",

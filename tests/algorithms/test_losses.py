@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from sppo_lit.algorithms.advantages import sequence_level
-from sppo_lit.algorithms.losses import approx_kl, clipped_surrogate, critic_bce, critic_clipped_mse, kl_penalty
+from sppo_lit.algorithms.losses import (
+    approx_kl,
+    clipped_surrogate,
+    critic_bce,
+    critic_clipped_mse,
+    kl_penalty,
+    sequence_surrogate,
+)
 from sppo_lit.algorithms.masking import Aggregation, masked_sum, response_mask, token_weights
 
 LOW, HIGH = 0.2, 0.28
@@ -75,6 +82,38 @@ def test_unchanged_weights_give_the_policy_gradient() -> None:
     terms.loss.sum().backward()
     assert torch.equal(terms.ratio, torch.ones(1, 2)) and not terms.clipped.any() and not terms.dual_clipped.any()
     assert torch.allclose(new.grad, torch.tensor([[-0.7, -0.7]]))
+
+
+@pytest.mark.parametrize("dual_clip", [None, 3.0])
+def test_sequence_surrogate_equals_the_loss_of_gspo_sequence_by_sequence(dual_clip: float | None) -> None:
+    """Equation 5 of arXiv 2507.18071: one clipped ratio for each response, its gradient by finite differences."""
+    rng = random.Random(1)
+    lengths = [rng.randint(1, 9) for _ in range(60)]
+    mask = response_mask(torch.tensor(lengths), 9)
+    new = torch.tensor([[rng.uniform(-3, 0) for _ in range(9)] for _ in lengths], dtype=torch.float64)
+    shift = torch.tensor([[rng.choice([0, 3e-4, 2e-3, 2.0]) * rng.choice([-1, 1])] * 9 for _ in lengths]).double()
+    old = torch.where(mask, new - shift * torch.rand(new.shape, generator=torch.Generator().manual_seed(0)), 7.0)
+    advantages = torch.tensor([rng.uniform(-1, 1) for _ in lengths]).double()
+
+    def expected(new: torch.Tensor) -> torch.Tensor:
+        total, clips = torch.zeros((), dtype=torch.float64), set()
+        for i, n in enumerate(lengths):
+            a, s = advantages[i], (new[i, :n] - old[i, :n]).mean().exp()
+            loss = torch.maximum(-a * s, -a * s.clamp(1 - 3e-4, 1 + 4e-4))
+            clips.add((bool(loss > -a * s), bool(a > 0)))
+            total = total + (torch.minimum(loss, -a * dual_clip) if dual_clip and a < 0 else loss) / len(lengths)
+        assert clips == {(clipped, positive) for clipped in (True, False) for positive in (True, False)}
+        return total
+
+    ours, theirs = new.clone().requires_grad_(), new.clone().requires_grad_()
+    terms = sequence_surrogate(ours, old, advantages, mask, dual_clip=dual_clip)
+    weights = token_weights(mask, "seq-mean-token-mean", sequences=60, tokens=sum(lengths), norm_length=9)
+    loss = masked_sum(terms.loss * weights, mask)
+    assert float(loss.detach()) == pytest.approx(float(expected(theirs).detach()), rel=1e-6)
+    loss.backward()
+    expected(theirs).backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-6, atol=1e-12)
+    assert terms.dual_clipped.any() == (dual_clip is not None)
 
 
 def test_critic_loss_is_cross_entropy_with_slope_value_minus_label() -> None:
@@ -143,7 +182,7 @@ def test_losses_equal_those_of_verl() -> None:
     new, old, advantages, values = (torch.randn(16, 11, generator=g, dtype=torch.float64) for _ in range(4))
     modes: tuple[Aggregation, ...] = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean")
     for mode in modes:
-        weights = token_weights(lengths, 11, mode, sequences=16, tokens=int(lengths.sum()), norm_length=11)
+        weights = token_weights(mask, mode, sequences=16, tokens=int(lengths.sum()), norm_length=11)
         ours = masked_sum(clipped_surrogate(new, old, advantages, mask, clip_high=0.28).loss * weights, mask)
         theirs, *_ = core.compute_policy_loss(
             old, new, advantages, mask, 0.2, 0.2, 0.28, clip_ratio_c=3.0, loss_agg_mode=mode

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cli_helpers import HELD_OUT, recipe, refused
+from run_files import csv_rows
 
 from sppo_lit.cli.main import main
 from sppo_lit.utils.peak_memory import CLEAR_REFS, peak_mib, reset_peak
@@ -20,8 +17,7 @@ pytestmark = [pytest.mark.usefixtures("alone"), pytest.mark.filterwarnings("igno
 
 
 def rows(tmp_path: Path) -> list[dict[str, str]]:
-    with (tmp_path / "runs" / "tiny" / "version_0" / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+    return csv_rows(tmp_path / "runs" / "tiny" / "version_0" / "metrics.csv")
 
 
 def column(table: list[dict[str, str]], name: str) -> list[float]:

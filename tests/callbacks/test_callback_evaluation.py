@@ -1,10 +1,10 @@
 """Evaluation in fit, before training, in validate and over ranks; completions on disk and on screen."""
 
-import csv
 import json
 
 import pytest
 import torch
+from run_files import csv_rows
 
 from sppo_lit.callbacks import (
     CompletionsTable,
@@ -22,8 +22,7 @@ from sppo_lit.utils.console import console, shorten, visible
 
 
 def rows(folder):
-    with (folder / "metrics.csv").open() as file:
-        return {int(r["step"]): r for r in csv.DictReader(file) if r["val/accuracy"]}
+    return {int(r["step"]): r for r in csv_rows(folder / "metrics.csv") if r["val/accuracy"]}
 
 
 def completions(folder, name):

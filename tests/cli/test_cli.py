@@ -17,9 +17,10 @@ import pytest
 import torch
 import yaml
 from cli_helpers import ROOT, recipe
+from run_files import csv_rows
 
 from sppo_lit import __version__
-from sppo_lit.cli.main import lightning_main, main, translate
+from sppo_lit.cli.main import COMMANDS, lightning_main, main, translate
 from sppo_lit.errors import InputError
 
 pytestmark = [pytest.mark.usefixtures("alone"), pytest.mark.filterwarnings("ignore")]
@@ -43,6 +44,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         assert main(arguments) == 0
         shown = capsys.readouterr()
         assert "sppo run [fit|validate] RECIPE" in shown.out and "--ckpt_path last" in shown.out and not shown.err
+        assert "sppo run list" in shown.out
         assert max(map(len, shown.out.splitlines())) <= 80
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"sppo-lit {__version__}\n"
@@ -90,6 +92,23 @@ def test_list_works_elsewhere_too(tmp_path: Path, capsys: pytest.CaptureFixture[
     shown = capsys.readouterr().out
     assert "recipes/quickstart.yaml" in shown and "recipes/mine.yaml\n  My own." in shown
     assert translate(["recipes/quickstart.yaml"])[2] == str(ROOT / "recipes" / "quickstart.yaml")
+
+
+@pytest.mark.parametrize("start", [main, lightning_main])
+def test_every_command_answers_after_run_too(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    for name in COMMANDS:
+        monkeypatch.setitem(COMMANDS, name, lambda rest, name=name: calls.append((name, rest)) or 7)
+        assert start(["run", name, "x", "--flag"]) == 7
+    assert calls == [(name, ["x", "--flag"]) for name in ("list", "doctor", "audit", "study", "figure")]
+
+
+def test_list_after_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    shown = capsys.readouterr().out
+    for start in (main, lightning_main):
+        assert start(["run", "list"]) == 0
+        assert capsys.readouterr().out == shown
 
 
 def test_short_flags_stand_for_the_trainers() -> None:
@@ -155,11 +174,10 @@ def test_a_broken_sdk_is_not_hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 def metrics(folder: Path) -> list[dict[str, str]]:
     """Rows of `metrics.csv` without what depends on the machine."""
-    with (folder / "metrics.csv").open(newline="") as file:
-        return [
-            {k: v for k, v in row.items() if not k.startswith(("time/", "memory/")) and k not in RATES}
-            for row in csv.DictReader(file)
-        ]
+    return [
+        {k: v for k, v in row.items() if not k.startswith(("time/", "memory/")) and k not in RATES}
+        for row in csv_rows(folder / "metrics.csv")
+    ]
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:

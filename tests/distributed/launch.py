@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from run_files import csv_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 240
@@ -94,8 +94,7 @@ def launch(
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 0, output
     table = max(folder.rglob("metrics.csv"), key=lambda path: path.stat().st_mtime)
-    with table.open(encoding="utf-8") as file:
-        metrics = {name: float(value) for row in csv.DictReader(file) for name, value in row.items() if value}
+    metrics = {name: float(value) for row in csv_rows(table) for name, value in row.items() if value}
     states = [torch.load(path, weights_only=True) for path in sorted(weights.glob("rank*.pt"))]
     return Run(states, metrics, table.parent, output)
 

@@ -11,6 +11,7 @@ import torch
 from cli_helpers import BASE, ROOT, SMALL, recipe
 from transformers import Qwen2Config
 
+from sppo_lit.callbacks import checkpoint
 from sppo_lit.cli.main import main
 from sppo_lit.doctor.memory import Plan, disk_bytes, kept_bytes, needs, network, networks, peak
 from sppo_lit.errors import InputError
@@ -114,7 +115,33 @@ def test_what_a_setting_costs() -> None:
     assert peak(needs(replace(PLAN, reference=SOURCE))) == plain + network(PLAN, SOURCE).weights
     assert len(networks(replace(PLAN, critic_kind="none"))) == 1
     without = disk_bytes(replace(PLAN, critic_kind="none"))
-    assert without == 10 * network(PLAN, SOURCE).weights  # last, best, one in progress: ×3 each; and the export
+    assert without == 13 * network(PLAN, SOURCE).weights  # four checkpoints: ×3 each; and the export
+
+
+def test_disk_suffices_for_the_checkpoints_that_a_run_has_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[dict[int, int]] = []
+
+    def measured(path: Path) -> None:
+        found = [p.stat() for p in path.parent.iterdir()]  # hard links share one inode
+        sizes.append({entry.st_ino: entry.st_size for entry in found})
+
+    monkeypatch.setattr(checkpoint, "flush", measured)  # called when the new one is whole and nothing is replaced yet
+    # The first iteration's stays the best one: nothing is learned.
+    changes = {
+        "model.policy.config": dict(SMALL, hidden_size=128, intermediate_size=512),
+        "model.sampling.max_new_tokens": 2,
+        "trainer.max_epochs": 4,
+        "trainer.check_val_every_n_epoch": 1,
+        "data.val": [{"path": "arithmetic", "limit": 2}],
+    }
+    assert main(["run", str(recipe(tmp_path, changes))]) == 0
+    source = ModelSource(str(BASE), init="random", config=changes["model.policy.config"])
+    plan = replace(PLAN, policy=source, critic=source)
+    exported = sum(n.weights for n in networks(plan))
+    assert len(sizes[-1]) == 4
+    assert sum(sizes[-1].values()) == pytest.approx(disk_bytes(plan) - exported, rel=0.03)
 
 
 def test_a_folder_with_nothing_but_a_config_is_enough(

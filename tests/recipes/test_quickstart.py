@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from pathlib import Path
 
 import pytest
+from run_files import csv_rows
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from sppo_lit.cli.main import main
@@ -16,8 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def held_out(metrics: Path) -> list[float]:
     """Greedy accuracy of every evaluation of a run."""
-    with metrics.open(newline="") as file:
-        return [float(row["val/accuracy"]) for row in csv.DictReader(file) if row.get("val/accuracy")]
+    return [float(row["val/accuracy"]) for row in csv_rows(metrics) if row.get("val/accuracy")]
 
 
 @pytest.mark.slow

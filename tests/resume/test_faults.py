@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import resource
 import signal
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from cli_helpers import ROOT, recipe, refused
+from run_files import csv_rows
 from troubles import SignalAt, SmallFiles, SmallMemory, callback
 
 from sppo_lit.cli.main import main
@@ -26,11 +26,10 @@ pytestmark = [pytest.mark.usefixtures("alone"), pytest.mark.filterwarnings("igno
 def rows(run: Path) -> list[dict[str, str]]:
     """Rows of `metrics.csv` without what depends on the clock."""
     clocks = ("time/", "memory/", "clock/seconds")
-    with (run / "metrics.csv").open(newline="") as file:
-        return [
-            {k: v for k, v in row.items() if not k.startswith(clocks) and not k.endswith("per_second")}
-            for row in csv.DictReader(file)
-        ]
+    return [
+        {k: v for k, v in row.items() if not k.startswith(clocks) and not k.endswith("per_second")}
+        for row in csv_rows(run / "metrics.csv")
+    ]
 
 
 def checkpoint(run: Path, name: str = "last") -> dict[str, Any]:

@@ -190,7 +190,7 @@ def test_custom_rewards_give_their_values_and_report_a_failure_once(
         ("sppo_lit.no_such_module:f", "No module named"),
         ("sppo_lit.rewards.shaping:no_such_function", "has no function"),
         ("sppo_lit.rewards.shaping.no_such_function", "has no function"),
-        ("sppo_lit.rewards.custom:SETTING", "a str is not a function"),
+        ("sppo_lit.rewards.custom:SETTING", "of type str, not a function"),
     ],
 )
 def test_a_reward_that_is_not_there_is_one_clear_line(spec: str, message: str) -> None:

@@ -63,7 +63,7 @@ def test_a_verifier_of_the_users_own(form: str, tmp_path: Path, monkeypatch: pyt
         ("maths", "'maths': unknown; choose one of math"),
         ("no/such.py:f", "no file no/such.py"),
         ("sppo_lit.rewards:nothing", "has no function nothing"),
-        ("{folder}/own_verifier.py:word", "a str is not a function"),
+        ("{folder}/own_verifier.py:word", "of type str, not a function"),
     ],
 )
 def test_an_unknown_verifier_is_one_clear_line(kind: str, message: str, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from evaluations import evaluation
 from sppo_lit.cli.main import main
 from sppo_lit.errors import InputError
 from sppo_lit.study.figures import efficiency, memory
-from sppo_lit.study.report import write
+from sppo_lit.study.report import write_report
 from sppo_lit.study.runs import ALGORITHMS, SPARE, find_runs, styles
 from sppo_lit.study.tables import tables
 
@@ -122,7 +122,7 @@ def test_peak_memory_by_phase(study: Path) -> None:
 
 
 def test_the_page_of_a_study(study: Path) -> None:
-    page = write(study).read_text(encoding="utf-8")
+    page = write_report(study).read_text(encoding="utf-8")
     folder = study / "report"
     assert "Three &amp; more &lt;cells&gt;" in page and "data.problems_per_epoch: 32" in page
     for name in ("efficiency", "ablation", "memory", "group_advantage"):
@@ -145,7 +145,7 @@ def test_the_page_has_the_figures_of_further_evaluations(study: Path) -> None:
                 line["value"] = None if values is None else line["value"]
                 line["values"] = line["values"] if values else None
             (folder / "arithmetic-iteration-2.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    page = write(study).read_text(encoding="utf-8")
+    page = write_report(study).read_text(encoding="utf-8")
     numbers = json.loads((study / "report" / "numbers.json").read_text())
     assert list(numbers["calibration"]) == ["ppo-validate/version_0", "sppo-validate/version_0"]
     assert list(numbers["tail"]) == ["ppo-validate/version_0"]
@@ -154,11 +154,11 @@ def test_the_page_has_the_figures_of_further_evaluations(study: Path) -> None:
 
 def test_what_cannot_be_drawn_is_named(tmp_path: Path) -> None:
     run(tmp_path, "grpo", "grpo", 1, [(0, 0.2), (10, 0.3)])
-    page = write(tmp_path).read_text(encoding="utf-8")
+    page = write_report(tmp_path).read_text(encoding="utf-8")
     assert "tail: no evaluation has the critic&#39;s values" in page
     assert "ablation: runs of at least two of" in page and "ablation.png" not in page
     with pytest.raises(InputError, match="no training run"):
-        write(tmp_path / "report")
+        write_report(tmp_path / "report")
 
 
 def test_figure_on_the_command_line(study: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:

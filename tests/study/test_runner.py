@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import signal
 import subprocess
@@ -12,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cli_helpers import HELD_OUT, ROOT, refused
+from run_files import csv_rows
 from test_plan import study
 
 from sppo_lit.cli.main import main
@@ -31,8 +29,8 @@ def this_checkout(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
 def logged(run: Path) -> list[dict[str, str]]:
     """Rows of `metrics.csv` without what depends on the machine."""
     machine = ("time/", "memory/", "clock/seconds", "rollout/tokens_per_second")
-    with (run / "version_0" / "metrics.csv").open(newline="") as file:
-        return [{k: v for k, v in row.items() if not k.startswith(machine)} for row in csv.DictReader(file)]
+    rows = csv_rows(run / "version_0" / "metrics.csv")
+    return [{k: v for k, v in row.items() if not k.startswith(machine)} for row in rows]
 
 
 def test_a_failed_cell_does_not_stop_the_others(tmp_path: Path, capsys: Any) -> None:

@@ -75,7 +75,9 @@ class Recorded(SPPOModule):
         return step()
 
 
-def run_iteration(precision: Any = None, iterations: int = 1, **settings: Any) -> Recorded:
+def run_iteration(
+    precision: Any = None, iterations: int = 1, kind: type[Recorded] = Recorded, **settings: Any
+) -> Recorded:
     """Real iterations of rollouts and updates on arithmetic, with a tiny policy and a tinier critic."""
     pl.seed_everything(3)
     options: dict[str, Any] = {
@@ -88,7 +90,7 @@ def run_iteration(precision: Any = None, iterations: int = 1, **settings: Any) -
         "critic_optimizer": OptimizerSettings(lr=3e-3),
         **settings,
     }
-    module = Recorded(**grouped(**options))
+    module = kind(**grouped(**options))
     module.exact = precision is None
     data = MathDataModule(
         ProblemSet("arithmetic"), arithmetic=ArithmeticTask(1, 3), problems_per_epoch=16, max_prompt_tokens=32
@@ -219,6 +221,41 @@ def test_rewards_that_cannot_be_given_are_refused_before_anything_is_loaded() ->
             run_iteration(reward=reward)
 
 
+def test_every_iteration_is_cut_into_other_minibatches() -> None:
+    """In a fixed partition the same sequences would share a step in every iteration."""
+    rows = [frozenset(step["rows"].tolist()) for step in run_iteration("32-true", iterations=3).steps]
+    partitions = [set(rows[i : i + 2]) for i in (0, 2, 4)]
+    assert all(frozenset.union(*partition) == set(range(16)) for partition in partitions)
+    assert partitions[0] != partitions[1] != partitions[2] != partitions[0]
+
+
+class ForeignSampler(Recorded):
+    """Learns from responses whose sampler told other log-probabilities than the policy has."""
+
+    old: torch.Tensor
+
+    def training_step(self, batch: Intact[TrainingBatch], batch_idx: int) -> None:
+        super().training_step(Intact(replace(batch.content, logprobs=batch.content.logprobs - 1)), batch_idx)
+
+    def policy_step(self, batch: TrainingBatch, pieces: list[torch.Tensor], old: torch.Tensor) -> Any:
+        self.old = old
+        return super().policy_step(batch, pieces, old)
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_old_logprobs_of_every_response_are_those_of_the_policy(epochs: int) -> None:
+    module: Any = run_iteration(kind=ForeignSampler, minibatch_size=4, epochs=epochs)
+    batch = module.last_rollouts
+    assert len(module.steps) == 4 * epochs
+    for row in range(16):
+        prompt = batch.prompt_ids[row, : batch.prompt_lengths[row]]
+        response = batch.response_ids[row, : batch.response_lengths[row]]
+        with torch.no_grad():
+            expected = reference_logprobs(module.before.double(), prompt, response, module.sampling.temperature)
+        ours = module.old[row, : len(response)].double()
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5, msg=f"response {row}")
+
+
 # ------------------------------------------------------------------------------------------------------- the baselines
 
 
@@ -272,8 +309,11 @@ def reference_of(module: Recorded, step: dict[str, Any], options: dict[str, Any]
         new = reference_logprobs(policy, prompt, response, temperature)
         advantage = batch.advantages[row].double()
         advantage = advantage[:size] if advantage.ndim else advantage.expand(size)
-        ratio = torch.exp(new - old)
-        loss = torch.maximum(-advantage * ratio, -advantage * torch.clamp(ratio, 1 - epsilon, 1 + epsilon))
+        if options["algorithm"] == "gspo":
+            ratio, low, high = torch.exp((new - old).mean()).expand(size), 3e-4, 4e-4
+        else:
+            ratio, low, high = torch.exp(new - old), epsilon, epsilon
+        loss = torch.maximum(-advantage * ratio, -advantage * torch.clamp(ratio, 1 - low, 1 + high))
         loss = torch.where(advantage < 0, torch.minimum(loss, -advantage * c), loss)
         if module.kl.coef and module.kl.where == "loss":
             loss = loss + module.kl.coef * (torch.exp(anchor - new) - 1 - (anchor - new))
@@ -300,6 +340,7 @@ def reference_of(module: Recorded, step: dict[str, Any], options: dict[str, Any]
         {"algorithm": "ppo_bce"},
         {"algorithm": "grpo", "samples_per_prompt": 4, "kl": {"coef": 0.3}, "entropy_coef": 0.1},
         {"algorithm": "dr_grpo", "samples_per_prompt": 2, "drop_equal_groups": True},
+        {"algorithm": "gspo", "samples_per_prompt": 4, "policy_optimizer": OptimizerSettings(lr=1e-5)},
         {"algorithm": "rloo", "samples_per_prompt": 4, "aggregation": "seq-mean-token-mean"},
         {"algorithm": "remax"},
     ],
@@ -345,7 +386,7 @@ def test_kl_in_the_reward_is_taken_from_what_is_paid_but_not_from_the_labels(sta
         ({"drop_equal_groups": True}, "every group is equal"),
         ({"algorithm": "remax", "critic_warmup": 3}, "ReMax has no critic"),
         ({"kl": KLSettings(0.1)}, "has no weights to stay close to"),
-        ({"algorithm": "reinforce"}, "choose one of: sppo, ppo, ppo_bce, grpo, dr_grpo, rloo, remax"),
+        ({"algorithm": "reinforce"}, "choose one of: sppo, ppo, ppo_bce, grpo, gspo, dr_grpo, rloo, remax"),
     ],
 )
 def test_settings_that_an_algorithm_cannot_have(options: dict[str, Any], part: str) -> None:

@@ -113,3 +113,19 @@ def test_a_gradient_that_is_not_finite_skips_its_step_and_is_counted(monkeypatch
     assert len(calls) == 2 and float(metrics["policy/skipped_steps"]) == 1
     assert float(metrics["policy/grad_norm"]) > 0
     assert all(bool(p.isfinite().all()) for p in module.policy.parameters())
+
+
+def test_every_iteration_is_cut_into_other_minibatches(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    loss = SupervisedModule.loss
+
+    def recorded(self: SupervisedModule, solutions: Sequences, tokens: int, piece: torch.Tensor) -> Any:
+        rows.extend(piece.tolist())
+        return loss(self, solutions, tokens, piece)
+
+    monkeypatch.setattr(SupervisedModule, "loss", recorded)
+    run(3, minibatch_size=8)
+    assert len(rows) == 48
+    partitions = [{frozenset(rows[i : i + 8]), frozenset(rows[i + 8 : i + 16])} for i in (0, 16, 32)]
+    assert all(frozenset.union(*partition) == set(range(16)) for partition in partitions)
+    assert partitions[0] != partitions[1] != partitions[2] != partitions[0]

@@ -3,13 +3,13 @@ r"""Whether a response's final answer is right: the policy, and the functions th
 Policy
 ------
 *Where the answer is.* The last ``\boxed{…}`` or ``\fbox{…}`` after the last ``</think>`` (after nothing if there is no
-``</think>``), never a search in the free text, which models learn to exploit. Prompts are never looked at. The last
+``</think>``), never a search in the free text, which models learn to exploit. Prompts are never searched. The last
 box decides; if it is empty or unclosed there is no answer. A response cut off by the length limit is judged by the same
 rule; only without an answer is its reason ``truncated`` instead of ``no_answer``.
 
 *What counts as equal.* The reference for doubtful cases is the grader of the paper's reward (Reasoning360,
-``naive_dapo``: normalization, then sympy or numbers to a relative 1e-4). It is followed except where it would pay
-for a wrong answer; each exception is named below.
+``naive_dapo``: normalization, then sympy or numbers to a relative 1e-4). It is followed except where it would reward a
+wrong answer; each exception is named below.
 
 - Integers: equal value, in any notation (``27.0``, ``1,234``, ``1{,}234``, ``5!``, ``2^3``). No tolerance: the
   reference lets 10000 equal 10001.
@@ -22,15 +22,15 @@ for a wrong answer; each exception is named below.
 - Percent: ``50\%`` equals 0.5, 1/2, and 50 (the sign as a unit, which questions that ask "what percent" leave out; not
   for bare numbers up to 1: 0.5 is not ``0.5\%``). A bare 0.5 and a bare 50 differ; the reference multiplies and divides
   any number by 100.
-- Units, currency, degree signs: a missing one is forgiven on either side, a different one is not; nothing is converted
+- Units, currency, degree signs: a missing one is tolerated on either side, a different one is not; nothing is converted
   (``2 km`` and ``2000 m`` differ, so do ``90^\circ`` and ``\pi/2``). Words for multiples count: ``2.5 million``.
 - Bases: ``52_8`` equals a bare 52; another base or other digits do not. Where the gold answer has no base,
   ``52_8`` is wrong.
-- Names: ``x = 5`` equals 5, and not ``y = 5``. In ``x = a = b`` all members must be right; after ``\approx`` nothing is
+- Names: ``x = 5`` equals 5, but not ``y = 5``. In ``x = a = b`` all members must be right; after ``\approx`` nothing is
   read. Equations and inequalities are equal up to a constant factor and the order of the sides.
 - Order: free in sets, in lists of values (with multiplicity; ``\pm`` is written out) and in unions; binding in tuples,
   vectors and intervals. ``(1,2)`` equals the bare list ``1,2`` in this order; a set never equals a tuple. Brackets of
-  intervals must agree; ``0 \le x < 3`` is ``[0,3)``. Rows and columns of matrices must agree; a vector is no tuple.
+  intervals must agree; ``0 \le x < 3`` is ``[0,3)``. Rows and columns of matrices must agree; a vector is not a tuple.
 - Expressions: equal as functions of their variables, real numbers of either sign: ``\sqrt{x^2}`` is not ``x``. Letters
   are case-sensitive; ``i`` is the imaginary unit, ``e`` Euler's number.
 - Words: without regard to case, fonts and articles. Multiple choice: ``(C)``, ``\text{C}``, ``C`` and ``(C) 12`` agree.
@@ -53,7 +53,7 @@ Judgement = tuple[float, Reason, "str | None"]
 def equivalent(gold: str, answer: str) -> bool:
     """Whether `answer` is equivalent to `gold` (both without box).
 
-    Never raises for what they say, but may take very long for a hostile answer: training goes through `VerifierPool`.
+    Never raises, whatever the texts, but may take very long for a hostile answer: training uses `VerifierPool`.
     """
     quick = compare(gold, answer, _needs_sympy)
     if quick is not None:
@@ -64,12 +64,15 @@ def equivalent(gold: str, answer: str) -> bool:
 
 
 def judge(response: str, gold: str, finished: bool = True) -> Judgement:
-    """(reward, reason, extracted answer) of one response; may take very long for a hostile one.
+    """Judge one response; may take very long for a hostile one.
 
     Args:
         response: decoded response, without the prompt.
         gold: gold answer, without box.
         finished: False if the response was truncated.
+
+    Returns:
+        Reward (0 or 1), reason and extracted answer.
     """
     quick = judge_exact(response, gold, finished)
     if quick is not None:
@@ -101,7 +104,7 @@ def judge_exact(response: str, gold: str, finished: bool = True) -> Judgement | 
 
 
 def gold_error(gold: str) -> str:
-    """Why a gold answer cannot be matched by any boxed answer; empty if nothing is obviously wrong with it."""
+    """Why no boxed answer can match a gold answer; empty if nothing is obviously wrong with it."""
     if not gold.strip():
         return "empty"
     if gold.count("{") - gold.count("\\{") != gold.count("}") - gold.count("\\}"):
@@ -121,9 +124,9 @@ def _needs_sympy(gold: str, answer: str) -> None:
 
 
 def load_symbolic() -> None:
-    """Load sympy and warm up its grammar, so that no answer pays for these seconds, and take its evaluator away.
+    """Load sympy and its grammar, so that the time is not counted against an answer, and disable its evaluator.
 
-    For workers: the process cannot evaluate strings by sympy afterwards.
+    For workers: the process cannot evaluate strings with sympy afterwards.
     """
     from sppo_lit.rewards.math.symbolic import forbid_eval, parse
 

@@ -1,4 +1,4 @@
-"""Finding the final answer in a response: the last box after the last ``</think>``, or nothing."""
+"""Extraction of the final answer from a response: the last box after the last ``</think>``, or nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ def extract_answer(response: str) -> str | None:
 
     Braces are matched and escaped ones skipped, in one pass (linear in the length, whatever the nesting). The last box
     decides: if it is unclosed or empty there is no answer, earlier boxes and the free text are never searched. A box
-    inside a box is unwrapped. ``\boxed 5`` without braces reaches to the next space, dollar or full stop at the end.
+    inside a box is unwrapped. ``\boxed 5`` without braces ends at the next space or dollar sign, without trailing
+    punctuation.
     """
     text = response[response.rfind(THINK_END) + len(THINK_END) :] if THINK_END in response else response
     if not _BOX.search(text):
@@ -58,13 +59,13 @@ def _last_outer_box(text: str) -> str | None:
 
 def _last_bare(text: str, after: int) -> str | None:
     r"""Content of a brace-less ``\boxed 5`` that begins after position `after`."""
-    found = None
+    last = None
     for m in _BARE.finditer(text, max(after, 0)):
-        found = m
-    if found is None:
+        last = m
+    if last is None:
         return None
     depth = 0
-    rest = text[found.end() :]
+    rest = text[last.end() :]
     for i, char in enumerate(rest):
         depth += (char == "{") - (char == "}")
         if depth < 0 or char == "$" or (depth == 0 and char.isspace()):

@@ -1,4 +1,4 @@
-"""Comparing two answers shape by shape, with exact arithmetic or, where that cannot tell, with sympy at the leaves.
+"""Comparison of two answers by structure, with exact arithmetic or, where that cannot decide, sympy at the leaves.
 
 Every comparison is three-valued: True, False, or None for "needs sympy".
 """
@@ -26,7 +26,7 @@ _CLOCK = re.compile(r"\d+(?::\d+)+", re.ASCII)
 
 
 def all_of(parts: Sequence[bool | None]) -> bool | None:
-    """Conjunction of three-valued truths."""
+    """Conjunction of three-valued truth values."""
     if any(p is False for p in parts):
         return False
     return None if any(p is None for p in parts) else True
@@ -169,7 +169,7 @@ def _compare_rows(g: list[list[str]], a: list[list[str]], leaf: Leaf, depth: int
 
 
 def compare_values(g: str, a: str) -> bool | None:
-    """Whether two values agree by words or exact arithmetic; None if neither can tell."""
+    """Whether two values agree by words or exact arithmetic; None if neither can decide."""
     if (choice := _same_choice(g, a)) is not None:
         return choice
     base_g, base_a = parse_base(g), parse_base(a)
@@ -199,7 +199,7 @@ def compare_values(g: str, a: str) -> bool | None:
 
 
 def magnitude(q: Quantity) -> Number | None:
-    """The exact number of a quantity, its multiplier word applied; percent signs are left to the caller."""
+    """The exact number of a quantity including its multiplier word but not its percent sign; None if not a number."""
     core = q.core[1:] if q.core.startswith("+") else q.core
     if core.startswith("(") and core.endswith(")"):
         core = core[1:-1]
@@ -213,7 +213,7 @@ def _same_percent(x: Number, y: Number, x_percent: bool, y_percent: bool) -> boo
     percent, bare = (x, y) if x_percent else (y, x)
     if same_number(percent.scaled(Fraction(1, 100)), bare):
         return True
-    return abs(bare.value) > 1 and same_number(percent, bare)  # the sign as a unit that is left out
+    return abs(bare.value) > 1 and same_number(percent, bare)  # the percent sign as a unit that is left out
 
 
 def is_words(s: str) -> bool:
@@ -235,7 +235,7 @@ def is_clock(s: str) -> bool:
 
 
 def ambiguity(gold: str) -> str:
-    """In which two formats a gold answer (raw text) can be read with different meanings; empty if in one only."""
+    """The two readings of a gold answer (raw text) that is ambiguous; empty if it has one reading only."""
     s = normalize(gold) if len(gold) <= MAX_CHARS else ""
     if re.fullmatch(r"\d{1,3}(?:,\d{3})+", gold.strip(), re.ASCII):
         return "a number with thousands separators, or a list"

@@ -1,6 +1,6 @@
-r"""One spelling for each answer: LaTeX and plain notation reduced to a small common subset, as text.
+r"""Normalization of answers: LaTeX and plain notation reduced to a small common subset, as text.
 
-Nothing here looks at meaning: spacing, fonts, bracket sizes, Unicode signs and shorthand such as ``\frac12`` only.
+Meaning is not considered: only spacing, fonts, bracket sizes, Unicode signs and shorthand such as ``\frac12``.
 All patterns are linear in the length of the text.
 """
 
@@ -91,7 +91,7 @@ _MATRIX = re.compile(r"\\begin\{([pbvBV]?matrix\*?|array|smallmatrix)\}(?:\{[lcr
 
 
 def normalize(text: str) -> str:
-    """`text` in the common subset; the same string comes back for harmless differences in spelling."""
+    """`text` in the common subset; texts that differ only in notation give the same string."""
     if text.isascii() and text.isdigit():
         return text
     text = text.strip()
@@ -114,7 +114,7 @@ def normalize(text: str) -> str:
 
 
 def unwrap(s: str, left: str, right: str) -> str:
-    """`s` without outer `left` … `right` that match each other."""
+    """`s` without outer brackets `left` and `right` that match each other."""
     while s.startswith(left) and s.endswith(right) and len(s) > 1 and _closes_at(s, left, right) == len(s) - 1:
         s = s[1:-1].strip()
     return s
@@ -132,9 +132,12 @@ def _closes_at(s: str, left: str, right: str) -> int:
 
 
 def split_top(s: str, separators: str) -> list[tuple[str, str]]:
-    """`s` split at the `separators` (a regular expression) that stand outside all brackets: (separator before, piece).
+    """Split `s` at the `separators` (a regular expression) outside all brackets.
 
-    Half-open intervals count as brackets: any opening sign is closed by any closing one.
+    Any closing bracket closes any opening one, as in half-open intervals.
+
+    Returns:
+        Pairs (separator before the piece, piece); the first separator is empty.
     """
     pieces, depth, start, before = [], 0, 0, ""
     for m in re.finditer(rf"\\begin|\\end|\\[{{}}]|[(\[{{]|[)\]}}]|(?P<sep>{separators})|\\[A-Za-z]+|\\.", s):
@@ -151,7 +154,7 @@ def split_top(s: str, separators: str) -> list[tuple[str, str]]:
 
 
 def matrix_rows(s: str) -> list[list[str]] | None:
-    """The cells of a matrix environment, if `s` is exactly one (determinants are not matrices)."""
+    """Rows of cells if `s` is exactly one matrix environment, else None (determinants are not matrices)."""
     m = _MATRIX.match(s)
     if m is None or m[1].startswith(("v", "V")):
         return None

@@ -1,4 +1,4 @@
-"""Numbers and quantities in exact arithmetic: the cheap paths that most answers take. Input is normalized text."""
+"""Numbers in exact arithmetic, which decides most answers cheaply. Input is normalized text."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def _decimal(sign: str, digits: str, exponent: int = 0) -> Number:
 
 
 def parse_number(s: str) -> Number | None:
-    """The value of a number; None if `s` is anything else.
+    """Parse a number; None if `s` is anything else.
 
-    Read are integers, decimals (repeating ones too), thousands separators, scientific notation, and proper, improper
-    and mixed fractions.
+    Forms: integer, decimal, thousands separators, scientific notation, proper, improper or mixed fraction, repeating
+    decimal.
     """
     if not s or len(s) > MAX_DIGITS or not any(c.isdigit() for c in s[:20]):
         return None
@@ -70,13 +70,13 @@ def parse_number(s: str) -> Number | None:
 
 
 def parse_base(s: str) -> tuple[str, int] | None:
-    """(digits, base) of a number such as ``52_8``."""
+    """Digits and base of a number such as ``52_8``, else None."""
     m = _BASE.fullmatch(s)
     return (m[1].upper().lstrip("0") or "0", int(m[2])) if m and m[1][0].isdigit() else None
 
 
 def same_number(x: Number, y: Number, tolerance: Fraction = Fraction(1, 10**4)) -> bool:
-    """Equal, or one a rounding or truncation of the other.
+    """Whether two numbers are equal, or one is a rounding or truncation of the other.
 
     Decimals that are not integers count as rounded: they may differ by less than one unit in the last place of the
     coarser, if it has four significant digits, and by no more than `tolerance` of the value. Integers and exact

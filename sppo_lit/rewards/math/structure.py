@@ -1,4 +1,4 @@
-"""The outer shape of an answer: relations, lists, sets, tuples, intervals, unions, matrices. Text in, text out."""
+"""The outer structure of an answer: relations, lists, sets, tuples, intervals, unions, matrices. Text in, text out."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ _CLOSERS = {"(": ")[]", "[": ")]", "\\{": ("\\}",)}
 
 @dataclass(frozen=True)
 class Shape:
-    """An answer taken apart.
+    """The parts of an answer.
 
     Attributes:
-        kind: ``value``, ``equation``, ``inequality``, ``list``, ``set``, ``tuple``, ``union`` or ``matrix``.
+        kind: ``value``, ``chain`` (of equal values), ``equation``, ``inequality``, ``list``, ``set``,
+            ``tuple``, ``union`` or ``matrix``.
         items: the parts as text; both sides of an equation, the rows (joined by ``&``) of a matrix.
-        brackets: the outer signs of a tuple or interval; the signs of an inequality.
-        name: what is said to equal the value, e.g. ``x`` in ``x = 5``.
-        lhs_rhs: the two sides, where `name` was taken off.
+        brackets: the outer brackets of a tuple or interval; the relation signs of an inequality.
+        name: the name given to the value, e.g. ``x`` in ``x = 5``.
+        lhs_rhs: both sides of the relation that gave `name`.
     """
 
     kind: str
@@ -41,18 +42,18 @@ class Shape:
 
 
 def has_variable(s: str) -> bool:
-    """Whether letters other than e and i stand in `s` as variables."""
+    """Whether `s` contains letters other than e and i as variables."""
     bare = _COMMAND.sub(" ", s)
     return any(c.isalpha() and c not in "ei" for c in bare) or any(f"\\{g}" in s for g in _GREEK.split("|"))
 
 
 def is_name(s: str) -> bool:
-    """Whether `s` can stand left of an equals sign as the name of a value."""
+    """Whether `s` can be the name of a value, left of an equals sign."""
     return len(s) < 60 and _NAME.fullmatch(s) is not None
 
 
 def shape(s: str) -> Shape:
-    """The outermost shape of normalized text `s`."""
+    """The outermost structure of normalized text `s`."""
     if m := _BUILDER.fullmatch(s):
         s = m[1].strip()
     cases = [p for _, p in split_top(s, r"\\cup(?![a-z])")]

@@ -1,8 +1,8 @@
-"""Values that need sympy: parsed by math-verify's LaTeX grammar, compared numerically at many digits.
+"""Comparison of values with sympy: parsed by math-verify's LaTeX grammar, evaluated numerically to many digits.
 
 Two expressions without variables are equal if they agree to 20 significant digits; with variables, if they agree at
-several fixed points, positive and signed (points where either side is not a real number where the other is, or not
-defined, prove nothing). No `simplify`, which is where other graders hang; what cannot be evaluated falls back to
+several fixed points, positive and signed (a point where either side is undefined, or only one is real, proves
+nothing). No `simplify`, in which other graders hang; what cannot be evaluated falls back to
 `math_verify.verify`. Text is never handed to Python's or sympy's evaluator.
 """
 
@@ -31,7 +31,11 @@ _MIXED = re.compile(r"(?<![\d.}])(\d+) ?\\frac ?\{(\d+)\} ?\{(\d+)\}")
 _NUMERAL = re.compile(r"\d+(?:\.\d*)?|\.\d+", re.ASCII)
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?)°")
 _INDEXED = re.compile(r"\\[A-Za-z]+|[EIe](?= ?_)")
-_RENAMED = {"E": "\\Xi", "I": "\\Upsilon", "e": "\\varsigma"}  # with an index no constants, as the grammar believes
+_RENAMED = {
+    "E": "\\Xi",
+    "I": "\\Upsilon",
+    "e": "\\varsigma",
+}  # with an index they are not the constants that the grammar takes them for
 _SUN = re.compile(r"_ ?\{? ?\\odot ?\}?")
 _SCIENTIFIC = re.compile(r"(?<![\d.])(\d+\.\d+)[eE]([+-]?\d{1,3})(?![\d.])", re.ASCII)
 _CONVERSION = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_symbols=False)
@@ -44,14 +48,14 @@ logging.getLogger("latex2sympy2_extended").setLevel(logging.CRITICAL)
 
 
 class TooBig(Exception):
-    """An expression whose value has more digits than an answer can mean."""
+    """An expression whose value has too many digits for an answer."""
 
 
 def forbid_eval() -> None:
-    """Take the string evaluators of sympy away from this process (called by the workers).
+    """Disable sympy's evaluation of strings in this process (called by the workers).
 
-    The LaTeX grammar hands its number tokens to `sympify`, which would run Python's `eval`: numbers are read here, all
-    other strings refused.
+    The LaTeX grammar passes its number tokens to `sympify`, which would run Python's `eval`: numbers are parsed here,
+    all other strings refused.
     """
 
     def only_numbers(s: str, *args: Any, **kwargs: Any) -> Any:
@@ -65,7 +69,7 @@ def forbid_eval() -> None:
 
 @lru_cache(maxsize=512)
 def parse(text: str) -> Any:
-    """The sympy object that normalized LaTeX `text` stands for, or None."""
+    """Parse normalized LaTeX into a sympy object; None if that fails or its value has too many digits."""
     if any(sign in text for sign in (":", "'", "\\ldots", "\\dots", "\\cdots")):
         return None  # the grammar would skip them
     if len(text) > MAX_CHARS or text.count("{") + text.count("(") > MAX_DEPTH * 2:
@@ -78,21 +82,21 @@ def parse(text: str) -> Any:
     text = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", text).replace("°", r"\cdot \frac{\pi}{180}")
     text = re.sub(r"\\text ?\{ ?([A-Za-z]+) ?\}", r"\1", text).removeprefix("+")
     try:
-        found = latex2sympy(text, normalization_config=_NORMALIZATION, conversion_config=_CONVERSION)
+        expression = latex2sympy(text, normalization_config=_NORMALIZATION, conversion_config=_CONVERSION)
     except MemoryError:
         raise
     except Exception:
         return None
-    if not isinstance(found, (sympy.Basic, sympy.MatrixBase)):
+    if not isinstance(expression, (sympy.Basic, sympy.MatrixBase)):
         return None
     try:
-        return _exact(found)
+        return _exact(expression)
     except TooBig:
         return None
 
 
 def _exact(expr: Any) -> Any:
-    """`expr` with decimals as exact fractions and ``i`` as the imaginary unit, if it is of a bearable size."""
+    """`expr` with decimals as exact fractions and ``i`` as the imaginary unit; raises TooBig as `_digits`."""
     _digits(expr)
     floats = {f: sympy.Rational(str(f)) for f in expr.atoms(sympy.Float)}
     units = {s: sympy.I for s in expr.free_symbols if s.name == "i"}
@@ -130,15 +134,15 @@ def _readable(s: str, depth: int) -> bool:
         return False
     if magnitude(split_quantity(s)) is not None or is_words(s) or parse_base(s) or is_choice(s) or is_clock(s):
         return True
-    found = shape(s)
-    if found.kind == "value" and found.items[0] == s:
+    outer = shape(s)
+    if outer.kind == "value" and outer.items[0] == s:
         return s == "\\emptyset" or parse(split_quantity(s).core) is not None or as_set(s) is not None
-    items = [cell for row in found.items for cell in row.split("&")] if found.kind == "matrix" else found.items
+    items = [cell for row in outer.items for cell in row.split("&")] if outer.kind == "matrix" else outer.items
     return all(_readable(item, depth + 1) for item in items)
 
 
 def symbolically_equal(gold: str, answer: str) -> bool:
-    """Whether two answers (raw text) agree, sympy deciding at the leaves."""
+    """Whether two answers (raw text) agree, with sympy for values that exact arithmetic cannot compare."""
     return compare(gold, answer, same_leaf) is True
 
 
@@ -163,7 +167,13 @@ def same_leaf(g: str, a: str) -> bool:
 
 
 def same_value(x: Any, y: Any, decimal: Number | None = None) -> bool:
-    """Whether two sympy objects are equal; `decimal` is the one of them that was written as a rounded decimal."""
+    """Whether two sympy objects are equal.
+
+    Args:
+        x: one of them.
+        y: the other.
+        decimal: the one of them that was written as a rounded decimal, if exactly one was.
+    """
     if isinstance(x, sympy.MatrixBase) or isinstance(y, sympy.MatrixBase):
         both = isinstance(x, sympy.MatrixBase) and isinstance(y, sympy.MatrixBase) and x.shape == y.shape
         return both and all(same_value(u, v) for u, v in zip(x, y, strict=True))
@@ -186,7 +196,7 @@ def same_value(x: Any, y: Any, decimal: Number | None = None) -> bool:
 
 
 def _points(symbols: list[Any]) -> list[dict[Any, Any]]:
-    """Fixed points of evaluation: three all positive, then all negative, then two of mixed signs."""
+    """Fixed points of evaluation: three all positive, one all negative, two of mixed signs."""
     points = []
     for k in range(6):
         signs = [1 if k < 3 or (k > 3 and (j + k) % 2) else -1 for j in range(len(symbols))]
@@ -277,7 +287,7 @@ def _same_relation(g: list[tuple[str, str]], a: list[tuple[str, str]]) -> bool:
 
 
 def as_set(s: str) -> Any:
-    """The sympy set of a union of intervals and finite sets, or of the reals without some; None if it is neither."""
+    """Parse a union of intervals and finite sets, or a difference of such sets; None for anything else."""
     if len(pieces := split_top(s, r"\\cup(?![a-z])")) > 1:
         parts = [as_set(p) for _, p in pieces]
         return None if any(p is None for p in parts) else sympy.Union(*parts)
@@ -288,15 +298,15 @@ def as_set(s: str) -> Any:
         return sympy.S.Reals
     if s.startswith("(") and s.endswith(")") and shape(s).kind == "union":
         return as_set(s[1:-1])
-    found = shape(s)
-    values = [parse(i) for i in found.items]
+    outer = shape(s)
+    values = [parse(i) for i in outer.items]
     if any(not isinstance(v, sympy.Expr) or v.free_symbols for v in values):
         return None
-    if found.kind == "set":
+    if outer.kind == "set":
         return sympy.FiniteSet(*values)
-    if found.kind == "tuple" and len(values) == 2:
+    if outer.kind == "tuple" and len(values) == 2:
         try:
-            return sympy.Interval(*values, found.brackets[0] == "(", found.brackets[1] == ")")
+            return sympy.Interval(*values, outer.brackets[0] == "(", outer.brackets[1] == ")")
         except Exception:
             return None
     return None

@@ -30,7 +30,14 @@ _ANGLE_FUNCTION = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)")
 
 @dataclass(frozen=True)
 class Quantity:
-    """A magnitude as text, with what stood around it."""
+    """A quantity in parts.
+
+    Attributes:
+        core: the magnitude as text.
+        unit: canonical unit or currency; empty if there is none.
+        percent: whether there was a percent sign.
+        scale: multiplier given as a word, e.g. ``million``.
+    """
 
     core: str
     unit: str = ""
@@ -39,7 +46,7 @@ class Quantity:
 
 
 def _canonical(raw: str) -> tuple[str, bool, int]:
-    """(canonical unit, percent?, multiplier) of the text of a unit."""
+    """Canonical unit, whether it contains a percent sign, and multiplier of a unit's text."""
     percent, scale, words = False, 1, []
     raw = re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", raw)
     raw = re.sub(r"\^\{(-?\d)\}", r"^\1", raw)
@@ -60,7 +67,7 @@ def _canonical(raw: str) -> tuple[str, bool, int]:
 
 
 def split_quantity(s: str) -> Quantity:
-    r"""`s` taken apart into magnitude, unit, percent sign and multiplier word (``2.5 \text{ million}``)."""
+    r"""Split `s` into magnitude, unit, percent sign and multiplier word (``2.5 \text{ million}``)."""
     unit = ""
     for sign, name in _CURRENCY.items():
         if sign in s[:3]:

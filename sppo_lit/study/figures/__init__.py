@@ -1,1 +1,1 @@
-"""Figures from what runs leave on disk: they read files and need neither models nor a run."""
+"""Figures of the paper, drawn from run folders and evaluations."""

@@ -1,4 +1,4 @@
-"""How well a critic foretells success: V(prompt) against Avg@k (paper, figure 7)."""
+"""Calibration of a critic: V(prompt) against Avg@k (paper, figure 7)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TICKS = [0.0, 0.5, 1.0]
 
 
 def measure(values: Tensor, correct: Tensor, levels: Sequence[int | None]) -> dict[str, Any]:
-    """How well V foretells which problems are solved.
+    """How well V predicts which problems are solved.
 
     Correlations are over problems, with their Avg@k; the other numbers over single samples, each predicted by the V of
     its problem. The level alone as predictor is the mean Avg@k of the *other* problems of that level.
@@ -31,14 +31,14 @@ def measure(values: Tensor, correct: Tensor, levels: Sequence[int | None]) -> di
     Args:
         values: [N] V(prompt) of each problem.
         correct: [N, k], 1 where the sample is correct.
-        levels: difficulty of each problem, N of them; None where there is none.
+        levels: difficulty of each problem, N of them; None if unknown.
 
     Returns:
-        problems, k, base_rate (mean Avg@k), pearson, spearman, brier, ece (10 equal bins), auroc; brier_base_rate (of
-        always predicting the base rate) and brier_skill (gain over it: 1 − brier / brier_base_rate); reliability, one
-        (mean V, mean accuracy, problems) for each bin that is not empty; and, where there are at least two levels,
+        Numbers by name: problems, k, base_rate (mean Avg@k), pearson, spearman, brier, ece (10 equal bins), auroc;
+        brier_base_rate (of always predicting the base rate) and brier_skill (1 − brier / brier_base_rate); reliability,
+        one (mean V, mean accuracy, problems) for each bin that is not empty; and, if there are at least two levels,
         level_pearson, level_brier, level_auroc and brier_skill_over_level of the level alone, and
-        pearson_within_levels, that of V with Avg@k after each level's mean is taken off both.
+        pearson_within_levels, that of V with Avg@k after each level's mean is subtracted from both.
     """
     k = correct.shape[1]
     success = avg_at_k(correct)
@@ -73,7 +73,13 @@ def measure(values: Tensor, correct: Tensor, levels: Sequence[int | None]) -> di
 
 
 def correlation(x: Tensor, y: Tensor, ranks: bool = False) -> float:
-    """Pearson's correlation of [N] and [N], or Spearman's; NaN where one of them is constant."""
+    """Correlation of two samples; NaN if one of them is constant.
+
+    Args:
+        x: [N].
+        y: [N].
+        ranks: Spearman's instead of Pearson's correlation.
+    """
     if len(x) < 2 or x.min() == x.max() or y.min() == y.max():
         return math.nan
     with warnings.catch_warnings():
@@ -82,12 +88,12 @@ def correlation(x: Tensor, y: Tensor, ranks: bool = False) -> float:
 
 
 def reliability(values: Tensor, success: Tensor, bins: int = BINS) -> list[tuple[float, float, int]]:
-    """(mean V, mean accuracy, problems) of equally wide bins of V in [0, 1]; empty bins are left out.
+    """(mean V, mean accuracy, number of problems) of equally wide bins of V in [0, 1]; empty bins are left out.
 
     Args:
         values: [N] in [0, 1].
         success: [N] accuracies.
-        bins: how many.
+        bins: number of bins.
     """
     chosen = (values * bins).long().clamp(max=bins - 1)
     inside = [chosen == b for b in range(bins)]
@@ -95,11 +101,11 @@ def reliability(values: Tensor, success: Tensor, bins: int = BINS) -> list[tuple
 
 
 def leave_one_out(success: Tensor, group: Tensor) -> Tensor:
-    """Mean of the others of the group, [N]; of all others where a group has one member.
+    """Mean of the other members of each one's group, [N]; of all others if a group has one member.
 
     Args:
-        success: [N].
-        group: [N] int64, numbered from 0.
+        success: [N] accuracies.
+        group: [N] int64, index of the group from 0.
     """
     total = torch.zeros(int(group.max()) + 1, dtype=success.dtype).index_add(0, group, success)[group]
     count = group.bincount()[group]
@@ -119,8 +125,12 @@ def _brier(predictions: Tensor, correct: Tensor) -> float:
 def table(records: Sequence[Record], source: Path) -> tuple[Tensor, Tensor, list[int | None]]:
     """V [N], correctness [N, k] and levels of the problems of an evaluation; k is the smallest number of samples.
 
+    Args:
+        records: responses of the evaluation.
+        source: where they are from, for messages.
+
     Raises:
-        InputError: no values.
+        InputError: the evaluation has no values.
     """
     problems: dict[str, list[Record]] = {}
     for record in samples(records):
@@ -137,20 +147,20 @@ def table(records: Sequence[Record], source: Path) -> tuple[Tensor, Tensor, list
 
 
 def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:
-    """Write the figure: per source V against Avg@k with both distributions, and the reliability curve.
+    """Draw the figure: for each source V against Avg@k with both distributions, and the reliability curve.
 
     Args:
         sources: files of evaluations, or run folders, with values and k samples per problem.
         out: PNG to write; an SVG of the same name beside it.
 
     Returns:
-        name of the source → numbers of `measure`.
+        Label of the source → numbers of `measure`.
 
     Raises:
-        InputError: no such data, no values in it, or no matplotlib.
+        InputError: no such evaluation, no values in it, or matplotlib is not installed.
     """
     tables = {label(source): table(read(source), source) for source in sources}
-    numbers = {name: measure(*found) for name, found in tables.items()}
+    numbers = {name: measure(*data) for name, data in tables.items()}
     with saved_figure(out, 0.3 + 3.9 * len(tables), 7.0) as figure:
         shape = {"height_ratios": [0.18, 1, 1], "width_ratios": [1, 0.18] * len(tables)}
         axes = figure.subplots(3, 2 * len(tables), squeeze=False, gridspec_kw=shape)
@@ -159,7 +169,7 @@ def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:
     return numbers
 
 
-def _panel(axes: Any, name: str, values: Tensor, success: Tensor, found: dict[str, Any]) -> None:
+def _panel(axes: Any, name: str, values: Tensor, success: Tensor, numbers: dict[str, Any]) -> None:
     (above, corner), (scatter, side), (curve, empty) = axes
     corner.remove()
     empty.remove()
@@ -167,7 +177,7 @@ def _panel(axes: Any, name: str, values: Tensor, success: Tensor, found: dict[st
     x, y = values.clamp(0, 1).tolist(), success.tolist()
     above.hist(x, range=(0, 1), bins=20, **bars)
     above.set_title(name)
-    steps = min(found["k"], 20)  # a bar for each value that Avg@k can take
+    steps = min(numbers["k"], 20)  # a bar for each value that Avg@k can take
     edge = 0.5 / steps
     side.hist(y, range=(-edge, 1 + edge), bins=steps + 1, orientation="horizontal", **bars)
     above.set_xlim(-0.03, 1.03)
@@ -181,23 +191,23 @@ def _panel(axes: Any, name: str, values: Tensor, success: Tensor, found: dict[st
     scatter.text(
         0.03,
         0.97,
-        f"Pearson {found['pearson']:.3f}\nSpearman {found['spearman']:.3f}"
-        + (f"\nlevel alone {found['level_pearson']:.3f}" if "level_pearson" in found else ""),
+        f"Pearson {numbers['pearson']:.3f}\nSpearman {numbers['spearman']:.3f}"
+        + (f"\nlevel alone {numbers['level_pearson']:.3f}" if "level_pearson" in numbers else ""),
         transform=scatter.transAxes,
         va="top",
         bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0},
     )
-    scatter.set_ylabel(f"Avg@{found['k']}")
+    scatter.set_ylabel(f"Avg@{numbers['k']}")
     curve.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
-    curve.axhline(found["base_rate"], color=GREY, linewidth=0.8)
-    predicted, observed, counts = zip(*found["reliability"], strict=True)
+    curve.axhline(numbers["base_rate"], color=GREY, linewidth=0.8)
+    predicted, observed, counts = zip(*numbers["reliability"], strict=True)
     curve.plot(predicted, observed, color=ORANGE)
-    curve.scatter(predicted, observed, s=[12 + 200 * n / found["problems"] for n in counts], color=ORANGE)
+    curve.scatter(predicted, observed, s=[12 + 200 * n / numbers["problems"] for n in counts], color=ORANGE)
     curve.text(
         0.03,
         0.97,
-        f"Brier {found['brier']:.3f} (base rate {found['brier_base_rate']:.3f})\nECE {found['ece']:.3f}   "
-        f"AUROC {found['auroc']:.3f}",
+        f"Brier {numbers['brier']:.3f} (base rate {numbers['brier_base_rate']:.3f})\nECE {numbers['ece']:.3f}   "
+        f"AUROC {numbers['auroc']:.3f}",
         transform=curve.transAxes,
         va="top",
         bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0},

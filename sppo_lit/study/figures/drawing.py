@@ -1,4 +1,4 @@
-"""What all figures share: style, and a PNG and an SVG of the same name."""
+"""Style of the figures, and saving them as PNG and SVG."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from sppo_lit.errors import InputError
 from sppo_lit.utils.plotting import STYLE
 
-FIGURE: Any = {
+FIGURE_STYLE: Any = {
     **STYLE,
     "axes.titlesize": 9.5,
     "axes.spines.top": False,
@@ -21,10 +21,10 @@ FIGURE: Any = {
 
 @contextmanager
 def saved_figure(out: Path, width: float, height: float) -> Iterator[Any]:
-    """A matplotlib figure to draw on; at the end of the block it is written.
+    """Yield a matplotlib figure to draw on, and save it at the end of the block.
 
     Args:
-        out: `<stem>.png` and `<stem>.svg` are written beside each other, whatever its suffix.
+        out: path whose suffix is replaced by ``.png`` and ``.svg``.
         width: inches.
         height: inches.
 
@@ -36,9 +36,16 @@ def saved_figure(out: Path, width: float, height: float) -> Iterator[Any]:
         from matplotlib.figure import Figure
     except ImportError:
         raise InputError("figures need matplotlib: pip install 'sppo-lit[plots]'") from None
-    with matplotlib.rc_context(FIGURE):
+    with matplotlib.rc_context(FIGURE_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(out.with_suffix(".png"), dpi=150)
         figure.savefig(out.with_suffix(".svg"), metadata={"Date": None})
+
+
+def percent_axis(axis: Any) -> None:
+    """Label the y-axis of matplotlib axes in percent, for values in [0, 1]."""
+    from matplotlib.ticker import PercentFormatter
+
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

@@ -1,4 +1,4 @@
-"""What accuracy costs: held-out score against wall-clock time and sampled tokens (paper, figures 4 and 5)."""
+"""Efficiency: held-out accuracy against training time and sampled tokens (paper, figures 4 and 5)."""
 
 from __future__ import annotations
 
@@ -10,41 +10,42 @@ from typing import Any
 import numpy as np
 
 from sppo_lit.errors import InputError
-from sppo_lit.study.figures.drawing import saved_figure
-from sppo_lit.study.runs import Run, find_runs, grouped, study_of, styles
+from sppo_lit.study.figures.drawing import percent_axis, saved_figure
+from sppo_lit.study.plan import read_study_json
+from sppo_lit.study.runs import Run, find_runs, grouped, styles
 from sppo_lit.utils.plotting import GREY
 
 SCORE = "val/accuracy"
 POINTS = 201
 ABLATION = ("sppo", "ppo_bce", "ppo")
 T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-"""97.5 % quantile of Student's t with 1, 2, … degrees of freedom; beyond the last the normal one is close."""
+"""97.5 % quantile of Student's t with 1, 2, … degrees of freedom; for more, the normal one (1.96) is close."""
 
 UNITS = {"seconds": ((1, "s"), (60, "min"), (3600, "h")), "tokens": ((1, ""), (1e3, "thousand"), (1e6, "million"))}
 
 Curve = tuple[np.ndarray, np.ndarray]
-"""What was used so far and the score then, [N] each, the former increasing."""
+"""Cost so far (increasing) and score at each evaluation, [N] each."""
 
 
 def curve(run: Run, cost: str) -> Curve:
-    """Score of every evaluation of a run against what training had used by then; before training that is 0.
+    """Score of every evaluation of a run against the cost of training until then; before training that is 0.
 
     Args:
         run: the run.
-        cost: "seconds", "tokens" or "sequences".
+        cost: "seconds" (of training), "tokens" or "sequences" (sampled).
     """
     used = {0.0: 0.0, **dict(zip(*run.series.get(f"clock/{cost}", ([], [])), strict=True))}
     scores = dict(zip(*run.series.get(SCORE, ([], [])), strict=True))
-    known = [(used[i], score) for i, score in scores.items() if i in used]
-    return np.array([x for x, _ in known]), np.array([y for _, y in known])
+    points = [(used[i], score) for i, score in scores.items() if i in used]
+    return np.array([x for x, _ in points]), np.array([y for _, y in points])
 
 
 def mean_curve(curves: Sequence[Curve], points: int = POINTS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean over seeds, between evaluations on a straight line, where every seed has data.
+    """Mean over seeds where every seed has data, linearly interpolated between evaluations.
 
     Args:
-        curves: of the seeds.
-        points: of the common grid.
+        curves: one curve for each seed.
+        points: number of points of the common grid.
 
     Returns:
         grid, mean, and half width of the 95 % interval of the mean (Student's t; NaN for one seed), [points] each.
@@ -59,12 +60,12 @@ def mean_curve(curves: Sequence[Curve], points: int = POINTS) -> tuple[np.ndarra
 
 
 def first_reaching(grid: np.ndarray, mean: np.ndarray, target: float) -> float | None:
-    """Where a mean curve reaches the target for the first time; None if it never does.
+    """Cost at which a mean curve first reaches the target; None if it never does.
 
     Args:
-        grid: [N], increasing.
+        grid: [N] costs, increasing.
         mean: [N] scores.
-        target: a score.
+        target: score to reach.
     """
     reached = np.flatnonzero(mean >= target - 1e-9)
     if not len(reached):
@@ -76,11 +77,11 @@ def first_reaching(grid: np.ndarray, mean: np.ndarray, target: float) -> float |
 
 
 def measure(runs: Sequence[Run], baseline: str | None = None) -> dict[str, Any]:
-    """The table of a comparison.
+    """Compare the scores and costs of runs.
 
     Args:
-        runs: with evaluations and a clock.
-        baseline: label that speed-ups refer to; None takes the first GRPO.
+        runs: runs with evaluations and a clock.
+        baseline: label that speed-ups refer to; None means the first GRPO.
 
     Returns:
         baseline; target, its best mean score; cells, by label: seeds; start, best (over the evaluations of a seed) and
@@ -123,26 +124,34 @@ def _spread(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:
-    """Write the figure: mean and 95 % band over seeds, one line for each algorithm.
+    """Draw the figure: mean and 95 % band over seeds, one line for each algorithm.
 
     Args:
-        sources: run folders, or folders that hold them.
+        sources: run folders, or folders that contain them.
         out: PNG to write; an SVG of the same name beside it.
 
     Returns:
         Numbers of `measure`.
 
     Raises:
-        InputError: no run with evaluations and a clock, or no matplotlib.
+        InputError: no run has evaluations and a clock, or matplotlib is not installed.
     """
-    return _draw(comparable(find_runs(sources)), out, study_of(sources).get("baseline"))
+    runs = comparable(find_runs(sources))
+    return _draw(runs, out, read_study_json(sources[0]).get("baseline"))
 
 
 def draw_ablation(sources: Sequence[Path], out: Path) -> dict[str, Any]:
-    """The same of Sequence-Level PPO, PPO and PPO+BCE only: what the token-level critic and its loss do.
+    """Draw the figure for Sequence-Level PPO, PPO and PPO+BCE only: the effect of the token-level critic and its loss.
+
+    Args:
+        sources: run folders, or folders that contain them.
+        out: PNG to write; an SVG of the same name beside it.
+
+    Returns:
+        Numbers of `measure`, with PPO as the baseline.
 
     Raises:
-        InputError: fewer than two of them.
+        InputError: runs of fewer than two of these algorithms, or matplotlib is not installed.
     """
     runs = [run for run in comparable(find_runs(sources)) if run.algorithm in ABLATION]
     if len({run.algorithm for run in runs}) < 2:
@@ -151,15 +160,15 @@ def draw_ablation(sources: Sequence[Path], out: Path) -> dict[str, Any]:
 
 
 def comparable(runs: Sequence[Run]) -> list[Run]:
-    """Those with evaluations and a clock.
+    """Select the runs with a clock and at least one evaluation after an iteration.
 
     Raises:
-        InputError: none has them.
+        InputError: there is none.
     """
-    found = [run for run in runs if "clock/seconds" in run.series and len(curve(run, "seconds")[0]) > 1]
-    if not found:
+    selected = [run for run in runs if "clock/seconds" in run.series and len(curve(run, "seconds")[0]) > 1]
+    if not selected:
         raise InputError("efficiency: no run was evaluated after an iteration; give data.val and clock.evaluations")
-    return found
+    return selected
 
 
 def _draw(runs: list[Run], out: Path, baseline: str | None) -> dict[str, Any]:
@@ -194,13 +203,6 @@ def _draw(runs: list[Run], out: Path, baseline: str | None) -> dict[str, Any]:
 
 
 def _scale(largest: float, cost: str) -> tuple[float, str]:
-    """The unit in which the largest value is at least 3, and its name."""
-    fitting = [(size, name) for size, name in UNITS[cost] if largest >= 3 * size]
-    return fitting[-1] if fitting else UNITS[cost][0]
-
-
-def percent_axis(axis: Any) -> None:
-    """Label the y-axis of a matplotlib axis in percent."""
-    from matplotlib.ticker import PercentFormatter
-
-    axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    """Size and name of the largest unit in which the largest value is at least 3."""
+    units = [(size, name) for size, name in UNITS[cost] if largest >= 3 * size]
+    return units[-1] if units else UNITS[cost][0]

@@ -1,4 +1,4 @@
-"""What a group of N responses says of one of them, against A = R − V (paper, figure 2), by exact binomial sums."""
+"""GRPO's expected advantage in a group of N responses against A = R − V (paper, figure 2), as binomial sums."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sppo_lit.study.figures.drawing import saved_figure
-from sppo_lit.study.figures.efficiency import percent_axis
+from sppo_lit.study.figures.drawing import percent_axis, saved_figure
 from sppo_lit.study.runs import ALGORITHMS
 
 N = 8
@@ -18,7 +17,7 @@ EPS = 1e-6
 
 
 def group_advantages(n: int = N) -> tuple[np.ndarray, np.ndarray]:
-    """GRPO's advantage in a group of which c = 0 … n responses are correct: (R − mean) / (sample std + 1e-6).
+    """GRPO's advantage in a group with c = 0 … n correct responses: (R − mean) / (sample std + 1e-6).
 
     Args:
         n: size of the group.
@@ -34,20 +33,21 @@ def group_advantages(n: int = N) -> tuple[np.ndarray, np.ndarray]:
 
 
 def expected(p: np.ndarray, n: int = N) -> dict[str, np.ndarray]:
-    """What to expect of a group of n responses to a problem that is solved with probability p, and of A = R − p.
+    """Expected advantages for a problem that is solved with probability p.
 
     Args:
-        p: [M] in [0, 1].
+        p: [M] success probabilities.
         n: size of the group.
 
     Returns:
-        [M] each: correct and incorrect, the expected advantage of a correct and an incorrect response, given that it is
-        one (its n − 1 fellows are binomial); magnitude, the expected |A| of any response; zero_gradient, the chance
-        that all n are equal; and value_correct, value_incorrect, value_magnitude, the same of A = R − V with V = p.
+        [M] each: correct and incorrect, the expected advantage of a response given that it is correct or incorrect (the
+        number of correct ones among the other n − 1 is binomial); magnitude, the expected |A| of any response;
+        zero_gradient, the probability that all n rewards are equal; and value_correct, value_incorrect and
+        value_magnitude, the same for A = R − V with V = p.
     """
     right, wrong = group_advantages(n)
-    fellows = np.stack([math.comb(n - 1, k) * p**k * (1 - p) ** (n - 1 - k) for k in range(n)])  # [n, M]
-    correct, incorrect = right[1:] @ fellows, wrong[:-1] @ fellows
+    others = np.stack([math.comb(n - 1, k) * p**k * (1 - p) ** (n - 1 - k) for k in range(n)])  # [n, M]
+    correct, incorrect = right[1:] @ others, wrong[:-1] @ others
     return {
         "correct": correct,
         "incorrect": incorrect,
@@ -60,37 +60,37 @@ def expected(p: np.ndarray, n: int = N) -> dict[str, np.ndarray]:
 
 
 def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:
-    """Write the figure.
+    """Draw the figure: expected advantages, their magnitude, and groups without gradient.
 
     Args:
-        sources: not needed.
+        sources: not used; all figures are drawn by a function of this form.
         out: PNG to write; an SVG of the same name beside it.
 
     Returns:
-        success probability → numbers of `expected`, for a few of them.
+        Success probability → numbers of `expected`, for some probabilities.
 
     Raises:
-        InputError: no matplotlib.
+        InputError: matplotlib is not installed.
     """
     p = np.linspace(0, 1, 401)
-    found = expected(p)
+    curves = expected(p)
     group, value = ALGORITHMS["grpo"][1], ALGORITHMS["sppo"][1]
     with saved_figure(out, 9.4, 3.2) as figure:
-        advantage, magnitude, nothing = figure.subplots(1, 3)
+        advantage, magnitude, zero_gradient = figure.subplots(1, 3)
         advantage.set_title("Advantage of a response")
         for name, style in (("correct", "-"), ("incorrect", "--")):
-            advantage.plot(p, found[name], style, color=group, label=f"GRPO, N = {N}: {name}")
-            advantage.plot(p, found[f"value_{name}"], style, color=value, label=f"A = R − V: {name}")
+            advantage.plot(p, curves[name], style, color=group, label=f"GRPO, N = {N}: {name}")
+            advantage.plot(p, curves[f"value_{name}"], style, color=value, label=f"A = R − V: {name}")
         advantage.axhline(0, color="#999999", linewidth=0.8)
         magnitude.set_title("Expected |A|")
-        magnitude.plot(p, found["magnitude"], color=group)
-        magnitude.plot(p, found["value_magnitude"], color=value)
-        nothing.set_title(f"Groups without gradient (N = {N})")
-        nothing.plot(p, found["zero_gradient"], color=group)
-        percent_axis(nothing)
-        for axis in (advantage, magnitude, nothing):
+        magnitude.plot(p, curves["magnitude"], color=group)
+        magnitude.plot(p, curves["value_magnitude"], color=value)
+        zero_gradient.set_title(f"Groups without gradient (N = {N})")
+        zero_gradient.plot(p, curves["zero_gradient"], color=group)
+        percent_axis(zero_gradient)
+        for axis in (advantage, magnitude, zero_gradient):
             axis.set(xlim=(0, 1), xlabel="success probability p")
         figure.legend(loc="outside lower center", ncols=4)
-    few = np.array([0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98])
-    numbers = expected(few)
-    return {f"p = {x:g}": {name: float(v[i]) for name, v in numbers.items()} for i, x in enumerate(few)}
+    selected = np.array([0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98])
+    numbers = expected(selected)
+    return {f"p = {x:g}": {name: float(v[i]) for name, v in numbers.items()} for i, x in enumerate(selected)}

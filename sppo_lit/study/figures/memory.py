@@ -16,43 +16,43 @@ PEAK = "peak"
 
 
 def measure(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
-    """Peak memory in MiB: the most of all iterations, mean over seeds.
+    """Peak memory of each phase: maximum over iterations, mean over seeds.
 
     Args:
-        runs: with ``memory/<phase>`` logged.
+        runs: runs that have logged ``memory/<phase>``.
 
     Returns:
-        label → phase, and "peak" for the largest of them, → MiB; phases that an algorithm does not have are missing.
+        Label → phase → MiB, with "peak" for the largest phase; phases that an algorithm does not have are missing.
 
     Raises:
         InputError: no run has logged its memory.
     """
-    found = {}
+    result = {}
     for label, group in grouped(runs).items():
-        most = [
+        peaks = [
             {phase: max(run.series[f"memory/{phase}"][1]) for phase in PHASES if f"memory/{phase}" in run.series}
             for run in group
         ]
-        if any(most):
-            phases = {p: mean(m[p] for m in most if p in m) for p in PHASES if any(p in m for m in most)}
-            found[label] = {**phases, PEAK: mean(max(m.values()) for m in most if m)}
-    if not found:
+        if any(peaks):
+            phases = {p: mean(m[p] for m in peaks if p in m) for p in PHASES if any(p in m for m in peaks)}
+            result[label] = {**phases, PEAK: mean(max(m.values()) for m in peaks if m)}
+    if not result:
         raise InputError("memory: no run has logged it; it is known on CUDA, and on Linux where the peak can be reset")
-    return found
+    return result
 
 
 def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:
-    """Write the figure: bars of every algorithm for each phase and the whole iteration.
+    """Draw the figure: bars of every algorithm for each phase and the whole iteration.
 
     Args:
-        sources: run folders, or folders that hold them.
+        sources: run folders, or folders that contain them.
         out: PNG to write; an SVG of the same name beside it.
 
     Returns:
         Numbers of `measure`.
 
     Raises:
-        InputError: no run with memory logged, or no matplotlib.
+        InputError: no run has logged its memory, or matplotlib is not installed.
     """
     runs = find_runs(sources)
     numbers = measure(runs)

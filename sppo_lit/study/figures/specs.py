@@ -1,4 +1,4 @@
-"""The figures of this project, by name."""
+"""Table of the figures: name → how it is drawn and what it reads."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any, Literal, NamedTuple
 from sppo_lit.study.figures import calibration, efficiency, group_advantage, memory, tail
 
 
-class Figure(NamedTuple):
+class FigureSpec(NamedTuple):
     """How a figure is drawn.
 
     Attributes:
-        draw: (sources, PNG to write) -> its numbers; an SVG is written beside the PNG.
-        about: one line.
-        reads: what its sources are: training runs (or folders that hold them), evaluations (run folders or JSONL
+        draw: (sources, PNG to write) → numbers of the figure; an SVG is written beside the PNG.
+        about: description in one line.
+        reads: kind of its sources: training runs (or folders that contain them), evaluations (run folders or JSONL
             files), or nothing.
-        field: of the responses of an evaluation, without which it cannot be drawn.
+        field: field that the responses of an evaluation must have.
     """
 
     draw: Callable[[Sequence[Path], Path], dict[str, Any]]
@@ -27,10 +27,12 @@ class Figure(NamedTuple):
 
 
 FIGURES = {
-    "efficiency": Figure(efficiency.draw, "held-out accuracy against training time and sampled tokens"),
-    "ablation": Figure(efficiency.draw_ablation, "the same of SPPO, PPO and PPO+BCE"),
-    "memory": Figure(memory.draw, "peak memory of each phase of an iteration"),
-    "group_advantage": Figure(group_advantage.draw, "GRPO's advantage of a response against A = R − V", "nothing"),
-    "calibration": Figure(calibration.draw, "V(prompt) against Avg@k", "evaluations", "value"),
-    "tail": Figure(tail.draw, "where along a response a token-level critic knows its outcome", "evaluations", "values"),
+    "efficiency": FigureSpec(efficiency.draw, "held-out accuracy against training time and sampled tokens"),
+    "ablation": FigureSpec(efficiency.draw_ablation, "the same of SPPO, PPO and PPO+BCE"),
+    "memory": FigureSpec(memory.draw, "peak memory of each phase of an iteration"),
+    "group_advantage": FigureSpec(group_advantage.draw, "GRPO's advantage of a response against A = R − V", "nothing"),
+    "calibration": FigureSpec(calibration.draw, "V(prompt) against Avg@k", "evaluations", "value"),
+    "tail": FigureSpec(
+        tail.draw, "where along a response a token-level critic knows its outcome", "evaluations", "values"
+    ),
 }

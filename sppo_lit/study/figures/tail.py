@@ -1,4 +1,4 @@
-"""The tail effect: where along a response a token-level critic knows how it will end (paper, figures 1 and 9)."""
+"""The tail effect: where along a response a token-level critic knows its outcome (paper, figures 1 and 9)."""
 
 from __future__ import annotations
 
@@ -18,19 +18,24 @@ from sppo_lit.training.metrics import Z95, auroc
 from sppo_lit.utils.plotting import BLUE, GREEN, GREY, ORANGE
 
 POINTS = 101
+"""Of the curves over relative position."""
+
 LAST = 64
+"""Tokens at the end of a response that are shown one by one."""
+
 THRESHOLD = 0.75
+"""AUROC above which correct and incorrect responses count as separated."""
 
 
 @dataclass(frozen=True)
 class Responses:
-    """V(s_t) along some responses, R of them.
+    """V(s_t) along R responses.
 
     Attributes:
-        values: of each response one number per token.
-        correct: [R], 1 where it is correct.
-        problem: [R] int64, which problem it answers.
-        level: [R] int64, difficulty of the problem; equal numbers where there is none.
+        values: [T] of each response, one for each token.
+        correct: [R], 1 where the response is correct.
+        problem: [R] int64, index of the problem.
+        level: [R] int64, index of the problem's difficulty; all equal if it is unknown.
     """
 
     values: list[Tensor]
@@ -42,20 +47,19 @@ class Responses:
 def measure(responses: Responses, threshold: float = THRESHOLD) -> dict[str, Any]:
     """Where V separates correct from incorrect responses.
 
-    AUROC compares only responses to problems of one level: that a critic knows easy from hard problems is no credit.
+    AUROC compares only responses to problems of one level: telling easy from hard problems does not count.
 
     Args:
-        responses: with the critic's values.
-        threshold: of the AUROC, above which the two count as separated.
+        responses: responses with the critic's values.
+        threshold: AUROC from which the two count as separated.
 
     Returns:
-        responses, correct (their share), tokens (mean length); relative, the curves over relative position (0 the
-        first token, 1 the last), and last, those over the last tokens (0 the last one, −1 the one before), each a
-        mapping of position, correct, correct_band, incorrect, incorrect_band (mean V and the half width of its 95 %
-        interval, responses to one problem counted as one cluster), auroc, difference (of the means, in units of the
-        pooled standard deviation); threshold; auroc_first and auroc_last; separates_at, the first relative position
-        from which the AUROC stays at or above the threshold, which is the share of a response that passes before its
-        outcome shows (None: never); tokens_before and tokens_after it.
+        Numbers by name: responses, correct (their share), tokens (mean length); relative, the curves over relative
+        position (0 the first token, 1 the last), and last, those over the last tokens (0 the last one, −1 the one
+        before), each a mapping of position, correct, correct_band, incorrect, incorrect_band (mean V and the half width
+        of its 95 % interval, responses to one problem counted as one cluster), auroc, difference (of the means, in
+        units of the pooled standard deviation); threshold; auroc_first and auroc_last; separates_at, the first relative
+        position from which the AUROC stays at or above the threshold (None: never); tokens_before and tokens_after it.
     """
     position = torch.linspace(0, 1, POINTS, dtype=torch.float64)
     lengths = torch.tensor([len(v) for v in responses.values])
@@ -89,9 +93,14 @@ def stays_above(curve: Sequence[float], threshold: float) -> int | None:
 
 
 def clustered_mean(values: Tensor, cluster: Tensor) -> tuple[float, float]:
-    """Mean of [N] values and the half width of its 95 % interval, where values of one cluster ([N]) are no N draws.
+    """Mean of [N] values and the half width of its 95 % interval, where values of one cluster are not independent.
 
-    NaN without a value; the half width is NaN with a single cluster.
+    Args:
+        values: [N].
+        cluster: [N], index of each value's cluster.
+
+    Returns:
+        Mean (NaN without values) and half width (NaN with a single cluster).
     """
     if not len(values):
         return math.nan, math.nan
@@ -104,17 +113,17 @@ def clustered_mean(values: Tensor, cluster: Tensor) -> tuple[float, float]:
 
 
 def _curves(matrix: Tensor, position: Tensor, responses: Responses) -> dict[str, list[float]]:
-    """Numbers of every column of V, [R, P]; NaN where a response has no such token."""
+    """Curves over the P columns of V, [R, P], which is NaN where a response has no such token."""
     names = ("correct", "correct_band", "incorrect", "incorrect_band", "auroc", "difference")
-    found: dict[str, list[float]] = {"position": position.tolist(), **{name: [] for name in names}}
+    curves: dict[str, list[float]] = {"position": position.tolist(), **{name: [] for name in names}}
     for column in matrix.T:
-        there = ~column.isnan()
-        v, right, problem = column[there], responses.correct[there] > 0.5, responses.problem[there]
+        known = ~column.isnan()
+        v, right, problem = column[known], responses.correct[known] > 0.5, responses.problem[known]
         good, bad = clustered_mean(v[right], problem[right]), clustered_mean(v[~right], problem[~right])
-        area = auroc(v, right, responses.level[there])
+        area = auroc(v, right, responses.level[known])
         for name, number in zip(names, (*good, *bad, area, _difference(v[right], v[~right])), strict=True):
-            found[name].append(number)
-    return found
+            curves[name].append(number)
+    return curves
 
 
 def _difference(good: Tensor, bad: Tensor) -> float:
@@ -133,57 +142,61 @@ def _from_end(values: Tensor, count: int) -> Tensor:
 
 
 def table(records: Sequence[Record], source: Path) -> Responses:
-    """The responses of an evaluation.
+    """The sampled responses of an evaluation.
+
+    Args:
+        records: responses of the evaluation.
+        source: where they are from, for messages.
 
     Raises:
-        InputError: no values along them, or all of them correct, or none.
+        InputError: no values along the responses, or all of them are correct, or none.
     """
-    drawn = samples(records)
-    if any(not r.get("values") for r in drawn):
+    sampled = samples(records)
+    if any(not r.get("values") for r in sampled):
         raise InputError(
             f"{source}: no critic's values along the responses; evaluate a run of a token-level critic (PPO) with "
             "--model.evaluation.values true"
         )
-    correct = torch.tensor([float(r["reward"] > 0.5) for r in drawn])
+    correct = torch.tensor([float(r["reward"] > 0.5) for r in sampled])
     if not 0 < correct.sum() < len(correct):
         raise InputError(f"{source}: needs correct and incorrect responses; evaluate on problems of another difficulty")
     return Responses(
-        [torch.tensor(r["values"], dtype=torch.float64) for r in drawn],
+        [torch.tensor(r["values"], dtype=torch.float64) for r in sampled],
         correct,
-        _numbered([r["problem"] for r in drawn]),
-        _numbered([r.get("level") for r in drawn]),
+        _indices([r["problem"] for r in sampled]),
+        _indices([r.get("level") for r in sampled]),
     )
 
 
-def _numbered(names: Sequence[Any]) -> Tensor:
-    number = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    return torch.tensor([number[name] for name in names])
+def _indices(names: Sequence[Any]) -> Tensor:
+    index = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return torch.tensor([index[name] for name in names])
 
 
 def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:
-    """Write the figure: per source the mean V along responses, over their last tokens, and how well it separates them.
+    """Draw the figure: for each source the mean V along responses and over their last tokens, and its AUROC.
 
     Args:
         sources: files of evaluations, or run folders, with the values of a token-level critic.
         out: PNG to write; an SVG of the same name beside it.
 
     Returns:
-        name of the source → numbers of `measure`.
+        Label of the source → numbers of `measure`.
 
     Raises:
-        InputError: no such data, no values in it, or no matplotlib.
+        InputError: no such evaluation, no values in it, or matplotlib is not installed.
     """
     numbers = {label(source): measure(table(read(source), source)) for source in sources}
     with saved_figure(out, 15.5, 0.4 + 3.3 * len(numbers)) as figure:
         rows = figure.subplots(len(numbers), 4, squeeze=False, sharex="col", sharey="col")
-        for axes, (name, found) in zip(rows, numbers.items(), strict=True):
-            _row(axes, name, found)
+        for axes, (name, row) in zip(rows, numbers.items(), strict=True):
+            _row(axes, name, row)
     return numbers
 
 
-def _row(axes: Any, name: str, found: dict[str, Any]) -> None:
+def _row(axes: Any, name: str, numbers: dict[str, Any]) -> None:
     means, end, area, difference = axes
-    relative, last, at = found["relative"], found["last"], found["separates_at"]
+    relative, last, at = numbers["relative"], numbers["last"], numbers["separates_at"]
     for axis, curves in ((means, relative), (end, last)):
         for kind, color in (("correct", GREEN), ("incorrect", ORANGE)):
             x, y, band = (torch.tensor(curves[key]) for key in ("position", kind, f"{kind}_band"))
@@ -195,7 +208,7 @@ def _row(axes: Any, name: str, found: dict[str, Any]) -> None:
     end.set(title="the last tokens", xlabel="tokens before the end")
     where = "never separated" if at is None else f"separated after {at:.0%} of the response"
     area.plot(relative["position"], relative["auroc"], color=BLUE)
-    area.axhline(found["threshold"], color=GREY, linestyle="--", linewidth=0.9)
+    area.axhline(numbers["threshold"], color=GREY, linestyle="--", linewidth=0.9)
     area.set(
         title=where,
         ylabel="AUROC within level",
