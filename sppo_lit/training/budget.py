@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -55,11 +54,11 @@ class TokenBudget:
         self.out_of_memory = 0
         return metrics
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, int]:
         """What a resumed run has to know so as not to run out of memory again."""
         return {"configured": self._configured, "tokens": self.tokens}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on with the budget of the run that is resumed, unless the setting has been changed since."""
         if state["configured"] == self._configured:
             self.tokens = state["tokens"]

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, cast
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from sppo_lit.algorithms.batching import shared_minibatches
 from sppo_lit.algorithms.losses import approx_kl, kl_penalty
@@ -108,6 +109,7 @@ class SPPOModule(pl.LightningModule):
 
     automatic_optimization = False
     iterations_done: Tensor
+    policy: Policy
 
     def __init__(
         self,
@@ -153,6 +155,8 @@ class SPPOModule(pl.LightningModule):
         self.budget = TokenBudget(memory.micro_batch_tokens)
         self.critic: ScalarCritic | TokenCritic | None = None
         self.last_rollouts: Rollouts | None = None
+        self.sampler: Sampler | None = None  # until `configure_model`
+        self._loaded = False  # the networks
         self.register_buffer("iterations_done", torch.zeros((), dtype=torch.int64))
 
     @property
@@ -169,11 +173,12 @@ class SPPOModule(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Load the networks (once; Lightning calls this before every fit, validate and test), and make the parts."""
-        self._load_networks()
+        if not self._loaded:
+            self._load_networks()
         self.runtime = Runtime.of(self)
         self.timer = PhaseTimer(self.runtime.device, listeners(self.trainer))
         self.stop = StopControl(self.trainer, self.timer, lambda: self.iteration)
-        self.sampler = Sampler(
+        sampler = self.sampler = Sampler(
             self.policy, self.tokenizer, self.verifier, self.rollout, self.seed, self.runtime, self.timer
         )
         values = None
@@ -181,7 +186,7 @@ class SPPOModule(pl.LightningModule):
             values = ValueReader(self.critic, self.spec.link, self.budget, self.runtime, self.timer)
         self.collector = Collector(
             self.spec,
-            self.sampler,
+            sampler,
             self.sampling,
             self.samples,
             self.batch_settings.minibatch_size,
@@ -195,7 +200,7 @@ class SPPOModule(pl.LightningModule):
             self.stop,
         )
         self.evaluator = Evaluator(
-            self.sampler,
+            sampler,
             self.evaluation,
             self.sampling.max_new_tokens,
             values if self.evaluation.values else None,
@@ -206,13 +211,13 @@ class SPPOModule(pl.LightningModule):
 
     def _load_networks(self) -> None:
         offload = self.memory.cpu_offload
-        if not hasattr(self, "policy"):
-            bonus = self.ppo.entropy_coef != 0
-            make: Any = partial(make_policy, self.policy_source, self.tokenizer, self.memory, self.lora, bonus)
-            self.policy: Policy = place(make, self.device_mesh, offload)
-        if self.spec.critic != "none" and self.critic is None and not self.policy_only:
-            make = partial(make_critic, self.critic_source, self.tokenizer, self.memory, self.spec.critic)
-            self.critic = place(make, self.device_mesh, offload)
+        bonus = self.ppo.entropy_coef != 0
+        make = partial(make_policy, self.policy_source, self.tokenizer, self.memory, self.lora, bonus)
+        self.policy = place(make, self.device_mesh, offload)
+        if self.spec.critic != "none" and not self.policy_only:
+            critic = partial(make_critic, self.critic_source, self.tokenizer, self.memory, self.spec.critic)
+            self.critic = place(critic, self.device_mesh, offload)
+        self._loaded = True
 
     def _reference(self) -> ReferencePolicy | None:
         """The reference policy of a KL penalty; the policy without its adapters, where it has any."""
@@ -232,12 +237,12 @@ class SPPOModule(pl.LightningModule):
     def on_train_start(self) -> None:
         """Hand the optimizers, as Lightning wraps them, to the updaters."""
         optimizers = self.optimizers()
-        found = cast(list[Any], optimizers if isinstance(optimizers, list) else [optimizers])
+        wrapped = cast(list[torch.optim.Optimizer], optimizers if isinstance(optimizers, list) else [optimizers])
         common = (self.budget, self.runtime, self.stop, run_folder(self.trainer))
-        self.policy_updater = Updater("policy", self.policy, found[0], self.policy_optimizer, *common)
+        self.policy_updater = Updater("policy", self.policy, wrapped[0], self.policy_optimizer, *common)
         self.critic_updater = None
         if self.critic is not None:
-            self.critic_updater = Updater("critic", self.critic, found[1], self.critic_optimizer, *common)
+            self.critic_updater = Updater("critic", self.critic, wrapped[1], self.critic_optimizer, *common)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what memory has allowed."""
@@ -251,10 +256,10 @@ class SPPOModule(pl.LightningModule):
     def teardown(self, stage: str) -> None:
         """End the verifier's workers and the rollout engine."""
         self.verifier.close()
-        if hasattr(self, "sampler"):
+        if self.sampler is not None:
             self.sampler.close()
 
-    def exports(self) -> Mapping[str, Any]:
+    def exports(self) -> Mapping[str, PreTrainedModel]:
         """The models that make a finished run."""
         critic = {} if self.critic is None else {"critic": self.critic.model}
         return {"policy": self.policy.model, **critic}
@@ -372,7 +377,7 @@ class SPPOModule(pl.LightningModule):
                 "policy/ratio_max": ratio.max(),
             }
 
-    def _contents(self, batch: TrainingBatch, rows: Tensor) -> dict[str, Any]:
+    def _contents(self, batch: TrainingBatch, rows: Tensor) -> dict[str, object]:
         return {"iteration": self.iteration, **batch.contents(rows)}
 
     def _set_learning_rates(self) -> dict[str, float]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sppo_lit.algorithms.batching import check_minibatch, pad_rows, shared_minibatches
 from sppo_lit.algorithms.masking import masked_sum, response_mask
@@ -101,6 +101,7 @@ class SupervisedModule(pl.LightningModule):
 
     automatic_optimization = False
     iterations_done: Tensor
+    policy: Policy
     critic = None
     samples = 1
 
@@ -129,6 +130,8 @@ class SupervisedModule(pl.LightningModule):
         self.verifier = make_verifier(verifier)
         self.budget = TokenBudget(memory.micro_batch_tokens)
         self.last_rollouts: Rollouts | None = None
+        self.sampler: Sampler | None = None  # until `configure_model`
+        self._loaded = False  # the networks
         self.register_buffer("iterations_done", torch.zeros((), dtype=torch.int64))
 
     @property
@@ -138,18 +141,19 @@ class SupervisedModule(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Load the policy (once; Lightning calls this before every fit, validate and test), and make the parts."""
-        if not hasattr(self, "policy"):
-            make: Any = partial(make_policy, self.policy_source, self.tokenizer, self.memory, self.lora, False)
-            self.policy: Policy = place(make, self.device_mesh, self.memory.cpu_offload)
+        if not self._loaded:
+            make = partial(make_policy, self.policy_source, self.tokenizer, self.memory, self.lora, False)
+            self.policy = place(make, self.device_mesh, self.memory.cpu_offload)
+            self._loaded = True
         self.runtime = Runtime.of(self)
         self.timer = PhaseTimer(self.runtime.device, listeners(self.trainer))
         self.stop = StopControl(self.trainer, self.timer, lambda: self.iteration)
-        self.sampler = Sampler(
+        sampler = self.sampler = Sampler(
             self.policy, self.tokenizer, self.verifier, self.rollout, self.seed, self.runtime, self.timer
         )
         self.collector = SolutionCollector(self.tokenizer, self.batch_settings.minibatch_size, self.runtime)
         limit = self.sampling.max_new_tokens
-        self.evaluator = Evaluator(self.sampler, self.evaluation, limit, None, self.runtime, self.timer, self.stop)
+        self.evaluator = Evaluator(sampler, self.evaluation, limit, None, self.runtime, self.timer, self.stop)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over the policy."""
@@ -159,7 +163,7 @@ class SupervisedModule(pl.LightningModule):
         """Hand the optimizer, as Lightning wraps it, to the updater."""
         folder = run_folder(self.trainer)
         common = (self.policy_optimizer, self.budget, self.runtime, self.stop, folder)
-        self.updater = Updater("policy", self.policy, self.optimizers(), *common)
+        self.updater = Updater("policy", self.policy, cast(torch.optim.Optimizer, self.optimizers()), *common)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what memory has allowed."""
@@ -173,10 +177,10 @@ class SupervisedModule(pl.LightningModule):
     def teardown(self, stage: str) -> None:
         """End the verifier's workers and the rollout engine."""
         self.verifier.close()
-        if hasattr(self, "sampler"):
+        if self.sampler is not None:
             self.sampler.close()
 
-    def exports(self) -> Mapping[str, Any]:
+    def exports(self) -> Mapping[str, PreTrainedModel]:
         """The models that make a finished run."""
         return {"policy": self.policy.model}
 
