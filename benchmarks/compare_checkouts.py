@@ -607,6 +607,12 @@ def chosen(only: str) -> list[str]:
     return [name for name in CASES if name in names or name in needed]
 
 
+def stop(*_: Any) -> None:
+    """On SIGTERM: leave as after Ctrl-C, so that no run outlives this process; a second one changes nothing."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(143)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """0 if both checkouts compute the same."""
     epilog = "cases:\n" + "\n".join(f"  {name:<13} {case.title}" for name, case in CASES.items())
@@ -619,7 +625,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("/tmp/compare"), help="of the runs (default /tmp/compare)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once (default 1)")
     parser.add_argument("--tolerance", type=float, default=0.0, help="largest |a-b| / max(1,|a|,|b|) (default 0)")
-    parser.add_argument("--limit", type=float, default=300.0, help="seconds until a run is killed (default 300)")
+    parser.add_argument("--limit", type=float, default=600.0, help="seconds until a run is killed (default 600)")
     parser.add_argument("--fresh", action="store_true", help="run also what is finished")
     options = parser.parse_args(arguments)
     names = chosen(options.only)
@@ -627,7 +633,7 @@ def main(arguments: list[str] | None = None) -> int:
     if sides[0].name == sides[1].name:
         sides[1] = Checkout(sides[1].path, sides[1].results.with_name(f"{sides[1].name}-again"), sides[1].commit)
     console = Console(width=110, highlight=False)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no run outlives this process
+    signal.signal(signal.SIGTERM, stop)
     status = console.status("")
     runner = Runner(status.update, options.jobs, options.limit, options.fresh)
     futures: dict[tuple[int, str], Future[Run]] = {}
