@@ -50,7 +50,6 @@ from sppo_lit.training.evaluator import Evaluator
 from sppo_lit.training.metrics import Result, flatten
 from sppo_lit.training.networks import make_critic, make_policy, make_reference
 from sppo_lit.training.passes import ValueReader, read_logprobs
-from sppo_lit.training.protocols import ResponseStore, callbacks_of, validation_names
 from sppo_lit.training.run_folder import run_folder
 from sppo_lit.training.runtime import Runtime
 from sppo_lit.training.sampler import Sampler
@@ -246,12 +245,11 @@ class SPPOModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what memory has allowed."""
-        checkpoint["token_budget"] = self.budget.state_dict()
+        self.budget.save_to(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it over; older checkpoints do not have it."""
-        if "token_budget" in checkpoint:
-            self.budget.load_state_dict(checkpoint["token_budget"])
+        """Take it over."""
+        self.budget.load_from(checkpoint)
 
     def teardown(self, stage: str) -> None:
         """End the verifier's workers and the rollout engine."""
@@ -389,18 +387,16 @@ class SPPOModule(pl.LightningModule):
 
     def finish_iteration(self, metrics: Mapping[str, float]) -> None:
         """Log the iteration's metrics, of all ranks together, and count it."""
-        own = {**self.timer.end_iteration(), **self.budget.end_iteration()}
         self.iterations_done += 1
         # As "step", the iteration becomes the loggers' x-axis, the same for training and validation.
-        for name, value in {**metrics, **own, "step": self.iteration}.items():
-            self.log(name, float(value), on_step=True, on_epoch=False, batch_size=1)
+        own = {**self.timer.end_iteration(), **self.budget.end_iteration(), "step": float(self.iteration)}
+        self.log_dict({**metrics, **own}, on_step=True, on_epoch=False, batch_size=1)
 
     # ----------------------------------------------------------------------------------------------------- validation
 
     def on_validation_epoch_start(self) -> None:
-        """Count what is to come, and ask who knows responses already."""
-        stores = [c.stored_response for c in callbacks_of(self.trainer) if isinstance(c, ResponseStore)]
-        self.evaluator.begin(validation_names(self.trainer), self.trainer.val_dataloaders or [], stores)
+        """Count what is to come."""
+        self.evaluator.begin(self.trainer)
 
     def validation_step(  # type: ignore[override]
         self, batch: Intact[list[Encoded]], batch_idx: int, dataloader_idx: int = 0
@@ -415,7 +411,6 @@ class SPPOModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the numbers, ``val/accuracy`` among them."""
         if results := self.validation_results():
-            # As "step", the iteration becomes the loggers' x-axis; else it would lag one behind.
             self.log_dict({**flatten(results), "step": float(self.iteration)}, batch_size=1)
 
 
