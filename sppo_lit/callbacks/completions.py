@@ -75,7 +75,7 @@ def table(scored: Sequence[Scored], iteration: int, characters: int = 200) -> Ta
         verdict = Text(("✓ " if right else "✗ ") + s.verdict.reason.replace("_", " "), "green" if right else "red")
         verdict.append(f"\n{s.tokens} tokens", "dim")
         shown.add_row(
-            Text(shorten(visible(s.problem.prompt.strip()), characters, "middle")),
+            Text(shorten(visible(s.problem.prompt.strip()), characters, "both")),
             response(s.text, 2 * characters),
             Text(shorten(visible(s.problem.answer), 60)),
             Text(shorten(visible(s.verdict.answer), 60)) if s.verdict.answer is not None else Text("–", "dim"),
