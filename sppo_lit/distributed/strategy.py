@@ -66,8 +66,8 @@ class ShardedStrategy(ModelParallelStrategy):
             for name in sorted(own.keys() | saved.keys()):
                 if name not in own or name not in saved or own[name].shape != saved[name].shape:
                     raise InputError(
-                        f"the checkpoint is of another model than this recipe's ({name} is in one only or of another "
-                        "shape); use the recipe it was trained with: config.yaml in its run folder"
+                        f"the checkpoint is of a different model than this recipe's ({name} is missing in one or has "
+                        "another shape); use the recipe it was trained with: config.yaml in its run folder"
                     )
         optimizers, self.optimizers = self.optimizers, []
         try:

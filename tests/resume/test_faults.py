@@ -293,7 +293,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
     assert "damaged" in error and "previous.ckpt" in error
     assert main(["run", "fit", file, "--ckpt_path", "last"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "is damaged" in line]
-    assert lines == [f"{last} is damaged: going on from previous.ckpt (iteration 2)"]
+    assert lines == [f"{last} is damaged: resuming from previous.ckpt (iteration 2)"]
     assert [p.name for p in run.parent.iterdir()] == ["version_0"]
     assert equal(whole, run)
 

@@ -76,7 +76,7 @@ def test_interrupted_and_run_again(
     sampled.stop_after, sampled.error = 35, error  # in the second set
     if isinstance(error, KeyboardInterrupt):
         assert main(evaluate(tmp_path)) == 130
-        assert "interrupted; the same command goes on from the responses on disk" in capsys.readouterr().err
+        assert "interrupted; the same command resumes from the responses on disk" in capsys.readouterr().err
     else:
         with pytest.raises(RuntimeError, match="out of luck"):
             main(evaluate(tmp_path))
