@@ -22,7 +22,7 @@ class CompletionsTable(Callback):
     Args:
         every_n_iterations: how often; 0 disables it.
         samples: number of rows.
-        characters: maximum characters shown of a prompt, and half of the maximum shown of a response's end.
+        characters: maximum characters of a prompt; of a response, the last 2 × `characters` are shown.
     """
 
     def __init__(self, every_n_iterations: int = 10, samples: int = 4, characters: int = 200) -> None:

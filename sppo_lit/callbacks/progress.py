@@ -23,7 +23,7 @@ from sppo_lit.utils import console as shared
 
 @dataclass
 class Pace:
-    """Estimates the remaining time from the median of the last iterations and of the last evaluations, timed separately.
+    """Estimates the remaining time from the medians of the last iterations and evaluations, timed separately.
 
     Attributes:
         iterations: seconds of the last iterations, without evaluation.

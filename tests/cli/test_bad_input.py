@@ -395,7 +395,9 @@ def test_weights_of_another_size_than_the_config(
 ) -> None:
     config = json.loads((model_folder / "config.json").read_text())
     (model_folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 32}))
-    refused(capsys, tmp_path, ["run", pretrained(tmp_path, model_folder)], str(model_folder), "other shapes")
+    refused(
+        capsys, tmp_path, ["run", pretrained(tmp_path, model_folder)], str(model_folder), "the shapes of its weights"
+    )
 
 
 def test_critic_of_another_vocabulary(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
