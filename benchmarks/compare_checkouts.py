@@ -36,28 +36,9 @@ from rich.table import Table
 from rich.text import Text
 from safetensors.torch import load_file
 
-RENAMED = {
-    "samples_per_prompt": "batch.samples_per_prompt",
-    "minibatch_size": "batch.minibatch_size",
-    "ppo_epochs": "ppo.epochs",
-    "clip_low": "ppo.clip_low",
-    "clip_high": "ppo.clip_high",
-    "dual_clip": "ppo.dual_clip",
-    "aggregation": "ppo.aggregation",
-    "entropy_coef": "ppo.entropy_coef",
-    "value_clip": "ppo.value_clip",
-    "old_logprobs": "ppo.old_logprobs",
-    "critic_warmup": "ppo.critic_warmup",
-    "gamma": "advantage.gamma",
-    "lam": "advantage.lam",
-    "whiten": "advantage.whiten",
-    "drop_equal_groups": "advantage.drop_equal_groups",
-    "micro_batch_tokens": "memory.micro_batch_tokens",
-    "gradient_checkpointing": "memory.gradient_checkpointing",
-    "cpu_offload": "memory.cpu_offload",
-    "max_concurrent": "rollout.max_concurrent",
-    "max_skipped_steps": "policy_optimizer.max_skipped_steps",
-}
+from sppo_lit.cli.renamed import SETTINGS
+
+RENAMED = {old: new.partition(" ")[0] for old, new in SETTINGS.items()}
 """Settings of the model that newer checkouts keep in groups."""
 
 ITERATIONS = 10
