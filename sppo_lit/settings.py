@@ -148,7 +148,7 @@ class OptimizerSettings:
         clip_norm: largest global gradient norm of one optimizer step; ``.inf`` for no clipping.
         schedule: "constant", "linear" or "cosine" decay to zero at the last iteration, after the warm-up.
         warmup_iterations: linear from 0 over this many iterations.
-        max_skipped_steps: the run ends after so many consecutive steps with a loss or gradient that is not finite.
+        max_skipped_steps: the run ends after this many consecutive steps with a loss or gradient that is not finite.
     """
 
     lr: float = 1e-6

@@ -258,5 +258,5 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--completions", type=Path, metavar="FILE", help="JSON lines to score again")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the full report to this file")
     parser.add_argument("--split", metavar="S", help="split to read")
-    parser.add_argument("--limit", type=int, metavar="N", help="read at most so many problems")
+    parser.add_argument("--limit", type=int, metavar="N", help="read at most N problems")
     return parser.parse_args(list(arguments))

@@ -51,7 +51,7 @@ def show(checks: Sequence[Check], estimate: Sequence[Need], console: Console) ->
     totals = (sum(n.sampling for n in estimate), sum(n.updating for n in estimate))
     memory.add_row("together", *map(size, totals), style="bold")
     console.print(memory)
-    table = Table("check", "", "found", "what to do", show_lines=True, title="Checks", title_justify="left")
+    table = Table("check", "", "result", "what to do", show_lines=True, title="Checks", title_justify="left")
     for c in checks:
         verdict = Text("good", "green") if c.good else Text("bad", "bold red")
         table.add_row(Text(c.name), verdict, Text(c.detail), Text("" if c.good else c.advice))
