@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -165,7 +165,7 @@ class Sequences:
 
         return replace(self, **{name: pick(name, value) for name, value in self._tensors().items()})
 
-    def contents(self, rows: Tensor) -> dict[str, Any]:
+    def contents(self, rows: Tensor) -> dict[str, object]:
         """The tensors of some sequences ([N] int64) on the CPU, to be saved for inspection."""
         return {name: value[rows].cpu() for name, value in self._tensors().items()}
 
@@ -196,7 +196,7 @@ class Rollouts(Sequences):
     sampled_tokens: int
     sampled_sequences: int
 
-    def contents(self, rows: Tensor) -> dict[str, Any]:
+    def contents(self, rows: Tensor) -> dict[str, object]:
         """As `Sequences.contents`, with prompts and responses as text."""
         texts = [(self.scored[row].problem.prompt, self.scored[row].text) for row in rows.tolist()]
         return {**super().contents(rows), "texts": texts}

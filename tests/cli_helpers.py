@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def recipe(tmp_path: Path, changes: dict[str, Any] | None = None, name: str = "t
         if value is ...:
             place.pop(key, None)
         else:
-            place[key] = value
+            place[key] = copy.deepcopy(value)  # a later change may go into it
     file = tmp_path / "recipes" / name
     file.parent.mkdir(exist_ok=True)
     file.write_text(f"# Tiny random model, for tests.\n{yaml.safe_dump(content)}", encoding="utf-8")

@@ -43,7 +43,7 @@ def trained(section: str, folder: Path, changes: dict[str, Any] | None = None) -
     [code], [settings] = blocks(text, "python"), blocks(text, "yaml")
     (folder / re.match(r"# (\w+\.py)\n", code)[1]).write_text(code, encoding="utf-8")
     file = recipe(folder, {**dict(dotted(yaml.safe_load(settings))), **(changes or {})})
-    done = run(translate([str(file)]))
+    done = run(translate([str(file)]), RecipeCLI)
     assert done.model.iteration == 2
     batch = done.model.last_rollouts
     assert isinstance(batch, TrainingBatch)
@@ -89,7 +89,7 @@ def test_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own, _ = trained("A rollout engine", tmp_path, HELD_OUT)
     said = re.search(r"engine: (\d+) responses, (\d+) tokens, weights taken over (\d+) times", capsys.readouterr().out)
     assert said and int(said[1]) == 2 * 8 + 3 * 4 and int(said[2]) > int(said[1]) and int(said[3]) == 3
-    plain = run(translate([str(recipe(tmp_path, HELD_OUT))]))
+    plain = run(translate([str(recipe(tmp_path, HELD_OUT))]), RecipeCLI)
     for (name, value), other in zip(own.model.state_dict().items(), plain.model.state_dict().values(), strict=True):
         assert torch.equal(value, other), name
 

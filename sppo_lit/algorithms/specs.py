@@ -30,6 +30,7 @@ class AlgorithmSpec:
 
     Attributes:
         title: for people.
+        short: for the legends of figures; the title where empty.
         advantage: outcomes of an iteration -> A, [B] or [B, T] float32.
         critic: what the critic predicts: nothing, one number per prompt (from the prompt alone), or one per token.
         link: from the critic's output to V, elementwise.
@@ -55,6 +56,12 @@ class AlgorithmSpec:
     greedy: bool = False
     whiten: bool = False
     aggregation: Aggregation = "token-mean"
+    short: str = ""
+
+    @property
+    def label(self) -> str:
+        """The name in legends of figures."""
+        return self.short or self.title
 
 
 def _gae(o: Outcomes) -> Tensor:
@@ -64,6 +71,7 @@ def _gae(o: Outcomes) -> Tensor:
 ALGORITHMS: dict[str, AlgorithmSpec] = {
     "sppo": AlgorithmSpec(
         title="Sequence-Level PPO",
+        short="SPPO",
         advantage=lambda o: sequence_level(o.totals, o.values),
         critic="scalar",
         link=torch.sigmoid,

@@ -173,7 +173,7 @@ class IterationCheckpoint(ModelCheckpoint):
 STRATEGIES = {"SingleDeviceStrategy": "auto", "DDPStrategy": "ddp", "ShardedStrategy": "fsdp"}
 
 
-def trained_with(trainer: pl.Trainer) -> dict[str, Any]:
+def trained_with(trainer: pl.Trainer) -> dict[str, str | int]:
     """What a resumed run may change at the price of rounding."""
     strategy = type(trainer.strategy).__name__
     return {

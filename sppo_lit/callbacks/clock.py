@@ -87,8 +87,8 @@ class Clock(Callback):
         logged = trainer.callback_metrics  # nothing is sampled by a supervised run
         self.tokens += round(float(logged.get("rollout/sampled_tokens", 0)))
         self.sequences += round(float(logged.get("rollout/sampled_sequences", 0)))
-        for name in ("seconds", "tokens", "sequences"):
-            pl_module.log(f"clock/{name}", float(getattr(self, name)), on_step=True, on_epoch=False, batch_size=1)
+        for name, value in (("seconds", self.seconds), ("tokens", self.tokens), ("sequences", self.sequences)):
+            pl_module.log(f"clock/{name}", float(value), on_step=True, on_epoch=False, batch_size=1)
         if self.share is None:
             return
         last = self.share == 1.0 or trainer.current_epoch + 1 == trainer.max_epochs
@@ -102,9 +102,14 @@ class Clock(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The sums and the number of evaluations so far."""
-        return {name: getattr(self, name) for name in ("seconds", "tokens", "sequences", "_evaluated")}
+        return {
+            "seconds": self.seconds,
+            "tokens": self.tokens,
+            "sequences": self.sequences,
+            "_evaluated": self._evaluated,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting."""
-        for name, value in state_dict.items():
-            setattr(self, name, value)
+        self.seconds, self._evaluated = state_dict["seconds"], state_dict["_evaluated"]
+        self.tokens, self.sequences = state_dict["tokens"], state_dict["sequences"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import zip_longest
-from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
@@ -105,7 +104,7 @@ def _closing_brace(text: str, start: int) -> int:
     return len(text)
 
 
-def number(value: Any, signed: bool = False) -> Text:
+def number(value: float | None, signed: bool = False) -> Text:
     """A value or advantage with two digits; – where there is none."""
     if value is None:
         return Text("–", "dim")

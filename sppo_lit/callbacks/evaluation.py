@@ -36,14 +36,14 @@ class Evaluation(Callback):
 
     def __init__(self, jsonl: bool = True, resume: bool = True) -> None:
         self.jsonl, self.resume = jsonl, resume
-        self._settings: Mapping[str, Any] | None = None  # what the responses depend on
+        self._settings: Mapping[str, object] | None = None  # what the responses depend on
         self._journal: Journal | None = None
         self.first: dict[str, Result] = {}
         self.last: dict[str, Result] = {}
         self.history: list[tuple[int, float]] = []
         self._responses: dict[str, list[Scored]] = {}
 
-    def keep_responses(self, settings: Mapping[str, Any]) -> None:
+    def keep_responses(self, settings: Mapping[str, object]) -> None:
         """Write finished responses to disk at once, so that an interrupted evaluation goes on from them.
 
         Args:
@@ -174,6 +174,6 @@ def _gather(responses: list[Scored]) -> list[Scored]:
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return responses
     first = torch.distributed.get_rank() == 0
-    parts: list[Any] | None = [None] * torch.distributed.get_world_size() if first else None
+    parts: list[list[Scored] | None] | None = [None] * torch.distributed.get_world_size() if first else None
     torch.distributed.gather_object(responses, parts)
-    return [s for part in parts or [] for s in part]
+    return [s for part in parts or [] for s in part or []]

@@ -16,7 +16,7 @@ SETTINGS = "unfinished.json"
 """In the folder of an evaluation that has not ended: what its responses depend on."""
 
 
-def line_of(s: Scored) -> dict[str, Any]:
+def line_of(s: Scored) -> dict[str, object]:
     """A response as one JSON object."""
     return {
         "problem": s.problem.key,
@@ -67,7 +67,7 @@ class Journal:
         self._folder, self._names, self._rank = folder, names, rank
         self._lines: list[dict[tuple[str, int], dict[str, Any]]] = [{} for _ in names]
 
-    def begin(self, settings: Mapping[str, Any], fresh: bool = False) -> None:
+    def begin(self, settings: Mapping[str, object], fresh: bool = False) -> None:
         """On rank zero, before any rank reads: forget what was sampled with other settings, mend what was cut short.
 
         Args:
@@ -120,7 +120,7 @@ class Journal:
         return sorted(self._folder.glob(f"{name}.rank*.part"))
 
 
-def unfinished_settings(folder: Path) -> Any:
+def unfinished_settings(folder: Path) -> object:
     """Settings of the unfinished evaluation in a folder; None if there is none."""
     try:
         return json.loads((folder / SETTINGS).read_text(encoding="utf-8"))

@@ -83,7 +83,7 @@ class RunProgress(ProgressBar):
         """Show the display again."""
         self._enabled = True
 
-    def print(self, *args: Any, **kwargs: Any) -> None:
+    def print(self, *args: object, **kwargs: object) -> None:
         """Print above the display."""
         if self._enabled:
             shared.console.print(*args)

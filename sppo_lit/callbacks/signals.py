@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 from types import FrameType
-from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
@@ -47,7 +46,7 @@ class StopSignals(Callback):
         """The same for `validate`."""
         self._install(trainer)
 
-    def on_phase(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *facts: Any) -> None:
+    def on_phase(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *facts: object) -> None:
         """Say once that the signal was heard."""
         signum = training_module(pl_module).stop.signum
         if signum and not self._noticed and trainer.is_global_zero:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
+from jsonargparse import Namespace
 
 from sppo_lit.algorithms.specs import algorithm
 from sppo_lit.cli.recipe_cli import RecipeCLI, check_shares, run
@@ -14,6 +17,7 @@ from sppo_lit.doctor.memory import Plan, disk_bytes, needs
 from sppo_lit.doctor.report import Check, show
 from sppo_lit.doctor.resources import disk_check, memory_check, memory_there
 from sppo_lit.settings import LoraSettings, ModelSource
+from sppo_lit.training.protocols import callbacks_of
 from sppo_lit.utils.console import console
 from sppo_lit.utils.files import free_bytes
 
@@ -50,7 +54,7 @@ class DoctorCLI(RecipeCLI):
         if not self.args.no_load:
             super().instantiate_classes()
 
-    def instantiate_trainer(self, **kwargs: Any) -> Any:
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """One process that neither logs nor validates first."""
         trainer = self._get(self.config_init, "trainer")
         for key, value in ALONE.items():
@@ -66,9 +70,8 @@ class DoctorCLI(RecipeCLI):
         if self.args.no_load:
             return
         examination = Examination(self.args.problems)
-        trainer: Any = self.trainer
-        trainer.callbacks = [examination]  # the built-in ones draw, save and evaluate
-        trainer.fit(self.model, datamodule=self.datamodule)
+        callbacks_of(self.trainer)[:] = [examination]  # the built-in ones draw, save and evaluate
+        self.trainer.fit(self.model, datamodule=self.datamodule)
         self.checks += examination.checks
 
 
@@ -82,12 +85,13 @@ def doctor(args: argparse.Namespace, arguments: list[str]) -> int:
     Raises:
         InputError: anything the user can mend.
     """
-    cli: Any = run(arguments, type("DoctorCLI", (DoctorCLI,), {"args": args}))
+    kind: type[DoctorCLI] = type("DoctorCLI", (DoctorCLI,), {"args": args})
+    cli = run(arguments, kind)
     show(cli.checks, cli.estimate, console)
     return int(any(not check.good for check in cli.checks))
 
 
-def plan_of(settings: Any, processes: int) -> Plan:
+def plan_of(settings: Namespace, processes: int) -> Plan:
     """What the recipe asks of a process.
 
     Args:
@@ -98,13 +102,16 @@ def plan_of(settings: Any, processes: int) -> Plan:
     model = settings.model.get("init_args", settings.model)
     ranks = processes * int(trainer.num_nodes)
     kl, lora, policy = model.get("kl"), model.get("lora"), _source(model.policy)
+    reference = None
+    if kl and kl.coef:
+        reference = _source(kl.reference) if kl.reference else None if lora else policy
     spec = algorithm(model.algorithm) if "algorithm" in model else None  # supervised training has none
     limits = (model.sampling.max_new_tokens, model.evaluation.max_new_tokens or 0)
     return Plan(
         policy=policy,
-        critic=_source(model.get("critic")) or policy,
+        critic=_source(model.critic) if model.get("critic") else policy,
         critic_kind=spec.critic if spec else "none",
-        reference=(_source(kl.reference) or (None if lora else policy)) if kl and kl.coef else None,
+        reference=reference,
         precision=str(trainer.precision or "32-true"),
         ranks=ranks,
         sharded=trainer.strategy == "fsdp",
@@ -118,7 +125,7 @@ def plan_of(settings: Any, processes: int) -> Plan:
     )
 
 
-def local_processes(devices: Any, cuda: bool) -> int:
+def local_processes(devices: int | str | Sequence[int], cuda: bool) -> int:
     """Processes on this machine that Lightning's `devices` stands for."""
     if isinstance(devices, (list, tuple)):
         return len(devices)
@@ -128,5 +135,5 @@ def local_processes(devices: Any, cuda: bool) -> int:
     return len([part for part in text.split(",") if part.strip()]) if "," in text else int(text)
 
 
-def _source(entry: Any) -> Any:
-    return ModelSource(**entry.as_dict()) if entry else None
+def _source(entry: Namespace) -> ModelSource:
+    return ModelSource(**entry.as_dict())

@@ -12,13 +12,16 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sppo_lit import __version__
 from sppo_lit.cli import STAGES
 from sppo_lit.distributed import processes
 from sppo_lit.errors import InputError, Stopped
 from sppo_lit.utils.paths import find, shipped_root
+
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
 
 SHORT_FLAGS = ("strategy", "devices", "num_nodes", "accelerator", "precision", "max_epochs")
 """Flags that stand for `--trainer.<flag>`."""
@@ -195,7 +198,7 @@ def run_study(arguments: Sequence[str]) -> int:
     return study(arguments, run_settings)
 
 
-def run_settings(arguments: Sequence[str]) -> Any:
+def run_settings(arguments: Sequence[str]) -> Namespace:
     """Settings that `sppo run` would use for these arguments, defaults included; nothing is built.
 
     Raises:
@@ -238,9 +241,9 @@ def train_or_validate(arguments: list[str]) -> int:
         InputError: anything the user can mend.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from sppo_lit.cli.recipe_cli import run
+    from sppo_lit.cli.recipe_cli import RecipeCLI, run
 
-    run(arguments)
+    run(arguments, RecipeCLI)
     return 0
 
 

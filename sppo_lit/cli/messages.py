@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from sppo_lit.cli.renamed import renamed
+
 HELP = "'sppo run fit RECIPE --help' lists every setting"
 OTHER_FOLDER = "choose another folder with --trainer.default_root_dir"
 
@@ -28,7 +30,7 @@ def explain(error: BaseException, recipe: Path | None, arguments: Sequence[str],
     """
     text = one_line(error)
     if isinstance(error, jsonargparse.ArgumentError):
-        return parse_error(str(error), recipe, arguments, known)
+        return renamed(str(error), recipe, arguments) or parse_error(str(error), recipe, arguments, known)
     if isinstance(error, ValueError) and (
         match := re.search(r"Union subtypes.*?Errors:\s+- ([^\n]+)", str(error), re.S)
     ):
@@ -127,7 +129,10 @@ def one_line(error: BaseException) -> str:
 
 
 def _like(key: str, known: Sequence[str], prefix: str = "") -> str:
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
+    name = key.rpartition(".")[2]
+    # A name without the groups above it is like no whole key.
+    ends = [k for k in known if difflib.get_close_matches(name, [k.rpartition(".")[2]], cutoff=0.8)]
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.8) or difflib.get_close_matches(key, ends, 1, 0.0)
     return f" (did you mean {prefix}{close[0]}?)" if close else ""
 
 

@@ -7,11 +7,12 @@ import shutil
 import signal
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import StrategyRegistry
@@ -42,7 +43,7 @@ from sppo_lit.distributed.strategy import ShardedStrategy
 from sppo_lit.errors import InputError, Stopped
 from sppo_lit.training.datamodule import MathDataModule
 from sppo_lit.training.module import SPPOModule
-from sppo_lit.training.protocols import callbacks_of, training_module
+from sppo_lit.training.protocols import TrainingModule, callbacks_of, training_module
 from sppo_lit.training.supervised import SupervisedModule
 
 CALLBACKS = {
@@ -114,7 +115,9 @@ class RecipeCLI(LightningCLI):
         self.started = 0  # iterations of the checkpoint that the run starts from
         self.new_folders: list[Path] = []
         self.continued: Path | None = None
-        self.asked: dict[str, Any] | None = None  # what the responses of an evaluation depend on
+        self._built: Trainer | None = None  # these two: once they are there
+        self._trained: TrainingModule | None = None
+        self.asked: dict[str, object] | None = None  # what the responses of an evaluation depend on
         named = recipe is not None and names_a_class(recipe)
         strict = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
@@ -176,16 +179,23 @@ class RecipeCLI(LightningCLI):
                     f"{settings.trainer.max_epochs}; raise --max_epochs to train on"
                 )
         if self.subcommand == "validate":
-            if "policy_only" in model:
-                model.policy_only = not (settings.get("ckpt_path") or model.evaluation["values"])
             self.asked = response_settings(settings)
             if settings.evaluation.resume:
                 self.continued = unfinished_run(self._folder_of_runs(), self.asked)
 
+    def instantiate_classes(self) -> None:
+        """Without critic where weights are evaluated that come from no checkpoint."""
+        settings = self.config[self.subcommand]
+        model = settings.model.get("init_args", settings.model)
+        if "policy_only" in model:
+            needed = self.subcommand == "fit" or settings.get("ckpt_path") or model.evaluation["values"]
+            model.policy_only = not needed
+        super().instantiate_classes()
+
     def after_instantiate_classes(self) -> None:
         """Last checks before anything is sampled."""
         try:
-            training_module(self.model)
+            self._trained = training_module(self.model)
         except InputError as error:
             raise InputError(f"{self.recipe}: model.class_path: {error}") from error
         for callback in callbacks_of(self.trainer):
@@ -195,7 +205,7 @@ class RecipeCLI(LightningCLI):
         if self.subcommand == "fit":
             check_shares(self.model, self.datamodule, self.trainer.world_size)
 
-    def instantiate_trainer(self, **kwargs: Any) -> Any:
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """With TensorBoard and CSV loggers in the run's folder, unless the recipe brings its own."""
         if self._get(self.config_init, "trainer").get("logger") in (None, True):
             kwargs["logger"] = self._loggers()
@@ -206,7 +216,8 @@ class RecipeCLI(LightningCLI):
         if self.continued:
             kwargs["num_sanity_val_steps"] = 0  # the interrupted run has evaluated these weights
         try:
-            return super().instantiate_trainer(**kwargs)
+            self._built = super().instantiate_trainer(**kwargs)
+            return self._built
         except (ValueError, TypeError, MisconfigurationException, ModuleNotFoundError) as error:
             text = one_line(error).rstrip(".")
             flags = "trainer.callbacks" if "callback" in text else "--accelerator, --devices, --strategy or --precision"
@@ -232,8 +243,11 @@ class RecipeCLI(LightningCLI):
         csv = RunCSVLogger(runs.parent, runs.name, version, self.started)
         folder = Path(csv.log_dir)
         self.new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
-        purge: dict[str, Any] = {"purge_step": self.started + 1} if self.continued else {}
-        loggers: list[Logger] = [csv, TensorBoardLogger(runs.parent, name=runs.name, version=csv.version, **purge)]
+        purge = self.started + 1 if self.continued else None
+        loggers: list[Logger] = [
+            csv,
+            TensorBoardLogger(runs.parent, name=runs.name, version=csv.version, purge_step=purge),
+        ]
         if project := self._get(self.config, "wandb"):
             try:
                 from lightning.pytorch.loggers import WandbLogger
@@ -245,8 +259,7 @@ class RecipeCLI(LightningCLI):
 
     def launched_ranks(self) -> processes.Ranks:
         """Processes that the trainer has launched."""
-        trainer = getattr(self, "trainer", None)
-        return processes.launched_ranks(trainer) if trainer is not None else []
+        return [] if self._built is None else processes.launched_ranks(self._built)
 
     @property
     def goes_on(self) -> bool:
@@ -256,7 +269,7 @@ class RecipeCLI(LightningCLI):
 
     def discard_unused_folder(self) -> None:
         """Remove the folders that this run made, if it ended without a finished iteration, response or finding."""
-        done = getattr(getattr(self, "model", None), "iteration", 0)
+        done = 0 if self._trained is None else self._trained.iteration
         if rank() or not self.new_folders or (self.subcommand == "fit" and done > self.started) or self.goes_on:
             return
         if any(self.new_folders[0].rglob("bad_minibatch-*")):
@@ -267,7 +280,10 @@ class RecipeCLI(LightningCLI):
                 parent.rmdir()
 
 
-def run(arguments: list[str], kind: type[RecipeCLI] = RecipeCLI) -> RecipeCLI:
+C = TypeVar("C", bound=RecipeCLI)
+
+
+def run(arguments: list[str], kind: type[C]) -> C:
     """Run LightningCLI, of this kind, on translated arguments, and return it.
 
     Raises:
@@ -311,7 +327,7 @@ class _ParsingCLI(RecipeCLI):
         raise _Parsed
 
 
-def settings_of(arguments: list[str]) -> Any:
+def settings_of(arguments: list[str]) -> Namespace:
     """All settings of a command line as `run` takes it, defaults included; nothing is built.
 
     Raises:
@@ -364,7 +380,7 @@ def names_a_class(recipe: Path) -> bool:
     return isinstance(content.get("model"), dict) and "class_path" in content["model"]
 
 
-def offload_asked_for(model: Any) -> bool:
+def offload_asked_for(model: Namespace) -> bool:
     """Whether a recipe's model settings keep networks in the CPU's memory."""
     memory = model.get("memory")
     return bool(memory and memory.get("cpu_offload"))
@@ -380,7 +396,7 @@ def check_shares(model: LightningModule, data: LightningDataModule, ranks: int) 
         check_minibatch(data.problems_per_epoch, model.samples, model.batch_settings.minibatch_size, ranks)
 
 
-def check_trainer(settings: Any) -> None:
+def check_trainer(settings: Namespace) -> None:
     """Refuse what this project does not support, before anything is loaded.
 
     Args:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import zipfile
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -118,7 +120,7 @@ THROUGHPUT = {"memory": None, "rollout": "max_concurrent", "evaluation": "chunk"
 """Groups of a model's settings -> the key in them (None: all) that changes how fast it answers, not what."""
 
 
-def response_settings(settings: Any) -> dict[str, Any]:
+def response_settings(settings: Namespace) -> dict[str, Any]:
     """What the responses of an evaluation depend on: two with equal settings may share responses.
 
     Args:
@@ -130,23 +132,24 @@ def response_settings(settings: Any) -> dict[str, Any]:
     for group, left_out in THROUGHPUT.items():
         kept[group] = {key: value for key, value in model[group].items() if left_out not in (None, key)}
     sources = [content["ckpt_path"], *(source["path"] for source in (model["policy"], model.get("critic")) if source)]
-    found = {
+    found: dict[str, object] = {
         "model": {**content["model"], "init_args": kept} if "init_args" in content["model"] else kept,
         "data": content["data"],
         "seed_everything": content["seed_everything"],
         "precision": content["trainer"]["precision"],
         "weights": [stamp(Path(find(source))) for source in sources if source],
     }
-    return json.loads(json.dumps(found, default=str))  # type: ignore[no-any-return]
+    as_json: dict[str, Any] = json.loads(json.dumps(found, default=str))
+    return as_json
 
 
-def stamp(path: Path) -> list[Any]:
+def stamp(path: Path) -> list[object]:
     """What changes when weights on disk do: place, size and time of each file; only the name of what is not there."""
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] if path.is_file() else []
     return [str(path), *([str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in files)]
 
 
-def unfinished_run(runs: Path, settings: dict[str, Any]) -> Path | None:
+def unfinished_run(runs: Path, settings: Mapping[str, object]) -> Path | None:
     """The newest folder under `runs` with an unfinished evaluation of these settings; None if there is none."""
     found = [p for p in runs.glob("version_*") if unfinished_settings(p / "evaluations") == settings]
     return max(found, key=lambda p: p.stat().st_mtime, default=None)

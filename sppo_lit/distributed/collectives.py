@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,7 +18,7 @@ def ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def reduced(value: Tensor, op: Any = dist.ReduceOp.SUM) -> Tensor:
+def reduced(value: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
     """A tensor reduced over ranks, in place; elementwise, the same bits on every rank."""
     if ranks() > 1:
         dist.all_reduce(value, op)

@@ -9,7 +9,10 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
 
 _LAUNCHER = "SPPO_LIT_LAUNCHER"
 GRACE = 3.0
@@ -37,7 +40,7 @@ def launched() -> bool:
     return _LAUNCHER in os.environ and int(os.environ.get("LOCAL_RANK", 0)) > 0
 
 
-def launched_ranks(trainer: Any) -> Ranks:
+def launched_ranks(trainer: pl.Trainer) -> Ranks:
     """The processes that this one has launched: ranks 1, 2, … of this machine."""
     return getattr(getattr(trainer.strategy, "launcher", None), "procs", [])
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, fully_shard
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from sppo_lit.distributed.collectives import reduced
 from sppo_lit.errors import InputError
+from sppo_lit.models.critics import ScalarCritic, TokenCritic
 from sppo_lit.models.lora import merged
+from sppo_lit.models.policy import Policy
+
+N = TypeVar("N", bound=Policy | ScalarCritic | TokenCritic)
 
 
-def place(make: Callable[[bool], Any], mesh: Any, offload: bool = False) -> Any:
+def place(make: Callable[[bool], N], mesh: DeviceMesh | None, offload: bool = False) -> N:
     """A network; under sharding, this rank's pieces of the one that rank zero loads.
 
     Args:
@@ -27,7 +32,7 @@ def place(make: Callable[[bool], Any], mesh: Any, offload: bool = False) -> Any:
     return make(False) if mesh is None else sharded(make, mesh["data_parallel"], offload)
 
 
-def sharded(make: Callable[[bool], Any], mesh: Any, offload: bool = False) -> Any:
+def sharded(make: Callable[[bool], N], mesh: DeviceMesh, offload: bool = False) -> N:
     """A network of which each rank of a mesh holds its pieces. Collective.
 
     Rank zero loads it; the others never hold more of it than their pieces and one layer.
@@ -47,7 +52,9 @@ def sharded(make: Callable[[bool], Any], mesh: Any, offload: bool = False) -> An
             loaded = make(False)
         except Exception as error:  # told to the others, who would wait for ever
             failure = error
-    told = [str(failure) if failure else None, getattr(loaded and loaded.model, "generation_config", None)]
+    told: list[Any] = [str(failure) if failure else None, None]
+    if loaded is not None and loaded.model.can_generate():
+        told[1] = loaded.model.generation_config
     dist.broadcast_object_list(told, src=0)
     if failure is not None or told[0] is not None:
         raise failure or InputError(told[0])
@@ -57,17 +64,15 @@ def sharded(make: Callable[[bool], Any], mesh: Any, offload: bool = False) -> An
         network.model.generation_config = told[1]
     values = None if loaded is None else {**dict(loaded.named_parameters()), **dict(loaded.named_buffers())}
     deliver = _Delivery(network, values, torch.device(mesh.device_type))
-    pieces: dict[str, Any] = {"mesh": mesh}
-    if offload:
-        pieces["offload_policy"] = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu")
+    policy = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if offload else OffloadPolicy()
     layers = set(network.model._no_split_modules or ())
     for module in list(network.model.modules()):
         if type(module).__name__ in layers:
             deliver(module)
-            fully_shard(module, **pieces)
+            fully_shard(module, mesh=mesh, offload_policy=policy)
     deliver(network)
     # The root is given up after the forward pass too: otherwise one without a backward pass would leave it whole.
-    fully_shard(network, **pieces, reshard_after_forward=True)
+    fully_shard(network, mesh=mesh, offload_policy=policy, reshard_after_forward=True)
     return network
 
 

@@ -23,10 +23,14 @@ class ShardedStrategy(ModelParallelStrategy):
     """
 
     def __init__(self, offload: bool = False) -> None:
-        sizes: dict[str, Any] = {"data_parallel_size": 1, "tensor_parallel_size": 1}
         # Norms and checkpoints of pieces that are in the CPU's memory are added up there.
         backend = "cpu:gloo,cuda:nccl" if offload and torch.cuda.is_available() else None
-        super().__init__(**sizes, save_distributed_checkpoint=False, process_group_backend=backend)
+        super().__init__(
+            data_parallel_size=1,
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
+            process_group_backend=backend,
+        )
         self.offload = offload
 
     def setup_environment(self) -> None:
@@ -49,7 +53,7 @@ class ShardedStrategy(ModelParallelStrategy):
         """Restored by `load_optimizer_state_dict`."""
         return True
 
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Load the weights; optimizers come later.
 
         Raises:
@@ -71,7 +75,7 @@ class ShardedStrategy(ModelParallelStrategy):
         finally:
             self.optimizers = optimizers
 
-    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """The state as an unsharded optimizer would have it, on rank zero; empty on the others. Collective.
 
         (Torch's own gathering begins a fresh optimizer by a step with zero gradients, which Adam counts: saving during

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sppo_lit.algorithms.batching import pad_rows
 from sppo_lit.algorithms.masking import masked_sum, response_mask
@@ -84,10 +84,10 @@ class Sample:
 
 def tokenizer_check(module: Trainee, encoded: Sequence[Encoded]) -> Check:
     """End-of-sequence and pad tokens, one beginning, and a chat template that keeps the text and ends its turns."""
-    tokenizer: Any = module.tokenizer
+    tokenizer = module.tokenizer
     ends = eos_token_ids(module.policy.model, tokenizer)
     problem, ids = encoded[0]
-    text = tokenizer.decode(ids, skip_special_tokens=False)
+    text = str(tokenizer.decode(ids, skip_special_tokens=False))
     start = tokenizer.bos_token_id
     wrong = []
     if start is not None and ids[:2] == [start, start]:
@@ -97,23 +97,23 @@ def tokenizer_check(module: Trainee, encoded: Sequence[Encoded]) -> Check:
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
         wrong.append(("a prompt has unknown tokens", "use the tokenizer of this model"))
     if (turn := _end_of_turn(tokenizer)) and not set(turn) & set(ends):
-        written = visible(tokenizer.decode(turn))
+        written = visible(str(tokenizer.decode(turn)))
         advice = "add its id to eos_token_id in the model's generation_config.json"
         wrong.append((f"the chat template ends an answer with {written}, which ends no response", advice))
-    names = ", ".join(visible(tokenizer.decode([i])) for i in ends)
+    names = ", ".join(visible(str(tokenizer.decode([i]))) for i in ends)
     found = f"ends with {names}; pads with {visible(tokenizer.pad_token)}; {len(ids)} tokens in the first prompt"
     told = ["; ".join(dict.fromkeys(texts)) for texts in zip(*wrong, strict=True)] if wrong else [found]
     return Check("tokenizer", not wrong, *told)
 
 
-def _end_of_turn(tokenizer: Any) -> list[int]:
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What the chat template writes after an assistant's answer; empty without a template that tells."""
-    if not getattr(tokenizer, "chat_template", None):
+    if not tokenizer.chat_template:
         return []
     answer = "The answer is 12345."
     turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": answer}]
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False)
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
     except Exception:  # a template may refuse anything
         return []
     after = text.rpartition(answer)[2].strip()
@@ -173,7 +173,7 @@ def critic_check(sample: Sample) -> Check:
 
 
 @contextmanager
-def _some_head(model: Any) -> Iterator[None]:
+def _some_head(model: PreTrainedModel) -> Iterator[None]:
     """A critic that has not learned answers 0.5 to anything: give it a head for as long as it is looked at."""
     weight = model.get_parameter("score.weight")
     kept = weight.detach().clone()
@@ -270,7 +270,7 @@ class Examination(pl.Callback):
         """Look at everything; nothing is trained or written."""
         module, data = pl_module, trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(module, (SPPOModule, SupervisedModule)) and isinstance(data, MathDataModule)
-        assert data.stream is not None
+        assert data.stream is not None and module.sampler is not None
         trainer.should_stop = True
         encoded = data.stream.take(0, self.problems)
         self.checks.append(tokenizer_check(module, encoded))

@@ -8,13 +8,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from sppo_lit.models.loading import skeleton
 from sppo_lit.models.lora import add_adapters
 from sppo_lit.models.policy import LOGITS_PER_CHUNK
-from sppo_lit.rollout.slot_cache import SlotCache
+from sppo_lit.rollout.checks import vocabulary
+from sppo_lit.rollout.slot_cache import SlotCache, SlotLayer
 from sppo_lit.settings import LoraSettings, ModelSource
 
 WEIGHTS = {"bf16-true": torch.bfloat16, "64": torch.float64, "64-true": torch.float64}
@@ -166,7 +167,7 @@ def network(plan: Plan, source: ModelSource, critic: CriticKind = "none") -> Net
     Raises:
         InputError: a configuration that cannot be read.
     """
-    model: Any = skeleton(source, plan.weights, critic)
+    model = skeleton(source, plan.weights, critic)
     if plan.lora is not None:
         with torch.device("meta"):
             add_adapters(model, plan.lora.rank, plan.lora.alpha, plan.lora.targets)
@@ -189,7 +190,7 @@ def network(plan: Plan, source: ModelSource, critic: CriticKind = "none") -> Net
         return Network(
             weights=everything,
             trained=sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad),
-            vocabulary=model.get_input_embeddings().weight.shape[0],
+            vocabulary=vocabulary(model),
             largest_layer=max(sizes),
             around=everything - sum(sizes),
             activations=kept,
@@ -203,7 +204,7 @@ def kept_bytes(model: nn.Module, ids: Tensor) -> tuple[int, int]:
     Parameters are not counted, whatever is kept twice counts once.
     """
     own = {p.untyped_storage()._cdata for p in model.parameters()}
-    kept: dict[int, Any] = {}
+    kept: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -216,7 +217,7 @@ def kept_bytes(model: nn.Module, ids: Tensor) -> tuple[int, int]:
     return sum(s.nbytes() for s in kept.values()), states.numel() * states.element_size()
 
 
-def cache_bytes(model: Any) -> int:
+def cache_bytes(model: PreTrainedModel) -> int:
     """Keys and values of one token in the sampler's cache, in bytes."""
     columns, start = 16, torch.zeros(1, dtype=torch.int64)
     cache = SlotCache(columns, model.dtype, torch.device("cpu"))
@@ -224,11 +225,13 @@ def cache_bytes(model: Any) -> int:
     with torch.no_grad():
         ids = torch.zeros((1, columns), dtype=torch.int64)
         model(input_ids=ids, attention_mask=cache.attention_mask, past_key_values=cache, use_cache=True)
-    stores = [store for layer in cache.layers for store in layer.stores()]  # type: ignore[union-attr]
+    stores = [store for layer in cache.layers if isinstance(layer, SlotLayer) for store in layer.stores()]
     return sum(store.numel() * store.element_size() for store in stores) // columns
 
 
-def _causal_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> Any:
+def _causal_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
     """What a real pass without padding does; on fake tensors transformers would make a mask that no real pass has."""
     return sdpa_attention_forward(module, query, key, value, None, **{**options, "is_causal": True})
 
@@ -238,7 +241,7 @@ AttentionInterface.register(CAUSAL, _causal_attention)
 
 def _pretend(model: nn.Module) -> None:
     """Fake tensors, which have a device, in place of those on the meta device; shared ones stay shared."""
-    made: dict[int, Any] = {}
+    made: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, p in list(module._parameters.items()):
             if p is not None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -77,17 +77,21 @@ def load_causal_lm(source: ModelSource, tokenizer: PreTrainedTokenizerBase, empt
         InputError: not found, no causal language model, weights missing, or fewer embeddings than the tokenizer has
             tokens.
     """
-    model = skeleton(source, torch.float32, "none") if empty else _load(source, AutoModelForCausalLM, {})
+    model = skeleton(source, torch.float32, "none") if empty else _load(source, AutoModelForCausalLM, {})[0]
     return _finish(source, model, tokenizer)
 
 
-CRITICS: dict[str, Any] = {"scalar": AutoModelForSequenceClassification, "token": AutoModelForTokenClassification}
+AutoClass = (
+    type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification] | type[AutoModelForTokenClassification]
+)
+
+CRITICS: dict[str, AutoClass] = {"scalar": AutoModelForSequenceClassification, "token": AutoModelForTokenClassification}
 """Kind of critic → the Auto class that loads and saves it, with one label."""
 
 
 def load_critic(
     source: ModelSource, tokenizer: PreTrainedTokenizerBase, kind: Literal["scalar", "token"], empty: bool = False
-) -> Any:
+) -> PreTrainedModel:
     """The critic's network: a classifier of sequences or of tokens with one label, float32, dropout off.
 
     A source that is a causal language model gives its backbone; the head starts at zero, so that every prompt, or every
@@ -115,14 +119,14 @@ def load_critic(
                 f"critic {source.path}: its vocabulary ({len(other)} tokens) is not the policy's ({len(tokenizer)}); "
                 "the critic reads the policy's prompt ids, so choose a model of the same family"
             )
-    model = _load(source, CRITICS[kind], {"num_labels": 1})
+    model, new_head = _load(source, CRITICS[kind], {"num_labels": 1})
     head = getattr(model, "score", None)
     if not isinstance(head, nn.Linear):
         raise InputError(
             f"critic {source.path}: {type(model).__name__} has no linear head named score, so it is not made from a "
             "causal language model; choose one that is in model.critic.path"
         )
-    if source.init == "random" or getattr(model, "_sppo_new_head", False):
+    if new_head:
         for parameter in head.parameters():
             nn.init.zeros_(parameter)
     return _finish(source, model, tokenizer)
@@ -149,7 +153,7 @@ def skeleton(source: ModelSource, dtype: torch.dtype, critic: Literal["none", "s
 
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every id that ends a response: the tokenizer's and those of the generation config (which may list several)."""
-    declared = getattr(model.generation_config, "eos_token_id", None) if model.generation_config else None
+    declared = model.generation_config.eos_token_id if model.generation_config else None
     ids = [declared] if isinstance(declared, int) else list(declared or [])
     return sorted({int(tokenizer.eos_token_id), *ids})
 
@@ -167,13 +171,15 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def _load(source: ModelSource, auto: Any, overrides: dict[str, Any]) -> PreTrainedModel:
+def _load(source: ModelSource, auto: AutoClass, overrides: dict[str, Any]) -> tuple[PreTrainedModel, bool]:
+    """A model with its weights, and whether its head is a new one that the source has no weights for."""
     where = locate(source)
     try:
         if source.init == "random":
-            return _from_config(source, auto, overrides, torch.float32)
+            return _from_config(source, auto, overrides, torch.float32), True
         with _without_report():
-            model, info = auto.from_pretrained(**where, **overrides, dtype=torch.float32, output_loading_info=True)
+            loaded = auto.from_pretrained(**where, **overrides, dtype=torch.float32, output_loading_info=True)
+        model, info = cast(tuple[PreTrainedModel, dict[str, list[str]]], loaded)
     except Exception as error:  # whatever the reader of each format raises at a bad file
         kind = "causal language model" if auto is AutoModelForCausalLM else "critic (a classifier)"
         why = _first_line(error)
@@ -188,11 +194,12 @@ def _load(source: ModelSource, auto: Any, overrides: dict[str, Any]) -> PreTrain
         )
     if "gguf_file" in where:
         model = _dequantised(model)
-    model._sppo_new_head = bool(new_head)
-    return model
+    return model, bool(new_head)
 
 
-def _from_config(source: ModelSource, auto: Any, overrides: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
+def _from_config(
+    source: ModelSource, auto: AutoClass, overrides: dict[str, Any], dtype: torch.dtype
+) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(**locate(source), **source.config, **overrides)
     return auto.from_config(config, dtype=dtype)
 

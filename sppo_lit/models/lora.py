@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from sppo_lit.errors import InputError
 
@@ -18,7 +19,7 @@ NAME = "default"
 BASE = ".base_layer."
 
 
-def add_adapters(model: Any, rank: int, alpha: float, targets: str | Sequence[str]) -> None:
+def add_adapters(model: PreTrainedModel, rank: int, alpha: float, targets: str | Sequence[str]) -> None:
     """Give linear layers adapters, and freeze everything else.
 
     Args:

@@ -78,9 +78,9 @@ class VerifierPool:
             )
         for spec in functions:
             check_object(spec, SETTING)
-        self.size = workers
+        self.size, self.deadline = workers, float(deadline)
         self.functions = list(functions)
-        self.settings = {"deadline": float(deadline), "memory_mb": memory_mb, "functions": self.functions}
+        self.settings = {"deadline": self.deadline, "memory_mb": memory_mb, "functions": self.functions}
         self.errors: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._reset()
@@ -169,7 +169,7 @@ class _Run:
 
     def __init__(self, pool: VerifierPool, rows: list[Row], custom: bool) -> None:
         self.pool, self.rows, self.custom = pool, rows, custom
-        self.deadline: float = pool.settings["deadline"]  # type: ignore[assignment]
+        self.deadline = pool.deadline
         self.results: list[Any] = [None] * len(rows)
         self.todo = deque(range(len(rows)))
         self.alone: set[int] = set()  # rows to send alone: their worker died, and any of them may be the cause

@@ -9,24 +9,25 @@ from pathlib import Path
 
 import yaml
 
+from sppo_lit.algorithms.specs import ALGORITHMS
 from sppo_lit.errors import InputError
 from sppo_lit.study.plan import read_study_json
 from sppo_lit.utils.plotting import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY
 from sppo_lit.utils.run_log import Series, read_metrics
 
-ALGORITHMS = {
-    "sppo": ("SPPO", BLUE),
-    "grpo": ("GRPO", RED),
-    "ppo": ("PPO", GREEN),
-    "ppo_bce": ("PPO+BCE", ORANGE),
-    "rloo": ("RLOO", PURPLE),
-    "dr_grpo": ("Dr. GRPO", SKY),
-    "remax": ("ReMax", "#332288"),
+COLORS = {
+    "sppo": BLUE,
+    "grpo": RED,
+    "ppo": GREEN,
+    "ppo_bce": ORANGE,
+    "rloo": PURPLE,
+    "dr_grpo": SKY,
+    "remax": "#332288",
 }
-"""Algorithm → short title and colour, the same in every figure (Okabe & Ito's, and one more)."""
+"""Algorithm → colour, the same in every figure (Okabe & Ito's, and one more)."""
 
 SPARE = ("#882255", "#117733", GREY, "#AA4499", "#999933", "#000000")
-"""Colours of further cells of an algorithm and of algorithms that are not in `ALGORITHMS`."""
+"""Colours of further cells of an algorithm and of algorithms that are not in `COLORS`."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,8 @@ def styles(runs: Sequence[Run]) -> dict[str, tuple[str, str]]:
     spare, taken, result = cycle(SPARE), set(), {}
     for label, group in grouped(runs).items():
         algorithm = group[0].algorithm
-        title, color = ALGORITHMS.get(algorithm, (label, ""))
+        title = ALGORITHMS[algorithm].label if algorithm in ALGORITHMS else label
+        color = COLORS.get(algorithm)
         if not color or algorithm in taken:
             color = next(spare)
         taken.add(algorithm)

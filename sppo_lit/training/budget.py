@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sppo_lit.algorithms.batching import micro_batches
+
+KEY = "token_budget"
+"""Of its state in a checkpoint."""
 
 
 class TokenBudget:
@@ -55,11 +58,12 @@ class TokenBudget:
         self.out_of_memory = 0
         return metrics
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run has to know so as not to run out of memory again."""
-        return {"configured": self._configured, "tokens": self.tokens}
+    def save_to(self, checkpoint: dict[str, Any]) -> None:
+        """Add what a resumed run has to know so as not to run out of memory again."""
+        checkpoint[KEY] = {"configured": self._configured, "tokens": self.tokens}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_from(self, checkpoint: Mapping[str, Any]) -> None:
         """Go on with the budget of the run that is resumed, unless the setting has been changed since."""
-        if state["configured"] == self._configured:
+        state = checkpoint.get(KEY)  # older checkpoints do not have it
+        if state and state["configured"] == self._configured:
             self.tokens = state["tokens"]

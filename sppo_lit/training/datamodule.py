@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol, TypeVar, cast
 
 import lightning.pytorch as pl
 import torch
@@ -14,10 +14,12 @@ from torch.utils.data import DataLoader, Dataset
 from sppo_lit.errors import InputError
 from sppo_lit.problems.arithmetic import ArithmeticTask
 from sppo_lit.problems.prompts import encode_problems
-from sppo_lit.problems.sources import open_problems
+from sppo_lit.problems.sources import ProblemSource, open_problems
 from sppo_lit.training.protocols import TrainingModule, training_module
-from sppo_lit.types import Encoded, Intact, Problem
+from sppo_lit.types import Encoded, Intact, Problem, Sequences
 from sppo_lit.utils.console import console
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -114,11 +116,11 @@ class MathDataModule(pl.LightningDataModule):
                 encoded = self._load(problem_set, "val")
                 self.val_sets[_unused(_name_of(problem_set, encoded), self.val_sets)] = encoded
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> DataLoader[Intact[Sequences]]:
         """One batch: the rollouts of this iteration on this rank."""
         return _loader(_IterationRollouts(self))
 
-    def val_dataloader(self) -> list[DataLoader[Any]]:
+    def val_dataloader(self) -> list[DataLoader[Intact[list[Encoded]]]]:
         """Per set this rank's share of the problems: in one batch, but in `validate` in chunks.
 
         (Chunks cost some speed, since the last responses of each are sampled by themselves; in `fit` a run goes on from
@@ -130,7 +132,7 @@ class MathDataModule(pl.LightningDataModule):
             size = max(1, evaluation.chunk // evaluation.responses)
         return [_loader(_chunks(self.trainer, encoded, size)) for encoded in self.val_sets.values()]
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+    def transfer_batch_to_device(self, batch: T, device: torch.device, dataloader_idx: int) -> T:
         """Batches are made on their device by the collector; problems have no tensors."""
         return batch
 
@@ -172,7 +174,7 @@ class MathDataModule(pl.LightningDataModule):
         self.report(f"{use}: {_name_of(problem_set, encoded)}", len(encoded), dropped)
         return encoded
 
-    def open_source(self, problem_set: ProblemSet) -> Any:
+    def open_source(self, problem_set: ProblemSet) -> ProblemSource:
         """The problems of a set as they are in their source; see `open_problems`."""
         return open_problems(
             problem_set.path,
@@ -211,7 +213,7 @@ class MathDataModule(pl.LightningDataModule):
             console.print(f"{what}: {kept:,} problems" + (f"; dropped {reasons}" if reasons else ""))
 
 
-class _IterationRollouts(Dataset):  # type: ignore[type-arg]
+class _IterationRollouts(Dataset[Intact[Sequences]]):
     """The only batch of an epoch, made when it is asked for."""
 
     def __init__(self, data: MathDataModule) -> None:
@@ -220,7 +222,7 @@ class _IterationRollouts(Dataset):  # type: ignore[type-arg]
     def __len__(self) -> int:
         return 1
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int) -> Intact[Sequences]:
         module = self.data.module
         return Intact(module.collector.collect(self.data.problems_of(module.iteration), module.iteration))
 
@@ -311,11 +313,12 @@ class _Streamed:
             data.report(f"train: {data.train.path}, one pass", kept, dropped + source.dropped)
 
 
-def _loader(batches: Any) -> DataLoader[Any]:
-    return DataLoader(batches, batch_size=None, collate_fn=_as_it_is)
+def _loader(batches: Dataset[T] | list[T]) -> DataLoader[T]:
+    # A list is as good as a data set: it has a length and takes an index.
+    return DataLoader(cast(Dataset[T], batches), batch_size=None, collate_fn=_as_it_is)
 
 
-def _as_it_is(batch: Any) -> Any:
+def _as_it_is(batch: T) -> T:
     return batch
 
 
@@ -336,5 +339,5 @@ def _name_of(problem_set: ProblemSet, encoded: list[Encoded]) -> str:
     return problem_set.name or encoded[0][0].source or problem_set.path
 
 
-def _unused(name: str, taken: dict[str, Any]) -> str:
+def _unused(name: str, taken: Collection[str]) -> str:
     return name if name not in taken else f"{name}_{len(taken)}"

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+
+import lightning.pytorch as pl
 
 from sppo_lit.algorithms.batching import pad_rows
 from sppo_lit.distributed.collectives import ranks
 from sppo_lit.settings import EvalSettings
 from sppo_lit.training.metrics import ValidationResults
 from sppo_lit.training.passes import ValueReader
+from sppo_lit.training.protocols import ResponseStore, callbacks_of, validation_names
 from sppo_lit.training.runtime import Runtime
 from sppo_lit.training.sampler import GREEDY, Sampler, scored_responses
 from sppo_lit.training.stopping import StopControl
@@ -55,17 +57,13 @@ class Evaluator:
         self.results = ValidationResults((), runtime.device)
         self._done = self._total = 0
 
-    def begin(self, names: Sequence[str], loaders: Sequence[Any], known: Sequence[Known]) -> None:
-        """An evaluation begins.
-
-        Args:
-            names: of the validation sets.
-            loaders: of each validation set, with this rank's problems.
-            known: asked in turn for responses that need not be sampled again.
-        """
+    def begin(self, trainer: pl.Trainer) -> None:
+        """An evaluation begins: count what is to come, and ask who knows responses that need not be sampled again."""
+        loaders = trainer.val_dataloaders or []
         problems = sum(len(batch.content) for loader in loaders for batch in loader.dataset)
-        self._done, self._total, self._known = 0, problems * self._settings.responses, known
-        self.results = ValidationResults(names, self._runtime.device)
+        self._done, self._total = 0, problems * self._settings.responses
+        self._known = [c.stored_response for c in callbacks_of(trainer) if isinstance(c, ResponseStore)]
+        self.results = ValidationResults(validation_names(trainer), self._runtime.device)
 
     def answer(self, problems: Sequence[Encoded], number: int, iteration: int) -> list[Scored]:
         """All responses to some problems; those already known are not sampled again.

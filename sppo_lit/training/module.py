@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, cast
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from sppo_lit.algorithms.batching import shared_minibatches
 from sppo_lit.algorithms.losses import approx_kl, kl_penalty
@@ -49,7 +50,6 @@ from sppo_lit.training.evaluator import Evaluator
 from sppo_lit.training.metrics import Result, flatten
 from sppo_lit.training.networks import make_critic, make_policy, make_reference
 from sppo_lit.training.passes import ValueReader, read_logprobs
-from sppo_lit.training.protocols import ResponseStore, callbacks_of, validation_names
 from sppo_lit.training.run_folder import run_folder
 from sppo_lit.training.runtime import Runtime
 from sppo_lit.training.sampler import Sampler
@@ -109,6 +109,7 @@ class SPPOModule(pl.LightningModule):
 
     automatic_optimization = False
     iterations_done: Tensor
+    policy: Policy
 
     def __init__(
         self,
@@ -154,6 +155,8 @@ class SPPOModule(pl.LightningModule):
         self.budget = TokenBudget(memory.micro_batch_tokens)
         self.critic: ScalarCritic | TokenCritic | None = None
         self.last_rollouts: Rollouts | None = None
+        self.sampler: Sampler | None = None  # until `configure_model`
+        self._loaded = False  # the networks
         self.register_buffer("iterations_done", torch.zeros((), dtype=torch.int64))
 
     @property
@@ -175,13 +178,14 @@ class SPPOModule(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Load the networks (once; Lightning calls this before every fit, validate and test), and make the parts."""
-        self._load_networks()
+        if not self._loaded:
+            self._load_networks()
         if self._trainer is None:  # in `load_from_checkpoint`
             return
         self.runtime = Runtime.of(self)
         self.timer = PhaseTimer(self.runtime.device, listeners(self.trainer))
         self.stop = StopControl(self.trainer, self.timer, lambda: self.iteration)
-        self.sampler = Sampler(
+        sampler = self.sampler = Sampler(
             self.policy, self.tokenizer, self.verifier, self.rollout, self.seed, self.runtime, self.timer
         )
         values = None
@@ -189,7 +193,7 @@ class SPPOModule(pl.LightningModule):
             values = ValueReader(self.critic, self.spec.link, self.budget, self.runtime, self.timer)
         self.collector = Collector(
             self.spec,
-            self.sampler,
+            sampler,
             self.sampling,
             self.samples,
             self.batch_settings.minibatch_size,
@@ -203,7 +207,7 @@ class SPPOModule(pl.LightningModule):
             self.stop,
         )
         self.evaluator = Evaluator(
-            self.sampler,
+            sampler,
             self.evaluation,
             self.sampling.max_new_tokens,
             values if self.evaluation.values else None,
@@ -214,13 +218,13 @@ class SPPOModule(pl.LightningModule):
 
     def _load_networks(self) -> None:
         offload = self.memory.cpu_offload
-        if not hasattr(self, "policy"):
-            bonus = self.ppo.entropy_coef != 0
-            make: Any = partial(make_policy, self.policy_source, self.tokenizer, self.memory, self.lora, bonus)
-            self.policy: Policy = place(make, self.device_mesh, offload)
-        if self.spec.critic != "none" and self.critic is None and not self.policy_only:
-            make = partial(make_critic, self.critic_source, self.tokenizer, self.memory, self.spec.critic)
-            self.critic = place(make, self.device_mesh, offload)
+        bonus = self.ppo.entropy_coef != 0
+        make = partial(make_policy, self.policy_source, self.tokenizer, self.memory, self.lora, bonus)
+        self.policy = place(make, self.device_mesh, offload)
+        if self.spec.critic != "none" and not self.policy_only:
+            critic = partial(make_critic, self.critic_source, self.tokenizer, self.memory, self.spec.critic)
+            self.critic = place(critic, self.device_mesh, offload)
+        self._loaded = True
 
     def _reference(self) -> ReferencePolicy | None:
         """The reference policy of a KL penalty; the policy without its adapters, where it has any."""
@@ -240,29 +244,28 @@ class SPPOModule(pl.LightningModule):
     def on_train_start(self) -> None:
         """Hand the optimizers, as Lightning wraps them, to the updaters."""
         optimizers = self.optimizers()
-        found = cast(list[Any], optimizers if isinstance(optimizers, list) else [optimizers])
+        wrapped = cast(list[torch.optim.Optimizer], optimizers if isinstance(optimizers, list) else [optimizers])
         common = (self.budget, self.runtime, self.stop, run_folder(self.trainer))
-        self.policy_updater = Updater("policy", self.policy, found[0], self.policy_optimizer, *common)
+        self.policy_updater = Updater("policy", self.policy, wrapped[0], self.policy_optimizer, *common)
         self.critic_updater = None
         if self.critic is not None:
-            self.critic_updater = Updater("critic", self.critic, found[1], self.critic_optimizer, *common)
+            self.critic_updater = Updater("critic", self.critic, wrapped[1], self.critic_optimizer, *common)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what memory has allowed."""
-        checkpoint["token_budget"] = self.budget.state_dict()
+        self.budget.save_to(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it over; older checkpoints do not have it."""
-        if "token_budget" in checkpoint:
-            self.budget.load_state_dict(checkpoint["token_budget"])
+        """Take it over."""
+        self.budget.load_from(checkpoint)
 
     def teardown(self, stage: str) -> None:
         """End the verifier's workers and the rollout engine."""
         self.verifier.close()
-        if hasattr(self, "sampler"):
+        if self.sampler is not None:
             self.sampler.close()
 
-    def exports(self) -> Mapping[str, Any]:
+    def exports(self) -> Mapping[str, PreTrainedModel]:
         """The models that make a finished run."""
         critic = {} if self.critic is None else {"critic": self.critic.model}
         return {"policy": self.policy.model, **critic}
@@ -380,7 +383,7 @@ class SPPOModule(pl.LightningModule):
                 "policy/ratio_max": ratio.max(),
             }
 
-    def _contents(self, batch: TrainingBatch, rows: Tensor) -> dict[str, Any]:
+    def _contents(self, batch: TrainingBatch, rows: Tensor) -> dict[str, object]:
         return {"iteration": self.iteration, **batch.contents(rows)}
 
     def _set_learning_rates(self) -> dict[str, float]:
@@ -392,24 +395,23 @@ class SPPOModule(pl.LightningModule):
 
     def finish_iteration(self, metrics: Mapping[str, float]) -> None:
         """Log the iteration's metrics, of all ranks together, and count it."""
-        own = {**self.timer.end_iteration(), **self.budget.end_iteration()}
         self.iterations_done += 1
         # As "step", the iteration becomes the loggers' x-axis, the same for training and validation.
-        for name, value in {**metrics, **own, "step": self.iteration}.items():
-            self.log(name, float(value), on_step=True, on_epoch=False, batch_size=1)
+        own = {**self.timer.end_iteration(), **self.budget.end_iteration(), "step": float(self.iteration)}
+        self.log_dict({**metrics, **own}, on_step=True, on_epoch=False, batch_size=1)
 
     # ----------------------------------------------------------------------------------------------------- validation
 
     def on_validation_epoch_start(self) -> None:
-        """Count what is to come, and ask who knows responses already."""
-        stores = [c.stored_response for c in callbacks_of(self.trainer) if isinstance(c, ResponseStore)]
-        self.evaluator.begin(validation_names(self.trainer), self.trainer.val_dataloaders or [], stores)
+        """Count what is to come."""
+        self.evaluator.begin(self.trainer)
 
     def validation_step(  # type: ignore[override]
         self, batch: Intact[list[Encoded]], batch_idx: int, dataloader_idx: int = 0
     ) -> list[Scored]:
         """Answer held-out problems, greedily and with k samples each, for `validation_results`."""
-        return self.evaluator.answer(content(batch), dataloader_idx, self.iteration)
+        problems = content(batch)
+        return self.evaluator.answer(problems, dataloader_idx, self.iteration)
 
     def validation_results(self) -> dict[str, Result]:
         """Numbers of the running or latest validation by set. Collective."""
@@ -418,7 +420,6 @@ class SPPOModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the numbers, ``val/accuracy`` among them."""
         if results := self.validation_results():
-            # As "step", the iteration becomes the loggers' x-axis; else it would lag one behind.
             self.log_dict({**flatten(results), "step": float(self.iteration)}, batch_size=1)
 
 

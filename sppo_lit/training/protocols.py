@@ -7,15 +7,15 @@ that has all of them, and the parts of a module ask `callbacks_of` for callbacks
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import lightning.pytorch as pl
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sppo_lit.errors import InputError
 from sppo_lit.settings import EvalSettings
 from sppo_lit.training.metrics import Result
-from sppo_lit.types import Encoded, Problem, Rollouts, Scored, Verifier
+from sppo_lit.types import Encoded, Problem, Rollouts, Scored, Sequences, Verifier
 
 
 class StopRequests(Protocol):
@@ -34,7 +34,7 @@ class StopRequests(Protocol):
 class ProblemCollector(Protocol):
     """Makes the batch of one iteration."""
 
-    def collect(self, problems: Sequence[Encoded], iteration: int) -> Any:
+    def collect(self, problems: Sequence[Encoded], iteration: int) -> Sequences:
         """The batch that `training_step` receives, from this rank's problems of a 0-based iteration."""
 
 
@@ -55,7 +55,7 @@ class _Constructed(Protocol):
     def validation_results(self) -> dict[str, Result]:
         """Numbers of the running or latest validation by set; see `training.metrics`. Collective."""
 
-    def exports(self) -> Mapping[str, Any]:
+    def exports(self) -> Mapping[str, PreTrainedModel]:
         """Hugging Face models that make a finished run, by name: "policy", and "critic" if there is one."""
 
     def adapter_base(self) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -37,9 +36,9 @@ class Runtime:
     device: torch.device
     rank: int
     ranks: int
-    autocast: Callable[[], AbstractContextManager[Any]]
+    autocast: Callable[[], AbstractContextManager[object]]
     backward: Callable[[Tensor], None]
-    local_gradients: Callable[[], AbstractContextManager[Any]]
+    local_gradients: Callable[[], AbstractContextManager[object]]
 
     @classmethod
     def of(cls, module: pl.LightningModule) -> Runtime:

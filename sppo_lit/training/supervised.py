@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sppo_lit.algorithms.batching import check_minibatch, pad_rows, shared_minibatches
 from sppo_lit.algorithms.masking import masked_sum, response_mask
@@ -35,7 +35,6 @@ from sppo_lit.training.diagnostics import step_metrics
 from sppo_lit.training.evaluator import Evaluator
 from sppo_lit.training.metrics import Result, flatten
 from sppo_lit.training.networks import make_policy
-from sppo_lit.training.protocols import ResponseStore, callbacks_of, validation_names
 from sppo_lit.training.run_folder import run_folder
 from sppo_lit.training.runtime import Runtime
 from sppo_lit.training.sampler import Sampler
@@ -102,6 +101,7 @@ class SupervisedModule(pl.LightningModule):
 
     automatic_optimization = False
     iterations_done: Tensor
+    policy: Policy
     critic = None
     samples = 1
 
@@ -130,6 +130,8 @@ class SupervisedModule(pl.LightningModule):
         self.verifier = make_verifier(verifier)
         self.budget = TokenBudget(memory.micro_batch_tokens)
         self.last_rollouts: Rollouts | None = None
+        self.sampler: Sampler | None = None  # until `configure_model`
+        self._loaded = False  # the networks
         self.register_buffer("iterations_done", torch.zeros((), dtype=torch.int64))
 
     @property
@@ -144,20 +146,21 @@ class SupervisedModule(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Load the policy (once; Lightning calls this before every fit, validate and test), and make the parts."""
-        if not hasattr(self, "policy"):
-            make: Any = partial(make_policy, self.policy_source, self.tokenizer, self.memory, self.lora, False)
-            self.policy: Policy = place(make, self.device_mesh, self.memory.cpu_offload)
+        if not self._loaded:
+            make = partial(make_policy, self.policy_source, self.tokenizer, self.memory, self.lora, False)
+            self.policy = place(make, self.device_mesh, self.memory.cpu_offload)
+            self._loaded = True
         if self._trainer is None:  # in `load_from_checkpoint`
             return
         self.runtime = Runtime.of(self)
         self.timer = PhaseTimer(self.runtime.device, listeners(self.trainer))
         self.stop = StopControl(self.trainer, self.timer, lambda: self.iteration)
-        self.sampler = Sampler(
+        sampler = self.sampler = Sampler(
             self.policy, self.tokenizer, self.verifier, self.rollout, self.seed, self.runtime, self.timer
         )
         self.collector = SolutionCollector(self.tokenizer, self.batch_settings.minibatch_size, self.runtime)
         limit = self.sampling.max_new_tokens
-        self.evaluator = Evaluator(self.sampler, self.evaluation, limit, None, self.runtime, self.timer, self.stop)
+        self.evaluator = Evaluator(sampler, self.evaluation, limit, None, self.runtime, self.timer, self.stop)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over the policy."""
@@ -167,24 +170,23 @@ class SupervisedModule(pl.LightningModule):
         """Hand the optimizer, as Lightning wraps it, to the updater."""
         folder = run_folder(self.trainer)
         common = (self.policy_optimizer, self.budget, self.runtime, self.stop, folder)
-        self.updater = Updater("policy", self.policy, self.optimizers(), *common)
+        self.updater = Updater("policy", self.policy, cast(torch.optim.Optimizer, self.optimizers()), *common)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what memory has allowed."""
-        checkpoint["token_budget"] = self.budget.state_dict()
+        self.budget.save_to(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it over; older checkpoints do not have it."""
-        if "token_budget" in checkpoint:
-            self.budget.load_state_dict(checkpoint["token_budget"])
+        """Take it over."""
+        self.budget.load_from(checkpoint)
 
     def teardown(self, stage: str) -> None:
         """End the verifier's workers and the rollout engine."""
         self.verifier.close()
-        if hasattr(self, "sampler"):
+        if self.sampler is not None:
             self.sampler.close()
 
-    def exports(self) -> Mapping[str, Any]:
+    def exports(self) -> Mapping[str, PreTrainedModel]:
         """The models that make a finished run."""
         return {"policy": self.policy.model}
 
@@ -219,22 +221,21 @@ class SupervisedModule(pl.LightningModule):
 
     def finish_iteration(self, metrics: Mapping[str, float]) -> None:
         """Log the iteration's metrics, of all ranks together, and count it."""
-        own = {**self.timer.end_iteration(), **self.budget.end_iteration()}
         self.iterations_done += 1
         # As "step", the iteration becomes the loggers' x-axis, the same for training and validation.
-        for name, value in {**metrics, **own, "step": self.iteration}.items():
-            self.log(name, float(value), on_step=True, on_epoch=False, batch_size=1)
+        own = {**self.timer.end_iteration(), **self.budget.end_iteration(), "step": float(self.iteration)}
+        self.log_dict({**metrics, **own}, on_step=True, on_epoch=False, batch_size=1)
 
     def on_validation_epoch_start(self) -> None:
-        """Count what is to come, and ask who knows responses already."""
-        stores = [c.stored_response for c in callbacks_of(self.trainer) if isinstance(c, ResponseStore)]
-        self.evaluator.begin(validation_names(self.trainer), self.trainer.val_dataloaders or [], stores)
+        """Count what is to come."""
+        self.evaluator.begin(self.trainer)
 
     def validation_step(  # type: ignore[override]
         self, batch: Intact[list[Encoded]], batch_idx: int, dataloader_idx: int = 0
     ) -> list[Scored]:
         """Answer held-out problems; the responses are counted in `validation_results`."""
-        return self.evaluator.answer(content(batch), dataloader_idx, self.iteration)
+        problems = content(batch)
+        return self.evaluator.answer(problems, dataloader_idx, self.iteration)
 
     def validation_results(self) -> dict[str, Result]:
         """Numbers of the running or latest validation by set. Collective."""
@@ -243,5 +244,4 @@ class SupervisedModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the numbers, ``val/accuracy`` among them."""
         if results := self.validation_results():
-            # As "step", the iteration becomes the loggers' x-axis; else it would lag one behind.
             self.log_dict({**flatten(results), "step": float(self.iteration)}, batch_size=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeVar
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -12,6 +12,8 @@ from sppo_lit.errors import InputError
 from sppo_lit.settings import OptimizerSettings
 from sppo_lit.training.protocols import callbacks_of
 from sppo_lit.types import Intact
+
+T = TypeVar("T")
 
 REFUSED_CALLBACKS = {
     "StochasticWeightAveraging": "a module with a rollout engine and a verifier cannot be copied",
@@ -53,7 +55,7 @@ def check_trainer(trainer: pl.Trainer, optimizers: Sequence[OptimizerSettings]) 
             )
 
 
-def content(batch: Intact[Any]) -> Any:
+def content(batch: Intact[T]) -> T:
     """The batch that the data module has made.
 
     Raises:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -51,7 +50,7 @@ class Updater:
         self,
         name: str,
         network: Network,
-        optimizer: Any,
+        optimizer: torch.optim.Optimizer,
         settings: OptimizerSettings,
         budget: TokenBudget,
         runtime: Runtime,
@@ -75,7 +74,7 @@ class Updater:
         lengths: Tensor,
         loss: Callable[[Tensor], Terms],
         names: Sequence[str],
-        contents: Callable[[Tensor], Mapping[str, Any]],
+        contents: Callable[[Tensor], Mapping[str, object]],
     ) -> Terms:
         """Forward and backward over a minibatch's micro-batches, then one optimizer step.
 
@@ -171,7 +170,7 @@ class Updater:
         self._optimizer.zero_grad()
         return torch.full_like(loss, torch.nan)
 
-    def _give_up(self, loss: Tensor, contents: Mapping[str, Any]) -> None:
+    def _give_up(self, loss: Tensor, contents: Mapping[str, object]) -> None:
         file = self._folder / f"bad_minibatch-{self._name}-rank{self._runtime.rank}.pt"
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.save({"loss": float(loss), **contents}, file)

@@ -12,10 +12,15 @@ from typing import Any
 import pytest
 import torch
 from cli_helpers import BASE, SMALL, recipe, refused
+from lightning.pytorch import LightningModule
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, CLIPConfig, PreTrainedTokenizerFast, T5Config
 
+import sppo_lit
 from sppo_lit.callbacks import checkpoint as checkpoint_callback
-from sppo_lit.cli.main import main
+from sppo_lit.cli.main import main, run_settings
+from sppo_lit.cli.renamed import CLASSES, SETTINGS
+from sppo_lit.settings import ModelSource
+from sppo_lit.training.module import SPPOModule
 
 pytestmark = [pytest.mark.usefixtures("alone"), pytest.mark.filterwarnings("ignore")]
 
@@ -95,6 +100,7 @@ def test_bad_recipe(
             ["--minibatch_size=3"],
             ("unknown flag --minibatch_size ", "did you mean --model.batch.minibatch_size", "--help"),
         ),
+        (["--data.path", "x"], ("unknown flag --data.path", "did you mean --data.train.path")),
         (["--model.batch.minibatch_size", "many"], ("--model.batch.minibatch_size: 'many'", "int")),
         (["--max_epochs", "long"], ("--trainer.max_epochs: 'long'", "int")),
         (["--model.policy.init", "best"], ("--model.policy.init: 'best'", "pretrained or random")),
@@ -113,6 +119,89 @@ def test_bad_recipe(
 )
 def test_bad_flag(flags: list[str], parts: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refused(capsys, tmp_path, ["run", "fit", recipe(tmp_path), *flags], *parts)
+
+
+class Own(SPPOModule):
+    """A user's module with a setting that has an old name."""
+
+    def __init__(self, policy: ModelSource, max_concurrent: int = 4) -> None:
+        super().__init__(policy)
+
+
+POLICY = {"path": str(BASE), "init": "random"}
+
+
+def of_class(path: str, **settings: Any) -> dict[str, Any]:
+    return {"model": {"class_path": path, "init_args": {"policy": POLICY, **settings}}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "flags", "line"),
+    [
+        ({}, ["--model.minibatch_size", "8"], "command line: model.minibatch_size is now model.batch.minibatch_size"),
+        (
+            {},
+            ["--model.ppo_epochs=2", "--model.gamma", "1"],
+            "command line: model.ppo_epochs is now model.ppo.epochs; also moved: advantage.gamma",
+        ),
+        ({"model.minibatch_size": 8}, [], "tiny.yaml: model.minibatch_size is now model.batch.minibatch_size"),
+        (
+            {"model.minibatch_size": 8},
+            ["--model.lam", "1"],
+            "command line: model.lam is now model.advantage.lam; also moved: batch.minibatch_size",
+        ),
+        (
+            of_class("sppo_lit.SPPOModule", clip_low=0.1),
+            [],
+            "tiny.yaml: model.init_args.clip_low is now model.init_args.ppo.clip_low",
+        ),
+        (
+            of_class("sppo_lit.SPPOModule"),
+            ["--model.init_args.cpu_offload=true"],
+            "command line: model.init_args.cpu_offload is now model.init_args.memory.cpu_offload",
+        ),
+        (
+            of_class("sppo_lit.supervised.SupervisedModule", minibatch_size=8),
+            [],
+            "tiny.yaml: sppo_lit.supervised.SupervisedModule is now sppo_lit.SupervisedModule; also moved: "
+            "batch.minibatch_size",
+        ),
+        (
+            of_class("sppo_lit.SPPOModule"),
+            ["--model.class_path", "sppo_lit.module.SPPOModule"],
+            "command line: sppo_lit.module.SPPOModule is now sppo_lit.SPPOModule",
+        ),
+        (
+            of_class("test_bad_input.Own", max_concurrent=3, minibatch_size=8),
+            [],
+            "tiny.yaml: model.init_args.minibatch_size is now model.init_args.batch.minibatch_size",
+        ),
+    ],
+    ids=["flag", "flags", "key", "both", "init_args", "init_args flag", "class", "class flag", "own class"],
+)
+@pytest.mark.parametrize("stage", ["fit", "validate"])
+def test_an_old_name_is_answered_with_the_new_one(
+    stage: str,
+    changes: dict[str, Any],
+    flags: list[str],
+    line: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert refused(capsys, tmp_path, ["run", stage, recipe(tmp_path, changes), *flags]).endswith(f"{line}\n")
+
+
+def test_all_old_names_of_a_saved_recipe_fit_in_the_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = recipe(tmp_path, {f"model.{old}": None for old in SETTINGS})
+    refused(capsys, tmp_path, ["run", file], " is now model.", *SETTINGS.values())
+
+
+def test_new_names_are_settings_and_classes(tmp_path: Path) -> None:
+    model = run_settings([str(recipe(tmp_path))]).model
+    for new in SETTINGS.values():
+        assert new.partition(" ")[0] in model
+    for path in CLASSES.values():
+        assert issubclass(getattr(sppo_lit, path.removeprefix("sppo_lit.")), LightningModule)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -379,6 +468,6 @@ def test_a_bug_of_ours_is_no_mistake_of_the_user(tmp_path: Path, monkeypatch: py
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise KeyError("bug")
 
-    monkeypatch.setattr("sppo_lit.training.module.SPPOModule.collect", broken)
+    monkeypatch.setattr("sppo_lit.training.collector.Collector.collect", broken)
     with pytest.raises(KeyError, match="bug"):
         main(["run", str(recipe(tmp_path))])

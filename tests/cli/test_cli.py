@@ -253,16 +253,16 @@ def test_the_saved_recipe_of_a_run_resumes_and_evaluates_it(tmp_path: Path, caps
 def test_interrupt_says_how_to_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sppo_lit.training.module import SPPOModule
+    from sppo_lit.training.collector import Collector
 
-    collect = SPPOModule.collect
+    collect = Collector.collect
 
-    def interrupted(self: SPPOModule, encoded: Any) -> Any:
-        if self.iteration == 2:
+    def interrupted(self: Collector, problems: Any, iteration: int) -> Any:
+        if iteration == 2:
             raise KeyboardInterrupt
-        return collect(self, encoded)
+        return collect(self, problems, iteration)
 
-    monkeypatch.setattr(SPPOModule, "collect", interrupted)
+    monkeypatch.setattr(Collector, "collect", interrupted)
     assert main(["run", str(recipe(tmp_path, {"trainer.max_epochs": 5}))]) == 130
     shown = capsys.readouterr()
     last = tmp_path / "runs" / "tiny" / "version_0" / "checkpoints" / "last.ckpt"
@@ -284,7 +284,7 @@ def test_interrupt_before_the_first_iteration_leaves_nothing(
     assert capsys.readouterr().err == "sppo: interrupted\n"
     assert not (tmp_path / "runs").exists()
     monkeypatch.undo()
-    monkeypatch.setattr("sppo_lit.training.module.SPPOModule.collect", interrupted)
+    monkeypatch.setattr("sppo_lit.training.collector.Collector.collect", interrupted)
     assert main(["run", str(recipe(tmp_path))]) == 130
     assert not (tmp_path / "runs").exists()
 
@@ -309,8 +309,8 @@ def test_refusal_and_bug_as_the_shell_sees_them(tmp_path: Path) -> None:
     refused = run("run", recipe(tmp_path, {"modle": 1}))
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "unknown key modle" in refused.stderr
     code = (
-        "import sys, sppo_lit.training.module as m, sppo_lit.cli.main as c\n"
-        "m.SPPOModule.collect = lambda self, encoded: 1 // 0\n"
+        "import sys, sppo_lit.training.collector as m, sppo_lit.cli.main as c\n"
+        "m.Collector.collect = lambda self, problems, iteration: 1 // 0\n"
         "sys.exit(c.main())"
     )
     bug = run("run", recipe(tmp_path), code=code)

@@ -7,7 +7,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 
-from sppo_lit.distributed.collectives import whole
+from sppo_lit.distributed.sharding import whole
 
 
 class RankWeights(pl.Callback):

@@ -109,5 +109,5 @@ def test_offloading_changes_nothing_and_resumes(one: Run, tmp_path: Path) -> Non
 
 
 def test_offloading_without_sharding_is_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match=r"sppo: model\.cpu_offload needs --strategy fsdp"):
+    with pytest.raises(AssertionError, match=r"sppo: model\.memory\.cpu_offload needs --strategy fsdp"):
         launch(tmp_path, "--model.memory.cpu_offload=true")

@@ -90,15 +90,17 @@ def test_activations_and_cache_are_about_those_of_a_real_pass(precision: str) ->
 def test_gradient_checkpointing_keeps_only_what_layers_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in the update of a pretrained model, which is loaded in evaluation mode, after sampling and validation."""
     seen: dict[bool, int] = {}
-    old = SPPOModule._policy_gradient
+    old = SPPOModule.policy_step
 
     def measured(self: SPPOModule, *inputs: Any) -> Any:
-        seen[self.gradient_checkpointing], states = kept_bytes(self.policy.model.base_model, torch.ones((4, 60)).long())
+        seen[self.memory.gradient_checkpointing], states = kept_bytes(
+            self.policy.model.base_model, torch.ones((4, 60)).long()
+        )
         limit = (self.policy.model.config.num_hidden_layers + 3) * states
-        assert not self.gradient_checkpointing or seen[True] < limit
+        assert not self.memory.gradient_checkpointing or seen[True] < limit
         return old(self, *inputs)
 
-    monkeypatch.setattr(SPPOModule, "_policy_gradient", measured)
+    monkeypatch.setattr(SPPOModule, "policy_step", measured)
     changes = {"model.policy": {"path": str(WARM)}, "data.val": [{"path": "arithmetic", "limit": 2}]}
     for checkpointing in (False, True):
         file = recipe(

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from cli_helpers import ROOT, recipe, refused
+from cli_helpers import BASE as POLICY
+from cli_helpers import ROOT, SMALL, recipe, refused
 from run_files import csv_rows
 from troubles import SignalAt, SmallFiles, SmallMemory, callback
 
@@ -172,7 +173,7 @@ def test_bad_gradients_of_the_first_iteration_leave_the_minibatch_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken_forward(monkeypatch, ScalarCritic, lambda logits: logits + float("inf"), grad=True)
-    assert main(["run", str(recipe(tmp_path, {"model.policy_optimizer.max_skipped_steps": 1}))]) == 2
+    assert main(["run", str(recipe(tmp_path, {"model.critic_optimizer.max_skipped_steps": 1}))]) == 2
     assert (runs(tmp_path, "tiny") / "bad_minibatch-critic-rank0.pt").is_file()
 
 
@@ -221,6 +222,34 @@ def test_out_of_memory_in_an_update_repeats_the_minibatch_in_smaller_pieces(
     assert sum(counts) == 2 and counts[0] and sizes[1] == 16
     for name, weight in weights(large).items():
         torch.testing.assert_close(weights(small)[name], weight, rtol=1e-3, atol=1e-6)
+
+
+SUPERVISED = {
+    "class_path": "sppo_lit.training.supervised.SupervisedModule",
+    "init_args": {"policy": {"path": str(POLICY), "init": "random", "config": SMALL}, "batch": {"minibatch_size": 4}},
+}
+
+
+@pytest.mark.parametrize("model", [{}, {"model": SUPERVISED}], ids=["sppo", "supervised"])
+def test_a_resumed_run_remembers_what_memory_allows(tmp_path: Path, model: dict[str, Any]) -> None:
+    trouble = {"trainer.callbacks": [callback(SmallMemory, sequences=1)]}
+    init = "model.init_args" if model else "model"
+    tokens = f"{init}.memory.micro_batch_tokens"
+    assert main(["run", str(recipe(tmp_path, {**model, tokens: 64, **trouble}))]) == 0
+    run = runs(tmp_path, "tiny")
+    for count, size in ((3, 64), (4, 48)):  # the recipe's setting as before, then another one
+        assert resumed(recipe(tmp_path, {**model, tokens: size}), count) == 0
+    assert [float(row["update/micro_batch_tokens"]) for row in rows(run)[1:]] == [16, 16, 48]
+    file = run / "checkpoints" / "last.ckpt"
+    older = torch.load(file, weights_only=True)
+    del older["token_budget"]
+    torch.save(older, file)
+    assert resumed(recipe(tmp_path, {**model, tokens: 40}), 5) == 0
+    assert float(rows(run)[-1]["update/micro_batch_tokens"]) == 40
+
+
+def resumed(file: Path, iterations: int) -> int:
+    return main(["run", "fit", str(file), "--ckpt_path", "last", "--max_epochs", str(iterations)])
 
 
 def test_a_sequence_too_large_for_the_memory_is_one_clear_line(

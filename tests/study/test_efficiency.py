@@ -12,11 +12,12 @@ import pytest
 import yaml
 from evaluations import evaluation
 
+from sppo_lit.algorithms.specs import ALGORITHMS
 from sppo_lit.cli.main import main
 from sppo_lit.errors import InputError
 from sppo_lit.study.figures import efficiency, memory
 from sppo_lit.study.report import write_report
-from sppo_lit.study.runs import ALGORITHMS, SPARE, find_runs, styles
+from sppo_lit.study.runs import COLORS, SPARE, Run, find_runs, styles
 from sppo_lit.study.tables import tables
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -102,17 +103,17 @@ def test_labels_and_colours(tmp_path: Path) -> None:
     run(tmp_path, "small_critic", "sppo", 1, [(0, 0.1), (1, 0.2)])
     found = styles(find_runs([tmp_path]))
     assert found == {
-        "quickstart · grpo": ("quickstart · grpo", ALGORITHMS["grpo"][1]),
-        "quickstart · sppo": ("quickstart · sppo", ALGORITHMS["sppo"][1]),
+        "quickstart · grpo": ("quickstart · grpo", COLORS["grpo"]),
+        "quickstart · sppo": ("quickstart · sppo", COLORS["sppo"]),
         "small_critic": ("small_critic", SPARE[0]),
     }
-    assert len({color for _, color in ALGORITHMS.values()} | set(SPARE)) == len(ALGORITHMS) + len(SPARE)
+    assert len({*COLORS.values(), *SPARE}) == len(COLORS) + len(SPARE)
 
 
 def test_an_algorithm_has_a_title_and_a_colour() -> None:
-    from sppo_lit.algorithms.specs import ALGORITHMS as TABLE
-
-    assert ALGORITHMS.keys() == TABLE.keys()
+    shown = styles([Run(name, name, 1, {}, Path()) for name in ALGORITHMS])
+    assert shown.keys() == ALGORITHMS.keys()
+    assert len({title for title, _ in shown.values()}) == len({color for _, color in shown.values()}) == len(shown)
 
 
 def test_peak_memory_by_phase(study: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+from grouped import grouped
 
 from sppo_lit.errors import InputError
 from sppo_lit.problems.arithmetic import ArithmeticTask
@@ -41,7 +42,9 @@ def opened(verifier: VerifierPool) -> Any:
 
     def open_(train: ProblemSet, *, seed: int = 3, rank: int = 0, world: int = 1, **options: Any) -> MathDataModule:
         data = MathDataModule(train, **options)
-        module = SimpleNamespace(seed=seed, tokenizer=Letters(), verifier=verifier)
+        unused = dict.fromkeys(("validation_results", "exports", "adapter_base"), dict)
+        unused |= dict.fromkeys(("evaluation", "last_rollouts", "iteration"))
+        module = SimpleNamespace(seed=seed, tokenizer=Letters(), verifier=verifier, **unused)
         data.trainer = SimpleNamespace(  # type: ignore[assignment]
             lightning_module=module, global_rank=rank, world_size=world, is_global_zero=rank == 0
         )
@@ -168,14 +171,20 @@ class Collected(SupervisedModule):
 
     asked: list[list[str]]
 
-    def collect(self, encoded: Any) -> Any:
-        self.asked.append(keys(encoded))
-        return super().collect(encoded)
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        collect = self.collector.collect
+
+        def remembered(problems: Any, iteration: int) -> Any:
+            self.asked.append(keys(problems))
+            return collect(problems, iteration)
+
+        self.collector.collect = remembered
 
 
 def test_a_real_trainer_collects_the_slices_in_turn() -> None:
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
-    module = Collected(ModelSource("data/arithmetic/base", "random", sizes), minibatch_size=8)
+    module = Collected(ModelSource("data/arithmetic/base", "random", sizes), **grouped(minibatch_size=8))
     module.asked = []
     data = MathDataModule(ProblemSet("arithmetic"), problems_per_epoch=8, val=[ProblemSet("arithmetic", limit=2)])
     options: dict[str, Any] = dict.fromkeys(

@@ -244,7 +244,7 @@ class ForeignSampler(Recorded):
 
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_old_logprobs_of_every_response_are_those_of_the_policy(epochs: int) -> None:
-    module: Any = run_iteration(kind=ForeignSampler, minibatch_size=4, epochs=epochs)
+    module: Any = run_iteration(kind=ForeignSampler, minibatch_size=4, ppo_epochs=epochs)
     batch = module.last_rollouts
     assert len(module.steps) == 4 * epochs
     for row in range(16):
