@@ -83,6 +83,7 @@ QUIET = (
     ".*exists and is not empty.*",
     ".*in eval mode at the start of training.*",  # transformers loads models so; their dropout is off anyway
     ".*isinstance.treespec, LeafSpec.*",
+    ".*Total length of `list` across ranks is zero.*",  # no held-out problems
     ".*when logging on epoch level in distributed setting.*",  # the evaluation has reduced its numbers itself
     ".*deprecated.*",
 )
