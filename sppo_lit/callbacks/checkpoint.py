@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sppo_lit.errors import InputError
 from sppo_lit.training.protocols import training_module
+from sppo_lit.training.run_folder import is_trial
 from sppo_lit.utils.console import console
 from sppo_lit.utils.files import duplicate, flush, free_bytes, remove, replace
 
@@ -180,11 +181,6 @@ def trained_with(trainer: pl.Trainer) -> dict[str, str | int]:
         "precision": str(trainer.precision),
         "processes": trainer.world_size,
     }
-
-
-def is_trial(trainer: pl.Trainer) -> bool:
-    """Whether this is Lightning's `fast_dev_run`, which writes no files."""
-    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
 def _position(trainer: pl.Trainer) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from rich.table import Table
 from sppo_lit.callbacks.journal import Journal, write_completions
 from sppo_lit.training.metrics import MEAN, Result, accuracy, file_name, flatten, with_mean
 from sppo_lit.training.protocols import training_module, validation_names
-from sppo_lit.training.run_folder import run_folder
+from sppo_lit.training.run_folder import is_trial, run_folder
 from sppo_lit.types import Problem, Scored
 from sppo_lit.utils.console import console
 
@@ -92,7 +92,7 @@ class Evaluation(Callback):
         module = training_module(pl_module)
         iteration, results = module.iteration, module.validation_results()
         folder = run_folder(trainer) / "evaluations"
-        if self.jsonl:
+        if self.jsonl and not is_trial(trainer):
             for name, responses in self._responses.items():
                 gathered = _gather(responses)
                 if trainer.is_global_zero:

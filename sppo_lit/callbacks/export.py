@@ -15,7 +15,7 @@ from sppo_lit.callbacks.evaluation import Evaluation
 from sppo_lit.distributed.sharding import whole_value
 from sppo_lit.models.lora import merged, save_adapters
 from sppo_lit.training.protocols import callbacks_of, training_module
-from sppo_lit.training.run_folder import run_folder
+from sppo_lit.training.run_folder import is_trial, run_folder
 from sppo_lit.utils.files import written_whole
 
 CITATION = """@misc{sppo2026,
@@ -46,6 +46,8 @@ class HuggingFaceExport(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the folders; all ranks gather sharded weights, rank zero writes."""
+        if is_trial(trainer):
+            return
         run = run_folder(trainer)
         module = training_module(pl_module)
         models = {name: model for name, model in module.exports().items() if name != "critic" or self.critic}

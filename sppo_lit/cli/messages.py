@@ -34,9 +34,17 @@ def explain(error: BaseException, recipe: Path | None, arguments: Sequence[str],
     if isinstance(error, ValueError) and (
         match := re.search(r"Union subtypes.*?Errors:\s+- ([^\n]+)", str(error), re.S)
     ):
+        if value := re.search(r"cannot represent an object', <(\w+)\.(\w+)", match[1]):
+            where = f"of type {value[1]} among trainer's callbacks or loggers cannot be written to config.yaml"
+            return f"a default {where}; write it into the recipe as text ({value[2]})"
         return match[1]  # the error of an optional group of settings
     if isinstance(error, MisconfigurationException):
         return f"trainer: {text}"
+    if isinstance(error, RuntimeError) and (match := re.match(r"Early stopping conditioned on metric `(.+?)`", text)):
+        return (
+            f"trainer.callbacks: EarlyStopping looks at {match[1]}, which is not logged; 'val/…' needs data.val and an "
+            "evaluation in every iteration that it looks at (trainer.check_val_every_n_epoch)"
+        )
     if isinstance(error, torch.OutOfMemoryError):
         return (
             "the accelerator ran out of memory; lower model.memory.micro_batch_tokens or "

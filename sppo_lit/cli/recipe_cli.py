@@ -67,6 +67,13 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
 }
 
+REFUSED = {
+    "barebones": (True, "it has loggers and callbacks; give a Trainer of your own barebones, in Python"),
+    "enable_checkpointing": (False, "a run keeps its last checkpoint; see checkpoint.every_n_iterations"),
+    "enable_progress_bar": (False, "a run shows its progress; see progress.plain_every_n_iterations"),
+}
+"""Settings of the trainer: the refused value, and why."""
+
 QUIET = (
     ".*LightningCLI's args parameter is intended to run.*",  # this command line translates its arguments
     ".*does not have many workers.*",
@@ -76,6 +83,7 @@ QUIET = (
     ".*exists and is not empty.*",
     ".*in eval mode at the start of training.*",  # transformers loads models in eval mode; dropout is off anyway
     ".*isinstance.treespec, LeafSpec.*",
+    ".*Total length of `list` across ranks is zero.*",  # no held-out problems
     ".*when logging on epoch level in distributed setting.*",  # the evaluation reduces its metrics itself
     ".*deprecated.*",
 )
@@ -212,9 +220,9 @@ class RecipeCLI(LightningCLI):
             self._built_trainer = super().instantiate_trainer(**kwargs)
             return self._built_trainer
         except (ValueError, TypeError, MisconfigurationException, ModuleNotFoundError) as error:
-            raise InputError(
-                f"trainer: {one_line(error).rstrip('.')}; correct --accelerator, --devices, --strategy or --precision"
-            ) from error
+            text = one_line(error).rstrip(".")
+            flags = "trainer.callbacks" if "callback" in text else "--accelerator, --devices, --strategy or --precision"
+            raise InputError(f"trainer: {text}; correct {flags}") from error
 
     def _runs(self) -> Path:
         """Folder of this recipe's runs."""
@@ -395,7 +403,8 @@ def check_trainer(settings: Namespace) -> None:
         settings: the recipe's `trainer`.
 
     Raises:
-        InputError: unknown strategy, float16, or gradient clipping or accumulation by Lightning.
+        InputError: unknown strategy, float16, what the built-in callbacks are there for, or clipping where Lightning
+            would do it.
     """
     strategy, precision = settings.get("strategy"), str(settings.get("precision"))
     known = {"auto", *StrategyRegistry.available_strategies()} - {"fsdp_cpu_offload"}
@@ -403,6 +412,9 @@ def check_trainer(settings: Namespace) -> None:
         raise InputError(f"--strategy {strategy} is unknown; use auto, ddp or fsdp")
     if precision in ("16", "16-mixed", "16-true", "transformer-engine-float16"):
         raise InputError(f"--precision {precision} is not supported (float16 needs a gradient scaler); use bf16-mixed")
+    for key, (refused, why) in REFUSED.items():
+        if settings.get(key) is refused:
+            raise InputError(f"trainer.{key}: {str(refused).lower()} is not supported in a recipe: {why}")
     if settings.get("gradient_clip_val") is not None:
         raise InputError("trainer.gradient_clip_val has no effect here; set model.policy_optimizer.clip_norm instead")
     if settings.get("accumulate_grad_batches") not in (None, 1):

@@ -192,7 +192,7 @@ class Collector:
         return torch.tensor(rewards, dtype=torch.float32, device=self._runtime.device)
 
     def _trusted_values(self, rollouts: Rollouts) -> tuple[Tensor, Tensor, int]:
-        """V, 0 where it is not finite; [B] whether it is finite; number of responses where not, over all ranks."""
+        """V, 0 where not finite; [B] whether it is finite; number of responses over all ranks where it is not."""
         usable = torch.ones_like(rollouts.rewards, dtype=torch.bool)
         if self._values is None:
             return torch.zeros_like(rollouts.rewards), usable, 0

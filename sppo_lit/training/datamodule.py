@@ -142,6 +142,8 @@ class MathDataModule(pl.LightningDataModule):
         return _share(self.trainer, self.stream.take(iteration * n, n))
 
     def _open_train(self) -> ProblemStream:
+        if not self.train.path:
+            raise InputError("data.train.path is missing: name the problems to train on, e.g. ProblemSet('gsm8k')")
         seed = self.module.seed
         generated = self.train.path == "arithmetic"
         if generated and self.train.limit is None:

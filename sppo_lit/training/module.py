@@ -55,6 +55,7 @@ from sppo_lit.training.runtime import Runtime
 from sppo_lit.training.sampler import Sampler
 from sppo_lit.training.stopping import StopControl
 from sppo_lit.training.timing import PhaseTimer, listeners
+from sppo_lit.training.trainer_checks import check_trainer, content
 from sppo_lit.training.updater import Terms, Updater, adamw
 from sppo_lit.types import Encoded, Intact, Rollouts, Sampling, Scored, TrainingBatch
 
@@ -165,6 +166,11 @@ class SPPOModule(pl.LightningModule):
 
     # ------------------------------------------------------------------------------------------------------- assembly
 
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Refuse what a trainer cannot do with this module; no callbacks of its own."""
+        check_trainer(self.trainer, [self.policy_optimizer, self.critic_optimizer])
+        return []
+
     def setup(self, stage: str) -> None:
         """Reject training with `policy_only`."""
         if stage == "fit" and self.policy_only:
@@ -174,6 +180,8 @@ class SPPOModule(pl.LightningModule):
         """Load the networks (once; Lightning calls this before every fit, validate and test), and create the parts."""
         if not self._loaded:
             self._load_networks()
+        if self._trainer is None:  # in `load_from_checkpoint`
+            return
         self.runtime = Runtime.of(self)
         self.timer = PhaseTimer(self.runtime.device, listeners(self.trainer))
         self.stop = StopControl(self.trainer, self.timer, lambda: self.iteration)
@@ -270,7 +278,7 @@ class SPPOModule(pl.LightningModule):
 
     def training_step(self, batch: Intact[TrainingBatch], batch_idx: int) -> None:
         """PPO epochs × minibatches × micro-batches over one iteration's rollouts."""
-        rollouts = self.last_rollouts = batch.content
+        rollouts = self.last_rollouts = content(batch)
         lrs = self._set_learning_rates()
         steps: list[Terms] = []
         with self.timer("update"), self.runtime.local_gradients():
@@ -402,7 +410,8 @@ class SPPOModule(pl.LightningModule):
         self, batch: Intact[list[Encoded]], batch_idx: int, dataloader_idx: int = 0
     ) -> list[Scored]:
         """Answer held-out problems, greedily and with k samples each, for `validation_results`."""
-        return self.evaluator.answer(batch.content, dataloader_idx, self.iteration)
+        problems = content(batch)
+        return self.evaluator.answer(problems, dataloader_idx, self.iteration)
 
     def validation_results(self) -> dict[str, Result]:
         """Metrics of the running or latest validation by set. Collective."""

@@ -40,6 +40,7 @@ from sppo_lit.training.runtime import Runtime
 from sppo_lit.training.sampler import Sampler
 from sppo_lit.training.stopping import StopControl
 from sppo_lit.training.timing import PhaseTimer, listeners
+from sppo_lit.training.trainer_checks import check_trainer, content
 from sppo_lit.training.updater import Terms, Updater, adamw
 from sppo_lit.types import Encoded, Intact, Rollouts, Sampling, Scored, Sequences
 
@@ -138,12 +139,19 @@ class SupervisedModule(pl.LightningModule):
         """Iterations completed, saved with the weights; `current_epoch` lags behind it just after a resume."""
         return int(self.iterations_done)
 
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Refuse what a trainer cannot do with this module; no callbacks of its own."""
+        check_trainer(self.trainer, [self.policy_optimizer])
+        return []
+
     def configure_model(self) -> None:
         """Load the policy (once; Lightning calls this before every fit, validate and test), and create the parts."""
         if not self._loaded:
             make = partial(make_policy, self.policy_source, self.tokenizer, self.memory, self.lora, False)
             self.policy = place(make, self.device_mesh, self.memory.cpu_offload)
             self._loaded = True
+        if self._trainer is None:  # in `load_from_checkpoint`
+            return
         self.runtime = Runtime.of(self)
         self.timer = PhaseTimer(self.runtime.device, listeners(self.trainer))
         self.stop = StopControl(self.trainer, self.timer, lambda: self.iteration)
@@ -188,7 +196,7 @@ class SupervisedModule(pl.LightningModule):
 
     def training_step(self, batch: Intact[Sequences], batch_idx: int) -> None:
         """Minibatches × micro-batches over the iteration's solutions."""
-        solutions, runtime = batch.content, self.runtime
+        solutions, runtime = content(batch), self.runtime
         lr = self.updater.set_lr(self.iteration, self.trainer.max_epochs or 1)
         lengths, size = solutions.lengths(), self.batch_settings.minibatch_size
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.iteration)
@@ -226,7 +234,8 @@ class SupervisedModule(pl.LightningModule):
         self, batch: Intact[list[Encoded]], batch_idx: int, dataloader_idx: int = 0
     ) -> list[Scored]:
         """Answer held-out problems; the responses are counted in `validation_results`."""
-        return self.evaluator.answer(batch.content, dataloader_idx, self.iteration)
+        problems = content(batch)
+        return self.evaluator.answer(problems, dataloader_idx, self.iteration)
 
     def validation_results(self) -> dict[str, Result]:
         """Metrics of the running or latest validation by set. Collective."""

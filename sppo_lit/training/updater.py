@@ -176,6 +176,6 @@ class Updater:
         torch.save({"loss": float(loss), **contents}, file)
         raise InputError(
             f"{self._skipped} consecutive steps of the {self._name} had a loss or gradient that is not finite, and "
-            f"were skipped; the last minibatch is in {file}; lower model.{self._name}_optimizer.lr, or look for values "
-            f"out of range in it (model.{self._name}_optimizer.max_skipped_steps sets how many are tolerated)"
+            f"were skipped; the last minibatch is in {file}; lower model.{self._name}_optimizer.lr, or look for "
+            f"values out of range in it (model.{self._name}_optimizer.max_skipped_steps sets how many are tolerated)"
         )
