@@ -7,6 +7,9 @@ All patterns are linear in the length of the text.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+
+from sppo_lit.rewards.math.words import number_in_words
 
 _SIGNS = {
     "−": "-", "–": "-", "—": "-", "﹣": "-", "×": r"\cdot ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "π": r"\pi ",
@@ -22,7 +25,14 @@ _POWER = re.compile(f"[{''.join(_RAISED)}]+")
 _SIGN = re.compile("|".join(re.escape(s) for s in sorted(_SIGNS, key=len, reverse=True)))
 FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|ln|log|exp|min|max|gcd|lcm"
 _TEXT = r"\\(?:text(?:bf|it|rm|sf|tt|normal|up)?|mbox|hbox|mathrm|mathbf|mathit|mathsf|bm|boldsymbol|operatorname\*?)"
-_RULES: list[tuple[re.Pattern[str], str]] = [
+
+
+def _base(m: re.Match[str]) -> str:
+    return f"_{{{number_in_words(m[1])}}}"
+
+
+_REALS = re.compile(r"(?:x\s*(?:=|\\in)?\s*)?(?:\\text\s*\{)?\s*all (?:real numbers|reals)(?: x)?\s*\}?", re.IGNORECASE)
+_RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(pattern), new)
     for pattern, new in [
         (r"√\s*(\d+)", r"\\sqrt{\1}"),
@@ -62,6 +72,11 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
         (r"\\(?:simeq|sim|doteq)(?![A-Za-z])", r"\\approx "),
         (r"\\(?:R|reals|Reals)(?![A-Za-z])", r"\\mathbb{R}"),
         (r"\\imath(?![A-Za-z])", "i"),
+        (r"\\(?:dots[cbm]?|cdots)(?![A-Za-z])|\.\.\.", r"\\ldots "),
+        (r"\\rightarrow(?![A-Za-z])", r"\\to "),
+        (r"\\(?:pmod|mod)\s*\{([^{}]*)\}|\(\s*(?:\\text\{)?\\?mod\s*\}?\s*([^()]*)\)", r"\\pmod \1\2 "),
+        (r"\\\{\s*\\\}", r"\\emptyset "),
+        (r"_\s*\{?\s*\\text\s*\{\s*(two|three|four|five|six|seven|eight|nine|ten|twelve|sixteen)\s*\}\s*\}?", _base),
         (r"\\(?:setminus|backslash)(?![A-Za-z])", r"\\setminus "),
         (r"\bnp\.|\bmath\.", ""),
         (r"(?<![\\A-Za-z])(" + FUNCTIONS + r"|sqrt|pi|infty)(?![A-Za-z}])", r"\\\1 "),
@@ -95,6 +110,11 @@ def normalize(text: str) -> str:
     if text.isascii() and text.isdigit():
         return text
     text = text.strip()
+    if text[:1].isalpha() or text.startswith("\\") or text.startswith("-"):
+        if spelled := number_in_words(text):
+            return spelled
+        if _REALS.fullmatch(text):
+            return "\\mathbb{R}"
     if text.startswith("**") and text.endswith("**"):
         text = text.strip("*")
     text = _POWER.sub(lambda m: f"^{{{''.join(_RAISED[c] for c in m.group())}}}", text)
