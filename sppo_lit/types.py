@@ -86,12 +86,14 @@ class Verdict:
         reason: why, one of `Reason`.
         answer: what was extracted from the response, if anything.
         seconds: wall-clock time spent on it.
+        rule: how the answer was found equivalent, for people; empty where it was not, or the verifier does not say.
     """
 
     reward: float
     reason: Reason
     answer: str | None = None
     seconds: float = 0.0
+    rule: str = ""
 
 
 @dataclass

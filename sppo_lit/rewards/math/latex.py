@@ -94,9 +94,11 @@ _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
         (r"\\sqrt\s*(\d|[a-zA-Z])", r"\\sqrt{\1}"),
         (r"\{(\d{1,3}),(\d{3})(?:,(\d{3}))?(?:,(\d{3}))?\}", r"{\1\2\3\4}"),
         (r"\s+", " "),
+        (r" (?=\\[A-Za-z])", ""),
         (r"(?<=[-+/=<>()\[\]{}^_|:;°&]) | (?=[-+/=<>()\[\]{}^_|:;°&])", ""),
     ]
 ]
+_SINGLE_BACKSLASH = re.compile(r"(?<!\\)\\(?!\\)|\\\\(?![A-Za-z])")
 _SPACED = re.compile(r"[+-]?\d{1,3}(?: \d{3})+", re.ASCII)
 _INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|ne|lt|gt)(?:q|qslant)?(?![A-Za-z])")
 _OR = re.compile(r",?\s*(?:\\(?:text|mbox|textrm)\s*\{\s*or\s*\}|\bor\b|\\lor(?![A-Za-z])|\\vee(?![A-Za-z]))")
@@ -121,6 +123,10 @@ def normalize(text: str) -> str:
     s = _SIGN.sub(lambda m: _SIGNS[m.group()], text)
     if _SPACED.fullmatch(s.strip()):
         s = s.replace(" ", "")
+    if "\\\\" in s and not _SINGLE_BACKSLASH.search(s):  # escaped twice
+        s = s.replace("\\\\", "\\")
+    if "mod" in s:
+        s = s.replace("\\equiv", "=")
     if _INEQUALITY.search(s):
         s = _OR.sub(r" \\cup ", s)
     for pattern, new in _RULES:

@@ -8,6 +8,7 @@ consume every token. What has a meaning but no value (``f(x)``, ``\angle ABC``, 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from functools import lru_cache
@@ -28,7 +29,10 @@ _GREEK = (
     "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho varrho sigma "
     "varsigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega hbar ell"
 ).split()
-_ACCENTS = {"vec", "hat", "widehat", "bar", "overline", "tilde", "widetilde", "dot", "ddot", "mathcal", "mathbb"}
+_ACCENTS = {
+    "vec": "vec", "hat": "hat", "widehat": "hat", "bar": "bar", "overline": "bar", "tilde": "tilde",
+    "widetilde": "tilde", "dot": "dot", "ddot": "ddot", "mathcal": "mathcal", "mathbb": "mathbb",
+}  # fmt: skip
 _NAMED = {"angle", "triangle", "odot"}
 _FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "sin": sympy.sin, "cos": sympy.cos, "tan": sympy.tan, "cot": sympy.cot, "sec": sympy.sec, "csc": sympy.csc,
@@ -92,7 +96,7 @@ def digits(expr: Any) -> float:
             return base + power
         size = max(base, 1.0) * 10.0 ** min(power, 10.0)
     elif isinstance(expr, (sympy.factorial, sympy.factorial2, sympy.gamma)):
-        size = 10.0 ** min(1.2 * digits(expr.args[0]), 10.0) if not expr.free_symbols else 1.0
+        size = _factorial_digits(expr.args[0]) if not expr.free_symbols else 1.0
     elif isinstance(expr, (sympy.tanh, sympy.coth, sympy.sinh, sympy.cosh)):
         size = 10.0 ** min(digits(expr.args[0]), 10.0)  # tanh(50) is 1 up to its 43rd digit
     else:
@@ -101,6 +105,13 @@ def digits(expr: Any) -> float:
     if size > MAX_DIGITS:
         raise TooBig
     return max(size, 0.0)
+
+
+def _factorial_digits(argument: Any) -> float:
+    if not argument.is_Number:
+        return float(10.0 ** min(1.2 * digits(argument), 10.0))
+    size = abs(float(argument)) + 2
+    return size * math.log10(size)
 
 
 def symbol(name: str) -> Any:
@@ -207,8 +218,8 @@ class _Reader:
             elif self.accept("bmod", "mod"):
                 value = sympy.Mod(self.integer(value), self.integer(self.signed()))
             elif self.starts_factor():
-                if self.peek()[0] == "number":  # "x1", "(a)2": a missing index or a typing error, not a product
-                    raise Unreadable
+                if self.peek()[0] == "number" and self.tokens[self.i - 1][1] not in ("!", ")", "i"):
+                    raise Unreadable  # "x1": a missing index or a typing error, not a product
                 value = value * self.postfix()
             else:
                 return value
@@ -241,7 +252,7 @@ class _Reader:
         if kind == "letter":
             return not (self.integrals and text == "d" and self.peek(1)[0] in ("letter", "command"))
         if kind == "command":
-            return text not in ("cdot", "bmod", "mod", "choose", "rfloor", "rceil", "\\", "pmod", "to", "}", "|")
+            return text not in ("cdot", "bmod", "mod", "choose", "rfloor", "rceil", "pmod", "to") and text[0] != "\\"
         return kind in ("number", "text", "begin", "opaque") or text in ("(", "[", "{") or (text == "|" and not self.bars)
 
     def postfix(self) -> Any:
@@ -446,7 +457,7 @@ class _Reader:
             inner = self.index()
             if re.fullmatch(r"[\d. ]*", inner):
                 raise Unreadable
-            return self.indexed(f"{name}({inner})")
+            return self.indexed(f"{_ACCENTS[name]}({inner})")
         if name in _NAMED:
             return self.figure(name)
         if name in ("top", "intercal"):

@@ -37,7 +37,7 @@ _SYMBOLS = {
 _FOLDED = {symbol.casefold(): symbol for symbol in sorted(_SYMBOLS, key=lambda s: sum(c.isupper() for c in s), reverse=True)}
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3, "squared": 2, "cubed": 3}
 _TEXT = r"\\text ?\{[^{}]*\}(?:\^-?\d)?"
-_PIECE = rf"(?:{_TEXT}|\\frac ?\{{ ?{_TEXT} ?\}} ?\{{ ?{_TEXT} ?\}}|\\cdot|/(?= ?\\text)|\\?%|°[CF]?|\\mu(?= ?\\text)|\\Omega)"
+_PIECE = rf"(?:{_TEXT}|\\frac ?\{{ ?{_TEXT} ?\}} ?\{{ ?{_TEXT} ?\}}|\\cdot(?= ?\\text)|/(?= ?\\text)|\\?%|°[CF]?|\\mu(?= ?\\text)|\\Omega)"
 _TAIL = re.compile(rf"(?<![\\^_{{+*/-])(?: ?{_PIECE}){{1,12}} ?\.?$")
 _BARE_WORDS = re.compile(r"(?<=[\d})]) ?([a-zA-Z]{2,}(?:[ /][a-zA-Z]{2,}){0,5}|[ckm]?m/(?:s|h|min))\.?(\^\{?-?\d\}?)?$")
 _TOKEN = re.compile(r"\\text ?|\\cdot|\\frac|\\mu|\\Omega|\\?%|°[CF]?|/|\^-?\d|[^\W\d_]+|[{}(). \-]|(?P<other>.)", re.DOTALL)
@@ -118,7 +118,7 @@ def _canonical(raw: str) -> Quantity:
         elif not word[0].isalpha() and "%" not in word and word[0] not in "/^°":
             continue
         elif "%" in word:
-            percent = True
+            percent, free = True, free or percent
         elif low in ("/", "per"):
             sign = -1
             words.append("/")
