@@ -43,7 +43,8 @@ _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
         (r"\\(?:left|right)\s*\.", ""),
         (r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])", ""),
         (
-            r"(?<!\\)\\(?:displaystyle|textstyle|limits|nolimits|quad|qquad|thinspace|,|;|:|>|enspace|hfill)(?![A-Za-z])",
+            r"(?<!\\)\\(?:displaystyle|textstyle|limits|nolimits|quad|qquad|thinspace|enspace|hfill)(?![A-Za-z])"
+            r"|(?<!\\)\\[,;:>]",
             " ",
         ),
         (r"(?<!\\)\\!|\\negthinspace|\\hspace\*?\{[^{}]*\}|\\phantom\s?(?:\{[^{}]*\}|[^{}])", ""),
@@ -52,6 +53,8 @@ _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\(?:mathrm|text|operatorname|mathsf)\{\s*([iepd])\s*\}", r"\1"),
         (_TEXT + r"(?![A-Za-z])", r"\\text"),
+        (r"(\\text\s*\{[^{}]*)\^\{(-?\d)\}", r"\1^\2"),
+        (r"(\\text\s*\{[^{}]*)\^\{(-?\d)\}", r"\1^\2"),
         (r"\\text\s*\{\s*(?!min)(" + FUNCTIONS + r")\s*\}", r"\\\1 "),
         (r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![A-Za-z])|\\degree(?![A-Za-z])", "°"),
         (r"\\(?:leqslant|leq)(?![A-Za-z])|<=", r"\\le "),

@@ -17,7 +17,7 @@ _FRAC = re.compile(
     re.ASCII,
 )
 _REPEAT = re.compile(r"([+-]?)(\d*)\.(\d*)\\(?:overline|bar|dot) ?\{?(\d+)\}?", re.ASCII)
-_BASE = re.compile(r"(?:\\text ?\{ ?)?\(?([0-9A-Za-z]+)\)? ?\}? ?_ ?\{?(\d{1,2})\}?", re.ASCII)
+_BASE = re.compile(r"([+-]?)(?:\\text ?\{ ?)?\(?([0-9A-Za-z]+)\)? ?\}? ?_ ?\{?(\d{1,2})\}?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,10 @@ def parse_base(s: str) -> tuple[str, int] | None:
     """Digits and base of a number such as ``52_8`` or ``A3_{16}``, else None (``x_1``, ``5_{100}``, ``9_8``)."""
     if "_" not in s or (m := _BASE.fullmatch(s)) is None:
         return None
-    digits, base = m[1].upper(), int(m[2])
+    digits, base = m[2].upper(), int(m[3])
     if not 2 <= base <= 36 or not any(c.isdigit() for c in digits) or any(int(c, 36) >= base for c in digits):
         return None
-    return digits.lstrip("0") or "0", base
+    return m[1].replace("+", "") + (digits.lstrip("0") or "0"), base
 
 
 def rounds_to(value: Fraction, shown: Number, text: str) -> bool:
@@ -84,11 +84,10 @@ def rounds_to(value: Fraction, shown: Number, text: str) -> bool:
 
     Zeros at the end of an integer do not count as digits.
     """
+    unit = shown.ulp or Fraction(10 ** (len(text) - len(text.rstrip("0")) if text.isdigit() else 0))
     gap = abs(value - shown.value)
-    if shown.ulp:
-        return gap < shown.ulp
-    zeros = len(text) - len(text.rstrip("0")) if text.isdigit() else 0
-    return gap * 2 <= 10**zeros
+    truncated = bool(shown.ulp) and abs(shown.value) <= abs(value)
+    return gap < unit if truncated else gap * 2 <= unit
 
 
 def same_number(x: Number, y: Number, tolerance: Fraction = Fraction(1, 10**4)) -> bool:

@@ -70,7 +70,7 @@ def read(text: str) -> Any:
         return None
     try:
         reader = _Reader(_tokens(text))
-        value = reader.expression()
+        value = reader.whole()
         reader.expect("")
         digits(value)
     except MemoryError:
@@ -207,6 +207,11 @@ class _Reader:
         self.depth -= 1
         return value
 
+    def whole(self) -> Any:
+        r"""An expression, or two with ``\choose`` between them."""
+        value = self.expression()
+        return self.binomial(value, self.expression()) if self.accept("choose") else value
+
     def term(self) -> Any:
         """Factors joined by products, quotients, remainders or nothing."""
         value = self.signed()
@@ -298,9 +303,7 @@ class _Reader:
         self.expect(left)
         bars, self.bars = self.bars, 0
         integrals, self.integrals = self.integrals, 0
-        value = self.expression()
-        if right == "}" and self.accept("choose"):
-            value = self.binomial(value, self.expression())
+        value = self.whole()
         self.expect(right)
         self.bars, self.integrals = bars, integrals
         return value

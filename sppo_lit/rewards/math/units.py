@@ -162,7 +162,7 @@ def split_quantity(s: str) -> Quantity:
     if not s or (s[-1] in "0123456789" and not any(c.isalpha() for c in s)):
         return Quantity(s, currency)
     if s[-1] == "'" and (m := re.fullmatch(r"(.*\d) ?('{1,2})", s)):
-        return Quantity(m[1], "in^1" if len(m[2]) == 2 else "ft^1")
+        return Quantity(m[1], "in^1" if len(m[2]) == 2 else "ft^1", free=True)  # may be a derivative: the gold decides
     if "text" in s:
         s = re.sub(r"\^\{(-?\d)\}", r"^\1", s)
     m = _TAIL.search(s)
