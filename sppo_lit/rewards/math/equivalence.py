@@ -125,6 +125,8 @@ class Comparison:
 
     def unrounded(self, g: Shape, a: Shape, depth: int) -> bool | None:
         """As `shapes`, without what stands after a sign of approximation."""
+        if a.name and a.kind == "value" and not g.name and _is_hedge(a):
+            return False
         if g.name and a.name and g.name != a.name:
             if has_variable(g.lhs_rhs[1]) and has_variable(a.lhs_rhs[1]):
                 return self.leaf("{}={}".format(*g.lhs_rhs), "{}={}".format(*a.lhs_rhs))
@@ -262,6 +264,12 @@ class Comparison:
         if p.unit != q.unit:
             self.by("unit left out")
         return self.by("number" if x.value == y.value else "rounding")
+
+
+def _is_hedge(a: Shape) -> bool:
+    """Whether ``no = yes`` or ``D = C`` looks like a name and its value, but names two answers."""
+    value = a.items[0]
+    return (is_words(value) and len(a.name) > 1) or (is_choice(value) and is_choice(a.name))
 
 
 def _is_set_expression(s: Shape) -> bool:

@@ -19,6 +19,8 @@ _FRAC = re.compile(
 _REPEAT = re.compile(r"([+-]?)(\d*)\.(\d*)\\(?:overline|bar|dot) ?\{?(\d+)\}?", re.ASCII)
 _BASE = re.compile(r"([+-]?)(?:\\text ?\{ ?)?\(?([0-9A-Za-z]+)\)? ?\}? ?_ ?\{?(\d{1,2})\}?", re.ASCII)
 
+_SHOWN = re.compile(r"[+-]?(\d*)(?:\.(\d*))?(?: ?\\cdot ?10 ?\^ ?\{?([+-]?\d{1,3})\}?|[eE]([+-]?\d{1,3}))?", re.ASCII)
+
 
 @dataclass(frozen=True)
 class Number:
@@ -82,11 +84,16 @@ def parse_base(s: str) -> tuple[str, int] | None:
 def rounds_to(value: Fraction, shown: Number, text: str) -> bool:
     """Whether `shown`, written as `text`, is a rounding or truncation of `value` to the digits it shows.
 
-    Zeros at the end of an integer do not count as digits.
+    Zeros at the end of an integer do not count as digits; a fraction is not rounded.
     """
-    unit = shown.ulp or Fraction(10 ** (len(text) - len(text.rstrip("0")) if text.isdigit() else 0))
+    m = _SHOWN.fullmatch(text)
+    if m is None:
+        return value == shown.value
+    whole, places, exponent = m[1], m[2] or "", int(m[3] or m[4] or 0)
+    zeros = 0 if places or exponent else len(whole) - len(whole.rstrip("0"))
+    unit = Fraction(10) ** (zeros + exponent - len(places))
     gap = abs(value - shown.value)
-    truncated = bool(shown.ulp) and abs(shown.value) <= abs(value)
+    truncated = bool(places) and abs(shown.value) <= abs(value)
     return gap < unit if truncated else gap * 2 <= unit
 
 

@@ -17,6 +17,10 @@ _NAME = re.compile(
 _RELATION = r"\\approx(?![a-z])|\\le(?![a-z])|\\ge(?![a-z])|\\ne(?![a-z])|\\in(?![a-z])|=|<|>"
 _FLIP = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
 _RATIO = re.compile(r"(?:[A-Z][A-Za-z]{0,3}|[a-z])(?:_\{?\w+\}?)?(?::(?:[A-Z][A-Za-z]{0,3}|[a-z])(?:_\{?\w+\}?)?)+")
+_NO_NAME = re.compile(
+    r"\b(?:[Nn]ot?|[Nn]ever|nor|[Nn]either|[Ww]rong|[Ff]alse|[Ii]ncorrect|[Ee]xcept|but|[Ww]ithout|[Ee]xcluding|isn|"
+    r"[Aa]nything|[Ii]nstead|or|than|[Uu]nless)\b"
+)
 _COMMAND = re.compile(r"\\text ?\{[^{}]*\}|\\[A-Za-z]+")
 _BUILDER = re.compile(r"\\\{ ?[A-Za-z] ?(?:\\mid(?![a-z])|:|\||\\in ?\\mathbb\{R\} ?(?:\\mid(?![a-z])|:|\|)) ?(.*)\\\}")
 _CLOSERS = {"(": ")[]", "[": ")]", "\\{": ("\\}",)}
@@ -56,7 +60,9 @@ def has_variable(s: str) -> bool:
 
 def is_name(s: str) -> bool:
     """Whether `s` can be the name of a value, left of an equals sign."""
-    return len(s) < 60 and (_NAME.fullmatch(s) is not None or (":" in s and _RATIO.fullmatch(s) is not None))
+    if len(s) >= 60 or _NO_NAME.search(s):
+        return False
+    return bool(_NAME.fullmatch(s) or (":" in s and _RATIO.fullmatch(s)))
 
 
 def shape(s: str) -> Shape:

@@ -236,6 +236,8 @@ def as_set(s: str) -> Any:
     if outer.kind == "set":
         return sympy.FiniteSet(*values)
     if outer.kind == "tuple" and len(values) == 2:
+        if (values[0] > values[1]) is sympy.true:  # no interval: sympy would make it the empty set
+            return None
         try:
             return sympy.Interval(*values, outer.brackets[0] == "(", outer.brackets[1] == ")")
         except Exception:
