@@ -142,7 +142,7 @@ class Comparison:
         if "inequality" in (g.kind, a.kind):
             return self.inequalities(g, a, depth)
         if g.kind == "chain":
-            return self.texts(g.items[0], a.items[0], depth) if a.kind in ("value", "chain") else False
+            return self.shapes(shape(g.items[0]), a, depth)
         if a.kind == "chain":
             return all_of([self.shapes(g, shape(item), depth) for item in a.items])
         return self.collections(g, a, depth)

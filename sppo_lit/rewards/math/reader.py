@@ -225,6 +225,8 @@ class _Reader:
             elif self.starts_factor():
                 if self.peek()[0] == "number" and self.tokens[self.i - 1][1] not in ("!", ")", "i"):
                     raise Unreadable  # "x1": a missing index or a typing error, not a product
+                if self.peek()[0] == "text":  # words are not factors: "0 \\text{ false}" is not 0
+                    raise Unreadable
                 value = value * self.postfix()
             else:
                 return value
@@ -394,7 +396,8 @@ class _Reader:
             else:
                 self.i = start
         lone = self.peek(1)[0] in ("letter", "number") and self.peek(2)[1] in (")", ",")
-        if self.at("(") and (letter in _APPLIED or (letter in _CALLED and lone)):
+        start_value = self.peek(1) in (("number", "0"), ("number", "1"))  # no one multiplies by (0) or (1)
+        if self.at("(") and (letter in _APPLIED or (lone and (letter in _CALLED or start_value))):
             return symbol(f"{value}({', '.join(map(str, self.several()))})")
         return value
 

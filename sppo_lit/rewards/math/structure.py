@@ -22,7 +22,7 @@ _NO_NAME = re.compile(
     r"[Aa]nything|[Ii]nstead|or|than|[Uu]nless)\b"
 )
 _COMMAND = re.compile(r"\\text ?\{[^{}]*\}|\\[A-Za-z]+")
-_BUILDER = re.compile(r"\\\{ ?[A-Za-z] ?(?:\\mid(?![a-z])|:|\||\\in ?\\mathbb\{R\} ?(?:\\mid(?![a-z])|:|\|)) ?(.*)\\\}")
+_BUILDER = re.compile(r"\\\{ ?([A-Za-z]) ?(?:\\mid(?![a-z])|:|\||\\in ?\\mathbb\{R\} ?(?:\\mid(?![a-z])|:|\|)) ?(.*)\\\}")
 _CLOSERS = {"(": ")[]", "[": ")]", "\\{": ("\\}",)}
 
 
@@ -67,8 +67,8 @@ def is_name(s: str) -> bool:
 
 def shape(s: str) -> Shape:
     """The outermost structure of normalized text `s`."""
-    if m := _BUILDER.fullmatch(s):
-        s = m[1].strip()
+    if (m := _BUILDER.fullmatch(s)) and re.search(rf"(?<![A-Za-z\\]){m[1]}(?![A-Za-z])", m[2]):
+        s = m[2].strip()
     cases = [p for _, p in split_top(s, r"\\cup(?![a-z])")]
     if len(cases) > 1 and all(len(split_top(case, _RELATION)) > 1 for case in cases):
         return Shape("union", tuple(cases))

@@ -192,7 +192,7 @@ def _rounds(u: Any, v: Any, decimal: Number) -> bool:
     with mpmath.workdps(DIGITS):
         exact = [Fraction(mpmath.nstr(n.real, 25)) for n in (u, v)]
     other = exact[1] if abs(exact[0] - decimal.value) < abs(exact[1] - decimal.value) else exact[0]
-    return same_number(decimal, Number(other))
+    return other != decimal.value and same_number(decimal, Number(other))  # if they agree to 25 digits but are not equal
 
 
 def _same_relation(g: list[tuple[str, str]], a: list[tuple[str, str]]) -> bool:

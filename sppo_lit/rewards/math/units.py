@@ -126,7 +126,7 @@ def _canonical(raw: str) -> Quantity:
             power = int(word[1:]) if word[0] == "^" else _POWERS[low]
             for unit in last:
                 powers[unit] += (power - 1) * (1 if powers[unit] > 0 else -1)
-            free = free or not found
+            free = free or not found or any(powers[unit] == 0 for unit in last)
             words.append(f"^{power}")
         elif low in _POWERS:
             raised = _POWERS[low]

@@ -21,6 +21,7 @@ _PARTS = {
 }  # fmt: skip
 _TEXT = re.compile(r"\\(?:text(?:bf|it|rm)?|mbox|mathrm|mathbf)\s*\{([^{}]*)\}")
 _LETTERS = re.compile(r"-?[A-Za-z]+(?:[ -][A-Za-z]+)*\.?")
+_NOT_IN_WORDS = re.compile(r"[\\+=*^_<>/|,;{}\[\]!?\"#$%&@~]|(?<![^\W\d_])['’-]|['’-](?!\w)")
 _KEPT = {"yes", "no", "odd", "all", "none"}
 
 
@@ -81,7 +82,7 @@ def _cardinal(words: list[str]) -> int | None:
 def is_words(s: str) -> bool:
     """Whether normalized `s` is plain words rather than mathematics."""
     bare = re.sub(r"\\text ?\{([^{}]*)\}", r"\1", s)
-    return re.search(r"[^\W\d_]{2}", bare) is not None and not any(c in bare for c in "\\+=*^_<>/|,;{}[]!?\"#$%&@~")
+    return re.search(r"[^\W\d_]{2}", bare) is not None and not _NOT_IN_WORDS.search(bare.strip())
 
 
 def same_words(g: str, a: str) -> bool | None:
