@@ -30,16 +30,18 @@ SIGNS = [
     r"\text{ oder }", r"\text{ ou }", r"\text{ o }", "或", "または", r"\text{ или }", r"\text{ eller }", r"\text{ of }",
 ]  # fmt: skip
 DOUBT = [
-    "perhaps {}", "maybe {}", "possibly {}", "alternatively {}", "or {}", "rather {}", "not {}", "instead of {}", "versus {}",
-    "unless {}", "otherwise {}", "else {}", "if not {}", "is wrong", "is false", "is incorrect", "never", "false", "wrong",
-    "rejected", "cannot be it", "hopefully", "probably", "I guess", "presumably", "likely", "at least", "at most", "or so",
-    "or more", "roughly {}", "and then {}", "also {}", "then {}", "both {}", "vielleicht {}", "oder {}", "eventuell",
-    "peut-être {}", "ou bien {}", "sans doute", "quizás {}", "tal vez {}", "forse {}", "oppure {}", "talvez {}", "kanske {}",
-    "misschien {}", "może {}", "belki {}", "может быть {}", "или {}", "也许 {}", "可能 {}", "たぶん {}", "아마 {}",
-    "squared", "cubed", "factorial", "halves", "thirds", "quarters", "hundredths", "tenths", "times {}", "plus {}", "minus one",
-    "choose two", "mod three", "always", "sometimes", "perhaps", "versus", "yes", "guess", "this is it", "differs", "fails",
-    "minus", "plus", "less", "others", "us", "dubious", "errors", "no", "not", "thousand", "dozen {}", "(or {})", "[{}]", "? {}!",
-    "per mille", "degrees or {}", "cm or {}", "true or false", "TODO", "to be checked", "assuming {} fails",
+    "perhaps {}", "maybe {}", "possibly {}", "alternatively {}", "or {}", "rather {}", "not {}", "instead of {}",
+    "versus {}", "unless {}", "otherwise {}", "else {}", "if not {}", "is wrong", "is false", "is incorrect", "never",
+    "false", "wrong", "rejected", "cannot be it", "hopefully", "probably", "I guess", "presumably", "likely",
+    "at least", "at most", "or so", "or more", "roughly {}", "and then {}", "also {}", "then {}", "both {}",
+    "vielleicht {}", "oder {}", "eventuell", "peut-être {}", "ou bien {}", "sans doute", "quizás {}", "tal vez {}",
+    "forse {}", "oppure {}", "talvez {}", "kanske {}", "misschien {}", "może {}", "belki {}", "может быть {}",
+    "или {}", "也许 {}", "可能 {}", "たぶん {}", "아마 {}", "squared", "cubed", "factorial", "halves", "thirds",
+    "quarters",
+    "hundredths", "tenths", "times {}", "plus {}", "minus one", "choose two", "mod three", "always", "sometimes",
+    "perhaps", "versus", "yes", "guess", "this is it", "differs", "fails", "minus", "plus", "less", "others", "us",
+    "dubious", "errors", "no", "not", "thousand", "dozen {}", "(or {})", "[{}]", "? {}!", "per mille",
+    "degrees or {}", "cm or {}", "true or false", "TODO", "to be checked", "assuming {} fails",
 ]  # fmt: skip
 
 

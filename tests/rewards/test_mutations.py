@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from rewards.test_answers import read_cases
+
 from sppo_lit.rewards.math.answers import gold_error, judge
 from sppo_lit.rewards.math.latex import normalize
 from sppo_lit.rewards.math.numbers import parse_base
@@ -16,10 +16,11 @@ from sppo_lit.rewards.math.numbers import parse_base
 GOLDS = sorted({gold for gold, _, equal in read_cases() if equal})
 FUNCTIONS = {"sin": "cos", "cos": "tan", "tan": "sin", "ln": "sin", "log": "cos", "sqrt": "sin", "pi": "alpha"}
 TAILS = [
-    "+1", "-1", r"\cdot 2", "/2", "^2", "!", "'", "_1", "_{12}", r"\%x", "x", r"\pi", "*", "+", "-", "/", "^", "_", r"\cdot",
-    r"\text{ or 77}", r"\text{ perhaps}", r", 77", ";77", r"\approx 1077", r"\ne 77", r"\text{ false}", r"\frac{dy}{dx}",
-    r"+\frac{dy}{dx}", r"\to 77", "=77", "=-77", r"\cdot\frac{1}{3}", "i", "e", r"+e^{-99}", r"(1+10^{-40})", r"\tanh 40+x",
-    r"\ldots", r"\text{ squared}", r"\text{ thirds}", "^T", "^{-1}", r"\mid 77", "?", "[77]", r"\text{ and not}", r"\cup\{77\}",
+    "+1", "-1", r"\cdot 2", "/2", "^2", "!", "'", "_1", "_{12}", r"\%x", "x", r"\pi", "*", "+", "-", "/", "^", "_",
+    r"\cdot", r"\text{ or 77}", r"\text{ perhaps}", r", 77", ";77", r"\approx 1077", r"\ne 77", r"\text{ false}",
+    r"\frac{dy}{dx}", r"+\frac{dy}{dx}", r"\to 77", "=77", "=-77", r"\cdot\frac{1}{3}", "i", "e", r"+e^{-99}",
+    r"(1+10^{-40})", r"\tanh 40+x", r"\ldots", r"\text{ squared}", r"\text{ thirds}", "^T", "^{-1}", r"\mid 77", "?",
+    "[77]", r"\text{ and not}", r"\cup\{77\}",
 ]  # fmt: skip
 
 
@@ -66,18 +67,19 @@ def tail(text: str, at: random.Random) -> str:
 
 def part(text: str, at: random.Random) -> str:
     """One term, factor, item or index dropped."""
-    pieces = [m for m in re.finditer(r"(?:[+,;-]|_\{?|\^\{?|\\cdot ?)[0-9a-zA-Z]+\}?", text)]
+    pieces = list(re.finditer(r"(?:[+,;-]|_\{?|\^\{?|\\cdot ?)[0-9a-zA-Z]+\}?", text))
     if not pieces:
         return text
     m = at.choice(pieces)
     return text[: m.start()] + text[m.end() :]
 
 
+DATA: list[str] = []
 MUTATIONS = [digit, letter, sign, function, tail, part]
 
 
 def harmless(gold: str, changed: str) -> bool:
-    """Whether a change may leave the value alone: 1^2, 2!, -0, 0 x, another spacing, a base left out, a part of a ray."""
+    """Whether a change may leave the value alone: 1^2, 2!, -0, 0 x, spacing, a base left out, a part of a ray."""
     bare = [re.sub(r"\\[!,;: ]|[{}\s$]|\\left|\\right", "", s) for s in (gold, changed)]
     added = changed[len(gold) :] if changed.startswith(gold) else ""
     return (
@@ -99,3 +101,20 @@ def accepted(gold: str, seed: int) -> tuple[str, str] | None:
         return None
     reward, _, _, rule = judge(f"\\boxed{{{changed}}}", gold)
     return (changed, rule) if reward else None
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(GOLDS), st.integers(0, 2**32))
+def test_changed_golds_of_the_table_are_not_accepted(gold: str, seed: int) -> None:
+    assert accepted(gold, seed) is None
+
+
+@pytest.mark.slow
+@settings(max_examples=5000, deadline=None)
+@given(st.data())
+def test_changed_golds_of_the_data_sets_are_not_accepted(datasets_dir: Path, data: st.DataObject) -> None:
+    from rewards.golds import read_golds
+
+    if not DATA:
+        DATA.extend(sorted({gold for _, _, gold in read_golds(datasets_dir) if not gold.isdigit()}))
+    assert accepted(data.draw(st.sampled_from(DATA)), data.draw(st.integers(0, 2**32))) is None

@@ -49,6 +49,7 @@ from sppo_lit.types import Reason
 
 __all__ = ["equivalent", "extract_answer", "gold_error", "judge", "judge_exact", "load_symbolic", "readable"]
 
+
 class Judgement(NamedTuple):
     """What is said of one response, and the rules by which its answer was accepted."""
 

@@ -7,7 +7,6 @@ All patterns are linear in the length of the text.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 from sppo_lit.rewards.math.words import number_in_words
 
@@ -25,14 +24,12 @@ _POWER = re.compile(f"[{''.join(_RAISED)}]+")
 _SIGN = re.compile("|".join(re.escape(s) for s in sorted(_SIGNS, key=len, reverse=True)))
 FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|ln|log|exp|min|max|gcd|lcm"
 _TEXT = r"\\(?:text(?:bf|it|rm|sf|tt|normal|up)?|mbox|hbox|mathrm|mathbf|mathit|mathsf|bm|boldsymbol|operatorname\*?)"
-
-
-def _base(m: re.Match[str]) -> str:
-    return f"_{{{number_in_words(m[1])}}}"
-
+_BASE_IN_WORDS = re.compile(
+    r"_\s*\{?\s*\\text\s*\{\s*(two|three|four|five|six|seven|eight|nine|ten|twelve|sixteen)\s*\}\s*\}?"
+)
 
 _REALS = re.compile(r"(?:x\s*(?:=|\\in)?\s*)?(?:\\text\s*\{)?\s*all (?:real numbers|reals)(?: x)?\s*\}?", re.IGNORECASE)
-_RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
+_RULES: list[tuple[re.Pattern[str], str]] = [
     (re.compile(pattern), new)
     for pattern, new in [
         (r"√\s*(\d+)", r"\\sqrt{\1}"),
@@ -79,7 +76,6 @@ _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
         (r"\\rightarrow(?![A-Za-z])", r"\\to "),
         (r"\\(?:pmod|mod)\s*\{([^{}]*)\}|\(\s*(?:\\text\{)?\\?mod\s*\}?\s*([^()]*)\)", r"\\pmod \1\2 "),
         (r"\\\{\s*\\\}", r"\\emptyset "),
-        (r"_\s*\{?\s*\\text\s*\{\s*(two|three|four|five|six|seven|eight|nine|ten|twelve|sixteen)\s*\}\s*\}?", _base),
         (r"\\(?:setminus|backslash)(?![A-Za-z])", r"\\setminus "),
         (r"\bnp\.|\bmath\.", ""),
         (r"(?<![\\A-Za-z])(" + FUNCTIONS + r"|sqrt|pi|infty)(?![A-Za-z}])", r"\\\1 "),
@@ -134,6 +130,7 @@ def normalize(text: str) -> str:
         s = _OR.sub(r" \\cup ", s)
     for pattern, new in _RULES:
         s = pattern.sub(new, s)
+    s = _BASE_IN_WORDS.sub(lambda m: f"_{{{number_in_words(m[1])}}}", s)
     s = _TEXT_LIST.sub(lambda m: ",".join(f"\\text{{{piece.strip()}}}" for piece in m[1].split(",")), s)
     s = _TEXT_NUMBER.sub(lambda m: m[1] + (f"\\text{{{m[2].strip()}}}" if m[2] and m[2].strip() else ""), s)
     s = s.strip().rstrip(".,;: ").strip()

@@ -20,15 +20,18 @@ MAX_CHARS = 600
 MAX_DEPTH = 40
 MAX_DIGITS = 1e4
 _TOKEN = re.compile(
-    r"\\text ?\{(?P<text>[^{}]*)\}|\\begin ?\{(?P<begin>[a-zA-Z]+\*?)\}(?:\{[lcr| ]*\})?|\\end ?\{(?P<end>[a-zA-Z]+\*?)\}"
+    r"\\text ?\{(?P<text>[^{}]*)\}"
+    r"|\\begin ?\{(?P<begin>[a-zA-Z]+\*?)\}(?:\{[lcr| ]*\})?|\\end ?\{(?P<end>[a-zA-Z]+\*?)\}"
     r"|(?P<number>\d+(?:\.\d*)?(?:[eE][+-]?\d{1,3}(?![\d.]))?|\.\d+)|(?P<command>\\[A-Za-z]+|\\\\|\\[{}|])"
     r"|(?P<letter>[A-Za-z])|(?P<sign>[-+/^_!()\[\]{}|,&'°=])|(?P<space> )",
     re.ASCII,
 )
-_GREEK = (
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho varrho sigma "
-    "varsigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega hbar ell"
-).split()
+_GREEK = {
+    "alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "vartheta", "iota", "kappa",
+    "lambda", "mu", "nu", "xi", "rho", "varrho", "sigma", "varsigma", "tau", "upsilon", "phi", "varphi", "chi",
+    "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega",
+    "hbar", "ell",
+}  # fmt: skip
 _ACCENTS = {
     "vec": "vec", "hat": "hat", "widehat": "hat", "bar": "bar", "overline": "bar", "tilde": "tilde",
     "widetilde": "tilde", "dot": "dot", "ddot": "ddot", "mathcal": "mathcal", "mathbb": "mathbb",
@@ -68,6 +71,12 @@ def read(text: str) -> Any:
     """Read normalized LaTeX as a sympy expression or matrix; None if that fails or its value has too many digits."""
     if len(text) > MAX_CHARS or text.count("{") + text.count("(") > 2 * MAX_DEPTH:
         return None
+    if (
+        "\\infty" in text
+        and text.strip("+- ") != "\\infty"
+        and not any(f"\\{op}" in text for op in (*_BIG, "int", "lim"))
+    ):
+        return None  # sympy's infinity swallows what is added to it
     try:
         reader = _Reader(_tokens(text))
         value = reader.whole()
@@ -200,10 +209,7 @@ class _Reader:
         self.accept("+")
         value = self.term()
         while self.at("+", "-"):
-            if self.next()[1] == "+":
-                value = value + self.term()
-            else:
-                value = value - self.term()
+            value = value + self.term() if self.next()[1] == "+" else value - self.term()
         self.depth -= 1
         return value
 
@@ -260,7 +266,9 @@ class _Reader:
             return not (self.integrals and text == "d" and self.peek(1)[0] in ("letter", "command"))
         if kind == "command":
             return text not in ("cdot", "bmod", "mod", "choose", "rfloor", "rceil", "pmod", "to") and text[0] != "\\"
-        return kind in ("number", "text", "begin", "opaque") or text in ("(", "[", "{") or (text == "|" and not self.bars)
+        return (
+            kind in ("number", "text", "begin", "opaque") or text in ("(", "[", "{") or (text == "|" and not self.bars)
+        )
 
     def postfix(self) -> Any:
         """A factor with what is written behind it: factorials, powers, degrees."""

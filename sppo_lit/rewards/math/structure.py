@@ -22,7 +22,9 @@ _NO_NAME = re.compile(
     r"[Aa]nything|[Ii]nstead|or|than|[Uu]nless)\b"
 )
 _COMMAND = re.compile(r"\\text ?\{[^{}]*\}|\\[A-Za-z]+")
-_BUILDER = re.compile(r"\\\{ ?([A-Za-z]) ?(?:\\mid(?![a-z])|:|\||\\in ?\\mathbb\{R\} ?(?:\\mid(?![a-z])|:|\|)) ?(.*)\\\}")
+_BUILDER = re.compile(
+    r"\\\{ ?([A-Za-z]) ?(?:\\mid(?![a-z])|:|\||\\in ?\\mathbb\{R\} ?(?:\\mid(?![a-z])|:|\|)) ?(.*)\\\}"
+)
 _CLOSERS = {"(": ")[]", "[": ")]", "\\{": ("\\}",)}
 
 
@@ -100,7 +102,7 @@ def _relation(parts: list[tuple[str, str]]) -> Shape:
 
 def _chain(pieces: list[str], signs: list[str]) -> Shape:
     r"""``a = b \approx c``: the exact part, all of whose members must agree, and what it is approximately."""
-    exact, shown = [pieces[0]], []
+    exact, shown = [pieces[0]], list[str]()
     for sign, piece in zip(signs, pieces[1:], strict=True):
         if sign == "\\approx" or shown:
             shown.append(piece)

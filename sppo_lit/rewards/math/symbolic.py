@@ -7,7 +7,6 @@ one is real, proves nothing). No `simplify`, in which other graders hang. Text i
 
 from __future__ import annotations
 
-import re
 from fractions import Fraction
 from typing import Any
 
@@ -139,9 +138,9 @@ def _agree(x: Any, y: Any, symbols: list[Any]) -> bool:
 
 
 def _same_number(x: Any, y: Any) -> bool:
-    """Whether two constants are equal: their difference vanishes far beyond the digits that either can have.
+    r"""Whether two constants are equal: their difference vanishes far beyond the digits that either can have.
 
-    Comparing some leading digits would let ``e^{-100}`` pass for 0 and ``\\tanh 50`` for 1.
+    Comparing some leading digits would let ``e^{-100}`` pass for 0 and ``\tanh 50`` for 1.
     """
     if x.is_Rational and y.is_Rational:
         return bool(x == y)
@@ -192,7 +191,9 @@ def _rounds(u: Any, v: Any, decimal: Number) -> bool:
     with mpmath.workdps(DIGITS):
         exact = [Fraction(mpmath.nstr(n.real, 25)) for n in (u, v)]
     other = exact[1] if abs(exact[0] - decimal.value) < abs(exact[1] - decimal.value) else exact[0]
-    return other != decimal.value and same_number(decimal, Number(other))  # if they agree to 25 digits but are not equal
+    return other != decimal.value and same_number(
+        decimal, Number(other)
+    )  # if they agree to 25 digits but are not equal
 
 
 def _same_relation(g: list[tuple[str, str]], a: list[tuple[str, str]]) -> bool:

@@ -20,12 +20,13 @@ _WORDS = {
     **_PREFIXED,
     **{prefix + word: short + symbol for prefix, short in _PREFIXES.items() for word, symbol in _PREFIXED.items()},
     "inch": "in", "inche": "in", "foot": "ft", "feet": "ft", "yard": "yd", "mile": "mi", "sec": "s", "minute": "min",
-    "hour": "h", "hr": "h", "day": "day", "week": "week", "wk": "week", "month": "month", "year": "year", "yr": "year",
-    "dollar": "dollar", "usd": "dollar", "buck": "dollar", "cent": "cent", "euro": "euro", "eur": "euro", "gbp": "pound",
-    "yuan": "yuan", "yen": "yen", "rupee": "rupee", "degree": "°", "deg": "°", "celsius": "°C", "fahrenheit": "°F",
-    "lb": "pound", "pound": "pound", "ounce": "oz", "ton": "ton", "tonne": "tonne", "radian": "rad", "acre": "acre",
-    "hectare": "ha", "gallon": "gal", "quart": "qt", "pint": "pint", "cup": "cup", "mph": "mi/h", "kph": "km/h",
-    "kmh": "km/h", "unit": "", "am": "am", "pm": "pm", "lightyear": "ly",
+    "hour": "h", "hr": "h", "day": "day", "week": "week", "wk": "week", "month": "month", "year": "year",
+    "yr": "year", "dollar": "dollar", "usd": "dollar", "buck": "dollar", "cent": "cent", "euro": "euro",
+    "eur": "euro", "gbp": "pound", "yuan": "yuan", "yen": "yen", "rupee": "rupee", "degree": "°", "deg": "°",
+    "celsius": "°C", "fahrenheit": "°F", "lb": "pound", "pound": "pound", "ounce": "oz", "ton": "ton",
+    "tonne": "tonne", "radian": "rad", "acre": "acre", "hectare": "ha", "gallon": "gal", "quart": "qt",
+    "pint": "pint", "cup": "cup", "mph": "mi/h", "kph": "km/h", "kmh": "km/h", "unit": "", "am": "am", "pm": "pm",
+    "lightyear": "ly",
 }  # fmt: skip
 _SYMBOLS = {
     *(p + b for p in ("", "n", "µ", "m", "c", "d", "k", "M", "G", "T", "p")
@@ -34,26 +35,37 @@ _SYMBOLS = {
     "min", "h", "d", "oz", "ft", "in", "yd", "mi", "rpm", "atm", "ha", "gal", "qt", "°", "°C", "°F", "rad", "erg",
     "M", "u", "AU", "ly", "pc", "cd", "mmHg", "psi", "Torr", "dyn",
 }  # fmt: skip
-_FOLDED = {symbol.casefold(): symbol for symbol in sorted(_SYMBOLS, key=lambda s: sum(c.isupper() for c in s), reverse=True)}
+_FOLDED = {
+    symbol.casefold(): symbol for symbol in sorted(_SYMBOLS, key=lambda s: sum(c.isupper() for c in s), reverse=True)
+}
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3, "squared": 2, "cubed": 3}
 _TEXT = r"\\text ?\{[^{}]*\}(?:\^-?\d)?"
-_PIECE = rf"(?:{_TEXT}|\\frac ?\{{ ?{_TEXT} ?\}} ?\{{ ?{_TEXT} ?\}}|\\cdot(?= ?\\text)|/(?= ?\\text)|\\?%|°[CF]?|\\mu(?= ?\\text)|\\Omega)"
+_PIECE = (
+    rf"(?:{_TEXT}|\\frac ?\{{ ?{_TEXT} ?\}} ?\{{ ?{_TEXT} ?\}}"
+    r"|\\cdot(?= ?\\text)|/(?= ?\\text)|\\?%|°[CF]?|\\mu(?= ?\\text)|\\Omega)"
+)
 _TAIL = re.compile(rf"(?<![\\^_{{+*/-])(?: ?{_PIECE}){{1,12}} ?\.?$")
 _BARE_WORDS = re.compile(r"(?<=[\d})]) ?([a-zA-Z]{2,}(?:[ /][a-zA-Z]{2,}){0,5}|[ckm]?m/(?:s|h|min))\.?(\^\{?-?\d\}?)?$")
-_TOKEN = re.compile(r"\\text ?|\\cdot|\\frac|\\mu|\\Omega|\\?%|°[CF]?|/|\^-?\d|[^\W\d_]+|[{}(). \-]|(?P<other>.)", re.DOTALL)
+_TOKEN = re.compile(
+    r"\\text ?|\\cdot|\\frac|\\mu|\\Omega|\\?%|°[CF]?|/|\^-?\d|[^\W\d_]+|[{}(). \-]|(?P<other>.)", re.DOTALL
+)
 _ANGLE_FUNCTION = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)")
 _COMPOUND = re.compile(r"(?: *\d+(?:\.\d+)? *(?:[A-Za-z]+|'{1,2}) *){2,4}", re.ASCII)
 
-_IRREGULAR = set("people children men women mice fish sheep deer teeth geese dice cattle".split())
-_NO_NOUN = set(
-    "perhaps always sometimes plus minus times yes has was does as its ours theirs others otherwise likewise besides unless "
-    "halves quarters ones twos threes fours fives sixes sevens eights nines tens hundreds thousands millions billions dozens "
-    "fails differs depends equals exceeds means needs seems looks works remains varies lies wins loses contradicts "
-    "disagrees doubts says holds goes becomes makes gives errs alternatives options guesses possibilities errors mistakes "
-    "answers values solutions choices nos lots whereas afterwards maybes "
-    "mais jamais sans moins puis alors pas dans quizas menos mas entonces tres seis dos depois dois duas sonst eins sechs "
-    "etwas falls anders nichts".split()
-)
+_IRREGULAR = {
+    "people", "children", "men", "women", "mice", "fish", "sheep", "deer", "teeth", "geese", "dice", "cattle",
+}  # fmt: skip
+_NO_NOUN = {
+    "perhaps", "always", "sometimes", "plus", "minus", "times", "yes", "has", "was", "does", "as", "its", "ours",
+    "theirs", "others", "otherwise", "likewise", "besides", "unless", "halves", "quarters", "ones", "twos",
+    "threes", "fours", "fives", "sixes", "sevens", "eights", "nines", "tens", "hundreds", "thousands", "millions",
+    "billions", "dozens", "fails", "differs", "depends", "equals", "exceeds", "means", "needs", "seems", "looks",
+    "works", "remains", "varies", "lies", "wins", "loses", "contradicts", "disagrees", "doubts", "says", "holds",
+    "goes", "becomes", "makes", "gives", "errs", "alternatives", "options", "guesses", "possibilities", "errors",
+    "mistakes", "answers", "values", "solutions", "choices", "nos", "lots", "whereas", "afterwards", "maybes",
+    "mais", "jamais", "sans", "moins", "puis", "alors", "pas", "dans", "quizas", "menos", "mas", "entonces", "tres",
+    "seis", "dos", "depois", "dois", "duas", "sonst", "eins", "sechs", "etwas", "falls", "anders", "nichts",
+}  # fmt: skip
 """Words that end as plurals do and are none: adverbs, verbs, numbers, in the languages that models answer in."""
 
 
@@ -98,7 +110,7 @@ def _known(word: str) -> str | None:
 
 def _canonical(raw: str) -> Quantity:
     """Unit, percent sign, multiplier and whether it is free text, of a unit's text; the core is left empty."""
-    percent, scale, free, sign, raised, found = False, 1, False, 1, 0, 0
+    percent, scale, free, sign, raised, lifted, found = False, 1, False, 1, 0, 0, 0
     powers: Counter[str] = Counter()
     words: list[str] = []
     last: list[str] = []
@@ -124,9 +136,10 @@ def _canonical(raw: str) -> Quantity:
             words.append("/")
         elif word[0] == "^" or low in ("squared", "cubed"):
             power = int(word[1:]) if word[0] == "^" else _POWERS[low]
-            for unit in last:
-                powers[unit] += (power - 1) * (1 if powers[unit] > 0 else -1)
-            free = free or not found or any(powers[unit] == 0 for unit in last)
+            for part in last:
+                powers[part] += (power - 1) * (1 if powers[part] > 0 else -1)
+            lifted += 1
+            free = free or not found or lifted > 1
             words.append(f"^{power}")
         elif low in _POWERS:
             raised = _POWERS[low]
@@ -136,11 +149,12 @@ def _canonical(raw: str) -> Quantity:
             parts = unit.split("/") if unit else []
             for part, direction in zip(parts, (1, -1), strict=False):
                 powers[part] += sign * direction * (raised or 1)
-            last, sign, raised, found = parts, 1, 0, found + 1
+            last, sign, lifted, raised, found = parts, 1, int(raised > 0), 0, found + 1
             words.append(unit)
         else:
             words.append(low.removesuffix("s"))
             free, found, last, sign = free or found > 0 or not _is_noun(word), found + 1, [low], 1
+            lifted = 0
             powers["?"] = 1
     if sign < 0 or raised:
         free = True
@@ -169,9 +183,11 @@ def split_quantity(s: str) -> Quantity:
     if m is None and (words := _BARE_WORDS.search(s)):
         # Letters after a number are a product of variables unless they are words.
         parts = re.split(r"[ /]", words[1])
-        if any(_known(w) is not None or w.casefold() in _SCALES for w in parts) or (len(parts) == 1 and _is_noun(parts[0])):
-            m = words
-        elif words[1].casefold() in ("percent", "pct", "percentage", "per cent"):
+        if (
+            any(_known(w) is not None or w.casefold() in _SCALES for w in parts)
+            or (len(parts) == 1 and _is_noun(parts[0]))
+            or words[1].casefold() in ("percent", "pct", "percentage", "per cent")
+        ):
             m = words
     if m is None or m.start() == 0 or ("°" in m.group() and _ANGLE_FUNCTION.search(s)):
         return Quantity(s, currency)

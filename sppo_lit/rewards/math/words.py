@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from itertools import pairwise
 
-_SMALL = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
-).split()
+_SMALL = [
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+]  # fmt: skip
 _VALUES = {word: i for i, word in enumerate(_SMALL)}
-_TENS = {w: 10 * i for i, w in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)}
+_TENS = {
+    w: 10 * i for i, w in enumerate(["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], 2)
+}
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
 _PARTS = {
     word: n
@@ -100,7 +103,7 @@ def same_words(g: str, a: str) -> bool | None:
 
 def _is_alphabet(s: str) -> bool:
     letters = sorted(s)
-    return s.isalpha() and all(ord(y) - ord(x) == 1 for x, y in zip(letters, letters[1:], strict=False))
+    return s.isalpha() and all(ord(y) - ord(x) == 1 for x, y in pairwise(letters))
 
 
 def _words(s: str) -> list[str]:
