@@ -86,12 +86,14 @@ class Verdict:
         reason: one of `Reason`.
         answer: the answer extracted from the response, if any.
         seconds: wall-clock time spent on it.
+        rule: how the answer was found equivalent, for people; empty where it was not, or the verifier does not say.
     """
 
     reward: float
     reason: Reason
     answer: str | None = None
     seconds: float = 0.0
+    rule: str = ""
 
 
 @dataclass

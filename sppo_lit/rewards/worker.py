@@ -114,7 +114,8 @@ class _Judge:
             else:
                 start = time.perf_counter()
                 verdict = self.verdict(response, gold, finished)
-                self.done.append([*verdict, time.perf_counter() - start])
+                reward, reason, answer, rule = verdict
+                self.done.append([reward, reason, answer, time.perf_counter() - start, rule])
         self.flush(idle=True)
 
     def custom(self, response: str, gold: str) -> list[tuple[float, str]]:
@@ -131,7 +132,8 @@ class _Judge:
             values += [failed] * (len(self.functions) - len(values))
         return values
 
-    def verdict(self, response: str, gold: str, finished: bool) -> tuple[Any, ...]:
+    def verdict(self, response: str, gold: str, finished: bool) -> tuple[float, str, str | None, str]:
+        """Reward, reason, answer and rule."""
         from sppo_lit.rewards.math import answers
 
         try:
@@ -144,13 +146,13 @@ class _Judge:
             with self.deadline:
                 return answers.judge(response, gold, finished)
         except DeadlineExceeded:
-            return 0.0, "timeout", answers.extract_answer(response)
+            return 0.0, "timeout", answers.extract_answer(response), ""
         except MemoryError:  # a process at its memory limit is not worth keeping
-            self.done.append([0.0, "unparsable", None, 0.0])
+            self.done.append([0.0, "unparsable", None, 0.0, ""])
             self.flush()
             os._exit(1)
         except Exception:
-            return 0.0, "unparsable", None
+            return 0.0, "unparsable", None, ""
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ def test_hand_checked_cases() -> None:
 
 def test_judging_agrees_with_the_table() -> None:
     for gold, answer, equal in read_cases():
-        reward, reason, _ = judge(f"Hence \\boxed{{{answer}}}.", gold)
+        reward, reason, *_ = judge(f"Hence \\boxed{{{answer}}}.", gold)
         assert reward == float(equal) and (reason == "correct") == equal, (gold, answer, reason)
 
 
@@ -107,7 +107,7 @@ def test_long_and_deep_responses_are_read_in_linear_time() -> None:
     ],
 )
 def test_reasons(response: str, gold: str, finished: bool, reason: str) -> None:
-    reward, found, _ = judge(response, gold, finished)
+    reward, found, *_ = judge(response, gold, finished)
     assert (reward, found) == (float(reason == "correct"), reason)
 
 
@@ -124,7 +124,7 @@ def test_gold_answers_of_the_data_sets_equal_themselves(datasets_dir: Path) -> N
     total, exceptions = 0, []
     for file, row, gold in read_golds(datasets_dir):
         total += 1
-        reward, reason, _ = judge(f"\\boxed{{{gold}}}", gold)
+        reward, reason, *_ = judge(f"\\boxed{{{gold}}}", gold)
         if reward != 1:
             exceptions.append((file, row, gold, reason))
     assert total > 35_000

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sppo_lit.rewards.math.answers import extract_answer, judge_exact
-from sppo_lit.rewards.math.equivalence import compare
+from sppo_lit.rewards.math.equivalence import Comparison
 from sppo_lit.rewards.math.latex import normalize
 
 settings.register_profile("rewards", max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -32,13 +32,13 @@ wrappings = st.sampled_from(
 
 
 def exact(gold: str, answer: str) -> bool | None:
-    return compare(gold, answer, lambda g, a: None)
+    return Comparison().compare(gold, answer)
 
 
 @given(answers)
 def test_equivalence_is_reflexive(answer: str) -> None:
     assert exact(answer, answer) is True
-    assert judge_exact(f"\\boxed{{{answer}}}", answer) == (1.0, "correct", answer.strip())
+    assert judge_exact(f"\\boxed{{{answer}}}", answer) == (1.0, "correct", answer.strip(), "text")
 
 
 @given(answers, answers)

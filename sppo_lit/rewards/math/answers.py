@@ -41,13 +41,22 @@ beyond 2,000 characters and numbers of more than ten thousand digits count as su
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from sppo_lit.rewards.math.boxes import extract_answer
-from sppo_lit.rewards.math.equivalence import MAX_CHARS, compare
+from sppo_lit.rewards.math.equivalence import MAX_CHARS, Comparison
 from sppo_lit.types import Reason
 
 __all__ = ["equivalent", "extract_answer", "gold_error", "judge", "judge_exact", "load_symbolic", "readable"]
 
-Judgement = tuple[float, Reason, "str | None"]
+
+class Judgement(NamedTuple):
+    """What is said of one response, and the rules by which its answer was accepted."""
+
+    reward: float
+    reason: Reason
+    answer: str | None
+    rule: str = ""
 
 
 def equivalent(gold: str, answer: str) -> bool:
@@ -55,12 +64,12 @@ def equivalent(gold: str, answer: str) -> bool:
 
     Never raises, whatever the texts, but may take very long for a hostile answer: training uses `VerifierPool`.
     """
-    quick = compare(gold, answer, _needs_sympy)
+    quick = Comparison().compare(gold, answer)
     if quick is not None:
         return quick
-    from sppo_lit.rewards.math.symbolic import symbolically_equal
+    from sppo_lit.rewards.math.symbolic import symbolic_comparison
 
-    return symbolically_equal(gold, answer)
+    return symbolic_comparison().compare(gold, answer) is True
 
 
 def judge(response: str, gold: str, finished: bool = True) -> Judgement:
@@ -72,35 +81,37 @@ def judge(response: str, gold: str, finished: bool = True) -> Judgement:
         finished: False if the response was truncated.
 
     Returns:
-        Reward (0 or 1), reason and extracted answer.
+        Reward (0 or 1), reason, extracted answer and rule.
     """
     quick = judge_exact(response, gold, finished)
     if quick is not None:
         return quick
-    from sppo_lit.rewards.math.symbolic import parses, symbolically_equal
+    from sppo_lit.rewards.math.symbolic import parses, symbolic_comparison
 
     answer = extract_answer(response)
     assert answer is not None
-    if symbolically_equal(gold, answer):
-        return 1.0, "correct", answer
+    comparison = symbolic_comparison()
+    if comparison.compare(gold, answer) is True:
+        return Judgement(1.0, "correct", answer, comparison.rule)
     if not parses(gold):
-        return 0.0, "gold_unparsable", answer
-    return 0.0, "wrong" if parses(answer) else "unparsable", answer
+        return Judgement(0.0, "gold_unparsable", answer)
+    return Judgement(0.0, "wrong" if parses(answer) else "unparsable", answer)
 
 
 def judge_exact(response: str, gold: str, finished: bool = True) -> Judgement | None:
     """As `judge`, by string and exact arithmetic alone (microseconds); None if sympy is needed to tell."""
     answer = extract_answer(response)
     if gold_error(gold):
-        return 0.0, "gold_unparsable", answer
+        return Judgement(0.0, "gold_unparsable", answer)
     if answer is None:
-        return 0.0, "no_answer" if finished else "truncated", None
-    equal = compare(gold, answer, _needs_sympy)
+        return Judgement(0.0, "no_answer" if finished else "truncated", None)
+    comparison = Comparison()
+    equal = comparison.compare(gold, answer)
     if equal is None:
         return None
     if equal:
-        return 1.0, "correct", answer
-    return 0.0, "unparsable" if len(answer) > MAX_CHARS else "wrong", answer
+        return Judgement(1.0, "correct", answer, comparison.rule)
+    return Judgement(0.0, "unparsable" if len(answer) > MAX_CHARS else "wrong", answer)
 
 
 def gold_error(gold: str) -> str:
@@ -119,16 +130,8 @@ def readable(response: str, gold: str) -> float:
     return float(not gold_error(gold) and parses(gold))
 
 
-def _needs_sympy(gold: str, answer: str) -> None:
-    return None
-
-
 def load_symbolic() -> None:
-    """Load sympy and its grammar, so that the time is not counted against an answer, and disable its evaluator.
+    """Load sympy, so that the time is not counted against an answer."""
+    from sppo_lit.rewards.math.reader import read
 
-    For workers: the process cannot evaluate strings with sympy afterwards.
-    """
-    from sppo_lit.rewards.math.symbolic import forbid_eval, parse
-
-    forbid_eval()
-    parse(r"\frac{\sqrt{x^2+1}}{2}\cdot \sin(\pi x)-3")
+    read(r"\frac{\sqrt{x^2+1}}{2}\cdot \sin(\pi x)-3")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from sppo_lit.rewards.math.words import number_in_words
+
 _SIGNS = {
     "−": "-", "–": "-", "—": "-", "﹣": "-", "×": r"\cdot ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "π": r"\pi ",
     "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ",
@@ -22,6 +24,11 @@ _POWER = re.compile(f"[{''.join(_RAISED)}]+")
 _SIGN = re.compile("|".join(re.escape(s) for s in sorted(_SIGNS, key=len, reverse=True)))
 FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|ln|log|exp|min|max|gcd|lcm"
 _TEXT = r"\\(?:text(?:bf|it|rm|sf|tt|normal|up)?|mbox|hbox|mathrm|mathbf|mathit|mathsf|bm|boldsymbol|operatorname\*?)"
+_BASE_IN_WORDS = re.compile(
+    r"_\s*\{?\s*\\text\s*\{\s*(two|three|four|five|six|seven|eight|nine|ten|twelve|sixteen)\s*\}\s*\}?"
+)
+
+_REALS = re.compile(r"(?:x\s*(?:=|\\in)?\s*)?(?:\\text\s*\{)?\s*all (?:real numbers|reals)(?: x)?\s*\}?", re.IGNORECASE)
 _RULES: list[tuple[re.Pattern[str], str]] = [
     (re.compile(pattern), new)
     for pattern, new in [
@@ -33,7 +40,8 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
         (r"\\(?:left|right)\s*\.", ""),
         (r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])", ""),
         (
-            r"(?<!\\)\\(?:displaystyle|textstyle|limits|nolimits|quad|qquad|thinspace|,|;|:|>|enspace|hfill)(?![A-Za-z])",
+            r"(?<!\\)\\(?:displaystyle|textstyle|limits|nolimits|quad|qquad|thinspace|enspace|hfill)(?![A-Za-z])"
+            r"|(?<!\\)\\[,;:>]",
             " ",
         ),
         (r"(?<!\\)\\!|\\negthinspace|\\hspace\*?\{[^{}]*\}|\\phantom\s?(?:\{[^{}]*\}|[^{}])", ""),
@@ -42,6 +50,8 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\(?:mathrm|text|operatorname|mathsf)\{\s*([iepd])\s*\}", r"\1"),
         (_TEXT + r"(?![A-Za-z])", r"\\text"),
+        (r"(\\text\s*\{[^{}]*)\^\{(-?\d)\}", r"\1^\2"),
+        (r"(\\text\s*\{[^{}]*)\^\{(-?\d)\}", r"\1^\2"),
         (r"\\text\s*\{\s*(?!min)(" + FUNCTIONS + r")\s*\}", r"\\\1 "),
         (r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![A-Za-z])|\\degree(?![A-Za-z])", "°"),
         (r"\\(?:leqslant|leq)(?![A-Za-z])|<=", r"\\le "),
@@ -62,6 +72,10 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
         (r"\\(?:simeq|sim|doteq)(?![A-Za-z])", r"\\approx "),
         (r"\\(?:R|reals|Reals)(?![A-Za-z])", r"\\mathbb{R}"),
         (r"\\imath(?![A-Za-z])", "i"),
+        (r"\\(?:dots[cbm]?|cdots)(?![A-Za-z])|\.\.\.", r"\\ldots "),
+        (r"\\rightarrow(?![A-Za-z])", r"\\to "),
+        (r"\\(?:pmod|mod)\s*\{([^{}]*)\}|\(\s*(?:\\text\{)?\\?mod\s*\}?\s*([^()]*)\)", r"\\pmod \1\2 "),
+        (r"\\\{\s*\\\}", r"\\emptyset "),
         (r"\\(?:setminus|backslash)(?![A-Za-z])", r"\\setminus "),
         (r"\bnp\.|\bmath\.", ""),
         (r"(?<![\\A-Za-z])(" + FUNCTIONS + r"|sqrt|pi|infty)(?![A-Za-z}])", r"\\\1 "),
@@ -79,9 +93,11 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
         (r"\\sqrt\s*(\d|[a-zA-Z])", r"\\sqrt{\1}"),
         (r"\{(\d{1,3}),(\d{3})(?:,(\d{3}))?(?:,(\d{3}))?\}", r"{\1\2\3\4}"),
         (r"\s+", " "),
+        (r" (?=\\[A-Za-z])", ""),
         (r"(?<=[-+/=<>()\[\]{}^_|:;°&]) | (?=[-+/=<>()\[\]{}^_|:;°&])", ""),
     ]
 ]
+_SINGLE_BACKSLASH = re.compile(r"(?<!\\)\\(?!\\)|\\\\(?![A-Za-z])")
 _SPACED = re.compile(r"[+-]?\d{1,3}(?: \d{3})+", re.ASCII)
 _INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|ne|lt|gt)(?:q|qslant)?(?![A-Za-z])")
 _OR = re.compile(r",?\s*(?:\\(?:text|mbox|textrm)\s*\{\s*or\s*\}|\bor\b|\\lor(?![A-Za-z])|\\vee(?![A-Za-z]))")
@@ -95,16 +111,26 @@ def normalize(text: str) -> str:
     if text.isascii() and text.isdigit():
         return text
     text = text.strip()
+    if text[:1].isalpha() or text.startswith("\\") or text.startswith("-"):
+        if spelled := number_in_words(text):
+            return spelled
+        if _REALS.fullmatch(text):
+            return "\\mathbb{R}"
     if text.startswith("**") and text.endswith("**"):
         text = text.strip("*")
     text = _POWER.sub(lambda m: f"^{{{''.join(_RAISED[c] for c in m.group())}}}", text)
     s = _SIGN.sub(lambda m: _SIGNS[m.group()], text)
     if _SPACED.fullmatch(s.strip()):
         s = s.replace(" ", "")
+    if "\\\\" in s and not _SINGLE_BACKSLASH.search(s):  # escaped twice
+        s = s.replace("\\\\", "\\")
+    if "mod" in s:
+        s = s.replace("\\equiv", "=")
     if _INEQUALITY.search(s):
         s = _OR.sub(r" \\cup ", s)
     for pattern, new in _RULES:
         s = pattern.sub(new, s)
+    s = _BASE_IN_WORDS.sub(lambda m: f"_{{{number_in_words(m[1])}}}", s)
     s = _TEXT_LIST.sub(lambda m: ",".join(f"\\text{{{piece.strip()}}}" for piece in m[1].split(",")), s)
     s = _TEXT_NUMBER.sub(lambda m: m[1] + (f"\\text{{{m[2].strip()}}}" if m[2] and m[2].strip() else ""), s)
     s = s.strip().rstrip(".,;: ").strip()

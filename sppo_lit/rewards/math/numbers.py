@@ -17,7 +17,9 @@ _FRAC = re.compile(
     re.ASCII,
 )
 _REPEAT = re.compile(r"([+-]?)(\d*)\.(\d*)\\(?:overline|bar|dot) ?\{?(\d+)\}?", re.ASCII)
-_BASE = re.compile(r"([0-9A-Za-z]+) ?_ ?\{?(\d{1,2})\}?", re.ASCII)
+_BASE = re.compile(r"([+-]?)(?:\\text ?\{ ?)?\(?([0-9A-Za-z]+)\)? ?\}? ?_ ?\{?(\d{1,2})\}?", re.ASCII)
+
+_SHOWN = re.compile(r"[+-]?(\d*)(?:\.(\d*))?(?: ?\\cdot ?10 ?\^ ?\{?([+-]?\d{1,3})\}?|[eE]([+-]?\d{1,3}))?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,29 @@ def parse_number(s: str) -> Number | None:
 
 
 def parse_base(s: str) -> tuple[str, int] | None:
-    """Digits and base of a number such as ``52_8``, else None."""
-    m = _BASE.fullmatch(s)
-    return (m[1].upper().lstrip("0") or "0", int(m[2])) if m and m[1][0].isdigit() else None
+    """Digits and base of a number such as ``52_8`` or ``A3_{16}``, else None (``x_1``, ``5_{100}``, ``9_8``)."""
+    if "_" not in s or (m := _BASE.fullmatch(s)) is None:
+        return None
+    digits, base = m[2].upper(), int(m[3])
+    if not 2 <= base <= 36 or not any(c.isdigit() for c in digits) or any(int(c, 36) >= base for c in digits):
+        return None
+    return m[1].replace("+", "") + (digits.lstrip("0") or "0"), base
+
+
+def rounds_to(value: Fraction, shown: Number, text: str) -> bool:
+    """Whether `shown`, written as `text`, is a rounding or truncation of `value` to the digits it shows.
+
+    Zeros at the end of an integer do not count as digits; a fraction is not rounded.
+    """
+    m = _SHOWN.fullmatch(text)
+    if m is None:
+        return value == shown.value
+    whole, places, exponent = m[1], m[2] or "", int(m[3] or m[4] or 0)
+    zeros = 0 if places or exponent else len(whole) - len(whole.rstrip("0"))
+    unit = Fraction(10) ** (zeros + exponent - len(places))
+    gap = abs(value - shown.value)
+    truncated = bool(places) and abs(shown.value) <= abs(value)
+    return gap < unit if truncated else gap * 2 <= unit
 
 
 def same_number(x: Number, y: Number, tolerance: Fraction = Fraction(1, 10**4)) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sppo_lit.rewards.math.latex import matrix_rows, split_top, unwrap
 
@@ -11,13 +11,20 @@ _GREEK = "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|kappa|lambda|mu|nu|xi|rh
 _NAME = re.compile(
     rf"(?:m ?)?(?:\\(?:angle|triangle|widehat|overline) ?)?"
     rf"(?:[A-Za-z]|[A-Z][A-Za-z]{{1,11}}|[A-Za-z]{{3,12}}|\\(?:{_GREEK}|Delta|Omega)"
-    rf"|\\(?:text|overline) ?\{{[^{{}}]*\}}"
+    rf"|\\(?:text|overline) ?\{{[^{{}}]*\}}|\|[A-Z]{{2}}\||\\frac ?\{{[A-Z]{{1,3}}\}} ?\{{[A-Z]{{1,3}}\}}"
     rf"|\{{[A-Z]{{1,4}}\}}|\([a-z](?:, ?[a-z]){{1,4}}\))(?:_\{{?\w+\}}?)?'*(?:\([A-Za-z0-9,]{{1,6}}\))?'*"
 )
 _RELATION = r"\\approx(?![a-z])|\\le(?![a-z])|\\ge(?![a-z])|\\ne(?![a-z])|\\in(?![a-z])|=|<|>"
 _FLIP = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
+_RATIO = re.compile(r"(?:[A-Z][A-Za-z]{0,3}|[a-z])(?:_\{?\w+\}?)?(?::(?:[A-Z][A-Za-z]{0,3}|[a-z])(?:_\{?\w+\}?)?)+")
+_NO_NAME = re.compile(
+    r"\b(?:[Nn]ot?|[Nn]ever|nor|[Nn]either|[Ww]rong|[Ff]alse|[Ii]ncorrect|[Ee]xcept|but|[Ww]ithout|[Ee]xcluding|isn|"
+    r"[Aa]nything|[Ii]nstead|or|than|[Uu]nless)\b"
+)
 _COMMAND = re.compile(r"\\text ?\{[^{}]*\}|\\[A-Za-z]+")
-_BUILDER = re.compile(r"\\\{ ?[A-Za-z] ?(?:\\mid(?![a-z])|:|\||\\in ?\\mathbb\{R\} ?(?:\\mid(?![a-z])|:|\|)) ?(.*)\\\}")
+_BUILDER = re.compile(
+    r"\\\{ ?([A-Za-z]) ?(?:\\mid(?![a-z])|:|\||\\in ?\\mathbb\{R\} ?(?:\\mid(?![a-z])|:|\|)) ?(.*)\\\}"
+)
 _CLOSERS = {"(": ")[]", "[": ")]", "\\{": ("\\}",)}
 
 
@@ -32,6 +39,9 @@ class Shape:
         brackets: the outer brackets of a tuple or interval; the relation signs of an inequality.
         name: the name given to the value, e.g. ``x`` in ``x = 5``.
         lhs_rhs: both sides of the relation that gave `name`.
+        shown: decimals that follow a sign of approximation.
+        relation: the whole relation that gave an interval.
+        source: the text of a matrix or of a value.
     """
 
     kind: str
@@ -39,6 +49,9 @@ class Shape:
     brackets: str = ""
     name: str = ""
     lhs_rhs: tuple[str, str] = ("", "")
+    shown: tuple[str, ...] = ()
+    relation: str = ""
+    source: str = ""
 
 
 def has_variable(s: str) -> bool:
@@ -49,13 +62,15 @@ def has_variable(s: str) -> bool:
 
 def is_name(s: str) -> bool:
     """Whether `s` can be the name of a value, left of an equals sign."""
-    return len(s) < 60 and _NAME.fullmatch(s) is not None
+    if len(s) >= 60 or _NO_NAME.search(s):
+        return False
+    return bool(_NAME.fullmatch(s) or (":" in s and _RATIO.fullmatch(s)))
 
 
 def shape(s: str) -> Shape:
     """The outermost structure of normalized text `s`."""
-    if m := _BUILDER.fullmatch(s):
-        s = m[1].strip()
+    if (m := _BUILDER.fullmatch(s)) and re.search(rf"(?<![A-Za-z\\]){m[1]}(?![A-Za-z])", m[2]):
+        s = m[2].strip()
     cases = [p for _, p in split_top(s, r"\\cup(?![a-z])")]
     if len(cases) > 1 and all(len(split_top(case, _RELATION)) > 1 for case in cases):
         return Shape("union", tuple(cases))
@@ -72,28 +87,34 @@ def _relation(parts: list[tuple[str, str]]) -> Shape:
             pieces.reverse()
         if not pieces[0] or is_name(pieces[0]):
             inner = _chain(pieces[1:], signs[1:])
-            return Shape(inner.kind, inner.items, inner.brackets, pieces[0], (pieces[0], pieces[1]))
+            return replace(inner, name=pieces[0], lhs_rhs=(pieces[0], pieces[1]))
         if len(pieces) == 2 and (has_variable(pieces[0]) or has_variable(pieces[1])) and signs[0] == "=":
             return Shape("equation", (pieces[0], pieces[1]))
         return _chain(pieces, signs)
     interval = _interval(signs, pieces)
     if interval:
-        return Shape(_plain(interval).kind, _plain(interval).items, _plain(interval).brackets, _variable(pieces))
+        relation = "".join(f"{sign} {piece}" for sign, piece in parts).strip()
+        return replace(_plain(interval), name=_variable(pieces), relation=relation if len(parts) == 2 else "")
+    if all(sign in (">", "\\ge") for sign in signs):  # c > b > a is a < b < c
+        signs, pieces = [_FLIP[sign] for sign in reversed(signs)], pieces[::-1]
     return Shape("inequality", tuple(pieces), " ".join(signs))
 
 
 def _chain(pieces: list[str], signs: list[str]) -> Shape:
-    r"""``a = b \approx c``: the exact part, all of whose members must agree."""
-    exact = [pieces[0]]
+    r"""``a = b \approx c``: the exact part, all of whose members must agree, and what it is approximately."""
+    exact, shown = [pieces[0]], list[str]()
     for sign, piece in zip(signs, pieces[1:], strict=True):
-        if sign != "=":
-            break
-        exact.append(piece)
-    return _plain(exact[0]) if len(exact) == 1 else Shape("chain", tuple(exact))
+        if sign == "\\approx" or shown:
+            shown.append(piece)
+        else:
+            exact.append(piece)
+    outer = _plain(exact[0]) if len(exact) == 1 else Shape("chain", tuple(exact))
+    return replace(outer, shown=tuple(shown))
 
 
 def _variable(pieces: list[str]) -> str:
-    return next((p for p in pieces if is_name(p)), "")
+    """The variable of an inequality: the middle of three parts, or the one that is a name."""
+    return pieces[1] if len(pieces) == 3 else next((p for p in pieces if is_name(p)), "")
 
 
 def _interval(signs: list[str], pieces: list[str]) -> str:
@@ -125,7 +146,7 @@ def _plain(s: str) -> Shape:
     s = unwrap(s, "{", "}")
     rows = matrix_rows(s)
     if rows is not None:
-        return Shape("matrix", tuple("&".join(row) for row in rows))
+        return Shape("matrix", tuple("&".join(row) for row in rows), source=s)
     pieces = [p for _, p in split_top(s, r"\\cup(?![a-z])")]
     if len(pieces) > 1:
         return Shape("union", tuple(pieces))
@@ -136,7 +157,7 @@ def _plain(s: str) -> Shape:
         inner = _bracketed(s)
         if inner is None:
             return Shape("list", _expand([s]))
-    return _bracketed(s) or Shape("value", (s,))
+    return _bracketed(s) or Shape("value", (s,), source=s)
 
 
 def _expand(items: list[str]) -> tuple[str, ...]:
@@ -162,6 +183,8 @@ def _bracketed(s: str) -> Shape | None:
     if inner.startswith("\\begin") and matrix_rows(inner) is not None:
         return _plain(inner)
     items = [p for _, p in split_top(inner, "[,;]")]
+    if left == "\\{" and inner == "\\emptyset":
+        return None  # a set with the empty set in it
     if left == "\\{":
         return Shape("set", _expand([i for i in items if i]))
     if len(items) == 1:
