@@ -427,8 +427,8 @@ def check_settings(
     """Whether an algorithm can be trained with these settings.
 
     Raises:
-        InputError: too few samples for it, groups of one, a warm-up or values of a critic that it does not have, a
-            penalty without a reference, or greedy sampling.
+        InputError: too few samples for it, groups of one, a warm-up, a weight or values of a critic that it does not
+            have, a penalty without a reference, or greedy sampling.
     """
     least = 2 if spec.samples_per_prompt > 1 else 1
     if samples < least:
@@ -437,6 +437,16 @@ def check_settings(
         raise InputError(
             "model.advantage.drop_equal_groups: with one response per prompt every group is equal, and all would be "
             "dropped; set model.batch.samples_per_prompt to 2 or more, or leave it out"
+        )
+    if advantage.value_weight < 1 and spec.critic != "scalar":
+        raise InputError(
+            f"model.advantage.value_weight is {advantage.value_weight}, but {spec.title} has no critic that values "
+            "prompts; leave it out"
+        )
+    if advantage.value_weight < 1 and samples < 2:
+        raise InputError(
+            f"model.advantage.value_weight is {advantage.value_weight}: with one response per prompt there are no "
+            "others to compare with; set model.batch.samples_per_prompt to 2 or more, or leave it out"
         )
     if ppo.critic_warmup and spec.critic == "none":
         raise InputError(
