@@ -383,6 +383,21 @@ def test_gradients_of_the_baselines_equal_the_float64_reference(options: dict[st
             assert_close(step["critic_gradient"], critic, 1e-6)
 
 
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"ppo_epochs": 2}, "iteration: 16 problems × 1 = 16 sequences, 4 steps"),
+        ({"algorithm": "grpo", "samples_per_prompt": 4}, "iteration: 16 problems × 4 = 64 sequences, 8 steps"),
+        ({"algorithm": "remax"}, "iteration: 16 problems × 1 = 16 sequences and 16 greedy ones, 2 steps"),
+    ],
+)
+def test_a_run_says_once_how_large_an_iteration_is(
+    options: dict[str, Any], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_iteration("32-true", iterations=2, **options)
+    assert [shown for shown in capsys.readouterr().out.splitlines() if "sequences" in shown] == [line]
+
+
 def advantages_of(module: Recorded) -> torch.Tensor:
     """[B, T] or [B] of the latest iteration, float64."""
     return module.last_rollouts.advantages.double()
