@@ -87,15 +87,24 @@ class AdvantageSettings:
 
     Attributes:
         gamma: discount per token of PPO's token-level estimator.
-        lam: λ of its generalised advantage estimation (GAE).
+        lam: λ of its generalised advantage estimation (GAE); None uses the algorithm's default.
+        critic_lam: λ of the returns that a token-level critic learns; None uses the algorithm's default, and where that
+            has none, the λ of the advantages.
+        value_weight: w of Sequence-Level PPO with N > 1 responses to a prompt, from 0 to 1: the baseline is
+            w · V + (1 − w) · mean of the other responses (1 is the paper's, 0 that of RLOO).
         whiten: shift and scale the advantages to mean 0 and variance 1; None uses the algorithm's default.
         drop_equal_groups: do not train the policy on problems whose N responses all got the same reward.
     """
 
     gamma: float = 1.0
-    lam: float = 1.0
+    lam: float | None = None
+    critic_lam: float | None = None
+    value_weight: float = 1.0
     whiten: bool | None = None
     drop_equal_groups: bool = False
+
+    def __post_init__(self) -> None:
+        _refuse("model.advantage", value_weight=(self.value_weight, 0 <= self.value_weight <= 1, "from 0 to 1"))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Sequence-Level PPO treats the whole response as one action of a contextual bandit (paper, section 3): context = the
 prompt s_p, action = the response, horizon 1. There is nothing to discount and nothing to whiten. The baselines of the
 paper differ from it in where the expectation comes from: other samples of the same prompt, a greedy one, or a critic
-that reads along.
+that reads along. Controls that the paper lacks take it from the iteration's other responses.
 
 B responses; those of one prompt lie next to each other, N of each.
 """
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sppo_lit.algorithms.masking import masked_moments, response_mask
+from sppo_lit.errors import InputError
 
 
 class Outcomes(NamedTuple):
@@ -30,7 +31,9 @@ class Outcomes(NamedTuple):
         greedy: [B] float32, reward of the greedy response to the same prompt; zeros where none was taken.
         costs: [B, T] float32, what each token costs (KL to the reference, in the reward), zeros on padding; or None.
         gamma: discount per token, of token-level estimators.
-        lam: λ of generalised advantage estimation.
+        lam: λ of generalised advantage estimation, one number or [B].
+        value_weight: w of the mixed baseline, in [0, 1].
+        sum_over_ranks: sums a tensor over ranks.
     """
 
     rewards: Tensor
@@ -40,7 +43,9 @@ class Outcomes(NamedTuple):
     greedy: Tensor | None = None
     costs: Tensor | None = None
     gamma: float = 1.0
-    lam: float = 1.0
+    lam: float | Tensor = 1.0
+    value_weight: float = 1.0
+    sum_over_ranks: Callable[[Tensor], Tensor] = lambda x: x
 
     @property
     def totals(self) -> Tensor:
@@ -64,6 +69,27 @@ def sequence_level(rewards: Tensor, values: Tensor) -> Tensor:
     if rewards.shape != values.shape:
         raise ValueError(f"rewards {tuple(rewards.shape)} and values {tuple(values.shape)} differ in shape")
     return rewards - values
+
+
+def mixed_baseline(rewards: Tensor, values: Tensor, samples: int, weight: float) -> Tensor:
+    """A = R − [w·V(s_p) + (1 − w)·mean of the N − 1 other responses]: Sequence-Level PPO at w = 1, RLOO at w = 0.
+
+    (cf. arXiv 2603.10848)
+
+    Args:
+        rewards: [B] float32.
+        values: [B] float32, from the critic's weights before any update.
+        samples: N, at least 2 where w is below 1.
+        weight: w, in [0, 1].
+
+    Returns:
+        [B] float32.
+
+    Raises:
+        ValueError: shapes differ, or w is below 1 and N below 2 or no divisor of B.
+    """
+    by_value = sequence_level(rewards, values)
+    return by_value if weight == 1 else weight * by_value + (1 - weight) * leave_one_out(rewards, samples)
 
 
 def group_normalised(rewards: Tensor, samples: int, epsilon: float = 1e-6) -> Tensor:
@@ -120,6 +146,25 @@ def leave_one_out(rewards: Tensor, samples: int) -> Tensor:
     return (groups - others).flatten()
 
 
+def iteration_baseline(rewards: Tensor, sum_over_ranks: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
+    """A = R − mean of the iteration's other rewards (REINFORCE; the leave-one-out mean of RLOO over all prompts).
+
+    Args:
+        rewards: [B] float32.
+        sum_over_ranks: sums a tensor over ranks.
+
+    Returns:
+        [B] float32.
+
+    Raises:
+        InputError: there is no other reward.
+    """
+    total, count = sum_over_ranks(torch.stack([rewards.sum(), rewards.new_tensor(len(rewards))]))
+    if count < 2:
+        raise InputError("REINFORCE compares the responses of an iteration; set data.problems_per_epoch to 2 or more")
+    return rewards - (total - rewards) / (count - 1)
+
+
 def greedy_baseline(rewards: Tensor, greedy: Tensor | None) -> Tensor:
     """A = R − R(greedy response to the same prompt) (ReMax, arXiv 2310.10505, equation 6).
 
@@ -144,7 +189,7 @@ def gae(
     lengths: Tensor,
     *,
     gamma: float = 1.0,
-    lam: float = 1.0,
+    lam: float | Tensor = 1.0,
     costs: Tensor | None = None,
 ) -> Tensor:
     """Generalised advantage estimation over the tokens of each response (Schulman et al. 2016, equation 16).
@@ -157,7 +202,7 @@ def gae(
         values: [B, T] float32, V(s_t) of the state before token t; padding may hold anything.
         lengths: [B] int64, at least 1.
         gamma: γ, in [0, 1].
-        lam: λ, in [0, 1].
+        lam: λ, in [0, 1], one number or [B].
         costs: [B, T] float32 taken from each token's reward, or None.
 
     Returns:
@@ -175,6 +220,40 @@ def gae(
         following = torch.where(mask[:, t], following, 0.0)
         advantages[:, t], next_value = following, values[:, t]
     return advantages
+
+
+def returns_to_go(rewards: Tensor, lengths: Tensor, gamma: float = 1.0, costs: Tensor | None = None) -> Tensor:
+    """What each token and those after it are paid: G_t = r_t + γ G_{t+1} (REINFORCE++, arXiv 2501.03262).
+
+    Without costs and discount it is R at every token, so that whitening it over tokens weighs each response by its
+    length: the measure in which `token-mean` takes its mean.
+
+    Args:
+        rewards: [B] float32, paid at the last token.
+        lengths: [B] int64, at least 1.
+        gamma: γ, in [0, 1].
+        costs: [B, T] float32 taken from each token's reward, or None.
+
+    Returns:
+        [B, T] float32 with T the longest of `lengths`, zeros on padding.
+    """
+    nothing = rewards.new_zeros(len(rewards), int(lengths.max()))
+    return gae(rewards, nothing, lengths, gamma=gamma, lam=1.0, costs=costs)
+
+
+def length_adaptive_lam(lengths: Tensor, alpha: float = 0.05) -> Tensor:
+    """λ = 1 − 1/(α·length) of each response, 0 where that is negative (VAPO, arXiv 2504.05118).
+
+    The estimator looks about 1/(1 − λ) = α·length tokens ahead: the same share of every response.
+
+    Args:
+        lengths: [B] int64, at least 1.
+        alpha: α.
+
+    Returns:
+        [B] float32.
+    """
+    return (1 - 1 / (alpha * lengths.float())).clamp(min=0.0)
 
 
 def whiten(

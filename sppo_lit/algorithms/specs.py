@@ -16,8 +16,11 @@ from sppo_lit.algorithms.advantages import (
     greedy_baseline,
     group_centred,
     group_normalised,
+    iteration_baseline,
     leave_one_out,
-    sequence_level,
+    length_adaptive_lam,
+    mixed_baseline,
+    returns_to_go,
 )
 from sppo_lit.errors import InputError
 from sppo_lit.types import Aggregation
@@ -39,6 +42,8 @@ class AlgorithmSpec:
         clip_high: ε above 1, unless a recipe sets it.
         critic_loss: (outputs, targets, values before the update, clip) -> loss per element, in the critic's shape.
         samples_per_prompt: N, responses drawn for each problem.
+        lam: λ of token-level advantages, or a function of the response lengths [B] -> [B], unless a recipe sets it.
+        critic_lam: λ of the returns that a token-level critic learns; that of the advantages where None.
         greedy: also take the greedy response to each problem, for its reward.
         whiten: shift and scale the advantages to mean 0 and variance 1 over the iteration.
         aggregation: how token losses become one number.
@@ -53,6 +58,8 @@ class AlgorithmSpec:
     clip_high: float = 0.2
     critic_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor] | None = None
     samples_per_prompt: int = 1
+    lam: float | Callable[[Tensor], Tensor] = 1.0
+    critic_lam: float | None = None
     greedy: bool = False
     whiten: bool = False
     aggregation: Aggregation = "token-mean"
@@ -72,7 +79,7 @@ ALGORITHMS: dict[str, AlgorithmSpec] = {
     "sppo": AlgorithmSpec(
         title="Sequence-Level PPO",
         short="SPPO",
-        advantage=lambda o: sequence_level(o.totals, o.values),
+        advantage=lambda o: mixed_baseline(o.totals, o.values, o.samples, o.value_weight),
         critic="scalar",
         link=torch.sigmoid,
         critic_loss=losses.critic_bce,
@@ -91,6 +98,15 @@ ALGORITHMS: dict[str, AlgorithmSpec] = {
         link=torch.sigmoid,
         critic_loss=losses.critic_bce,
         whiten=True,
+    ),
+    "vc_ppo": AlgorithmSpec(
+        title="VC-PPO",
+        advantage=_gae,
+        critic="token",
+        critic_loss=losses.critic_clipped_mse,
+        whiten=True,
+        lam=length_adaptive_lam,
+        critic_lam=1.0,
     ),
     "grpo": AlgorithmSpec(
         title="GRPO",
@@ -121,6 +137,15 @@ ALGORITHMS: dict[str, AlgorithmSpec] = {
         title="ReMax",
         advantage=lambda o: greedy_baseline(o.totals, o.greedy),
         greedy=True,
+    ),
+    "reinforce": AlgorithmSpec(
+        title="REINFORCE",
+        advantage=lambda o: iteration_baseline(o.totals, o.sum_over_ranks),
+    ),
+    "reinforce_pp": AlgorithmSpec(
+        title="REINFORCE++",
+        advantage=lambda o: returns_to_go(o.rewards, o.lengths, o.gamma, o.costs),
+        whiten=True,
     ),
 }
 

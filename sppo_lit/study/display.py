@@ -28,7 +28,10 @@ def table(study: Study, progress: Mapping[Job, Progress], height: int, elapsed: 
         height: lines of the screen.
         elapsed: wall-clock seconds since the command was started.
     """
-    table = Table(title=Text(visible(study.title), "bold"), title_justify="left")
+    title = Text(visible(study.title), "bold")
+    if study.protocol:
+        title.append(f" · {study.protocol.replace('_', ' ')}", "not bold dim")
+    table = Table(title=title, title_justify="left")
     table.add_column("cell")
     stages = any(job.stage != TRAIN for job in progress)
     for name in ("seed", *(["stage"] if stages else []), "state"):

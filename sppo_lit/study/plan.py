@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from sppo_lit.errors import InputError
+from sppo_lit.study.protocols import PROTOCOLS, size_flags
 from sppo_lit.utils.paths import find
 
 NAME = r"[A-Za-z0-9][\w.-]*"
@@ -45,7 +46,7 @@ class Study:
     Attributes:
         title: heading of the display and the report.
         recipe: path of the recipe that all cells start from.
-        cells: cell name → its own flags, by dotted key.
+        cells: cell name → its own flags, by dotted key, and those that the protocol sets.
         budget: budget of one run: ``{"seconds": …}`` of training (`clock.max_seconds`) or ``{"tokens": …}`` sampled.
         out: folder of runs, logs and report.
         common: flags of every cell.
@@ -55,6 +56,8 @@ class Study:
         threads: `OMP_NUM_THREADS` of each run.
         devices: ``cpu`` or ``cuda:0`` …, assigned in turn; empty leaves the choice to the recipe.
         baseline: cell that speed-ups refer to.
+        protocol: name in `PROTOCOLS` of what cells with different numbers of responses to a prompt have in common; None
+            leaves the size of their iterations to the file.
         after: name → flags of a `sppo run validate` on the last checkpoint of every cell and seed, or only of the cells
             listed under its key "cells".
     """
@@ -71,6 +74,7 @@ class Study:
     threads: int
     devices: Sequence[str]
     baseline: str | None
+    protocol: str | None
     after: Mapping[str, Flags]
 
     @property
@@ -228,10 +232,31 @@ def read(path: str, out: Path | None = None) -> Study:
     values["recipe"] = str(Path(find(values["recipe"])).absolute())
     if not Path(values["recipe"]).is_file():
         raise InputError(f"{path}: recipe {values['recipe']}: no such file; 'sppo list' shows the recipes")
+    if values["protocol"] is not None:
+        values["cells"] = _sized_cells(path, values)
     out = Path(out or values["out"] or Path("lightning_logs") / f"study-{file.stem}")
     return Study(
         **{**values, "out": out.resolve(), "budget": {unit: UNITS[unit](n) for unit, n in values["budget"].items()}}
     )
+
+
+def _sized_cells(path: str, values: Mapping[str, Any]) -> dict[str, Flags]:
+    """The cells of a study with the flags that its protocol sets."""
+    try:
+        recipe = yaml.safe_load(Path(values["recipe"]).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{values['recipe']}: no valid YAML ({' '.join(str(error).split())[:200]})") from error
+    if not isinstance(recipe, dict):
+        raise InputError(
+            f"{values['recipe']}: not a recipe; write a YAML mapping with the keys model, data and trainer"
+        )
+    sized: dict[str, Flags] = {}
+    for name, flags in values["cells"].items():
+        try:
+            sized[name] = {**flags, **size_flags(values["protocol"], recipe, values["common"], flags)}
+        except InputError as error:
+            raise InputError(f"{path}: cells.{name}: {error}") from error
+    return sized
 
 
 def _check_flags(where: str, flags: Flags) -> None:
@@ -281,6 +306,7 @@ KEYS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
         "a list such as [cuda:0, cuda:1] or [cpu]",
     ),
     "baseline": (None, lambda v: v is None or isinstance(v, str), "the name of a cell"),
+    "protocol": (None, lambda v: v is None or v in PROTOCOLS, " or ".join(PROTOCOLS)),
     "after": (
         {},
         lambda v: (
@@ -300,7 +326,7 @@ def write_study_json(study: Study) -> None:
     """Write what the report needs of the study to ``<out>/study.json``."""
     recipe = os.path.relpath(study.recipe) if Path(study.recipe).is_relative_to(Path.cwd()) else study.recipe
     fields = asdict(study)
-    names = ("title", "budget", "baseline", "seeds", "common", "cells", "after")
+    names = ("title", "budget", "baseline", "protocol", "seeds", "common", "cells", "after")
     content = {"recipe": recipe, **{name: fields[name] for name in names}}
     study.out.mkdir(parents=True, exist_ok=True)
     (study.out / "study.json").write_text(json.dumps(content, indent=1, default=str), encoding="utf-8")

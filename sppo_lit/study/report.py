@@ -12,6 +12,7 @@ from typing import Any
 from sppo_lit.errors import InputError
 from sppo_lit.study.figures.specs import FIGURES, FigureSpec
 from sppo_lit.study.plan import flag_value, read_study_json
+from sppo_lit.study.protocols import PROTOCOLS
 from sppo_lit.study.responses import files
 from sppo_lit.study.runs import find_runs
 from sppo_lit.study.tables import TextTable, format_value, tables
@@ -58,6 +59,7 @@ def write_report(out: Path) -> Path:
         recipe=study.get("recipe"),
         budget=", ".join(f"{format_value(value)} {unit}" for unit, value in study.get("budget", {}).items()),
         baseline=study.get("baseline"),
+        protocol=PROTOCOLS.get(study.get("protocol", "")),
         figures=[(name, FIGURES[name].about, tables(numbers)) for name, numbers in drawn.items()],
         missing=missing,
         cells=TextTable("Cells", ["cell", "flags"], cells),

@@ -208,6 +208,7 @@ class Collector:
     ) -> TrainingBatch:
         lengths, settings = rollouts.response_lengths, self._advantage
         mask = response_mask(lengths, rollouts.response_ids.shape[1])
+        lam, critic_lam = self._lams(lengths)
         costs = None
         if reference is not None and self._kl.where == "reward":
             costs = self._kl.coef * kl_penalty(rollouts.logprobs, reference, self._kl.estimator)  # 0 on padding
@@ -219,14 +220,16 @@ class Collector:
             rollouts.greedy_rewards,
             costs,
             settings.gamma,
-            settings.lam,
+            lam,
+            settings.value_weight,
+            reduced,
         )
         advantages = self._spec.advantage(outcomes)
         if self._spec.whiten if settings.whiten is None else settings.whiten:
             advantages = whiten(advantages, usable if advantages.ndim == 1 else mask & usable[:, None], reduced)
         targets = rollouts.labels
         if values.ndim == 2:
-            estimates = gae(rollouts.labels, values, lengths, gamma=settings.gamma, lam=settings.lam)
+            estimates = gae(rollouts.labels, values, lengths, gamma=settings.gamma, lam=critic_lam)
             targets = torch.where(mask, estimates + values, 0.0)
         trainable = usable
         if settings.drop_equal_groups:
@@ -241,6 +244,14 @@ class Collector:
             reference=reference,
             bad_values=bad_values,
         )
+
+    def _lams(self, lengths: Tensor) -> tuple[float | Tensor, float | Tensor]:
+        """λ of the advantages and of the critic's returns, each one number or [B]."""
+        spec, settings = self._spec, self._advantage
+        own = spec.lam(lengths) if callable(spec.lam) else spec.lam
+        lam = own if settings.lam is None else settings.lam
+        critic_lam = spec.critic_lam if settings.critic_lam is None else settings.critic_lam
+        return lam, lam if critic_lam is None else critic_lam
 
     def _with_advantages(self, rollouts: Rollouts, values: Tensor, advantages: Tensor) -> list[Scored]:
         """The responses as text, with V(prompt) and the mean advantage of their tokens."""

@@ -50,6 +50,7 @@ from sppo_lit.training.evaluator import Evaluator
 from sppo_lit.training.metrics import Result, flatten
 from sppo_lit.training.networks import make_critic, make_policy, make_reference
 from sppo_lit.training.passes import ValueReader, read_logprobs
+from sppo_lit.training.protocols import IterationProblems
 from sppo_lit.training.run_folder import run_folder
 from sppo_lit.training.runtime import Runtime
 from sppo_lit.training.sampler import Sampler
@@ -250,6 +251,16 @@ class SPPOModule(pl.LightningModule):
         self.critic_updater = None
         if self.critic is not None:
             self.critic_updater = Updater("critic", self.critic, wrapped[1], self.critic_optimizer, *common)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, IterationProblems):
+            self.runtime.say(self.iteration_size(data.problems_per_epoch))
+
+    def iteration_size(self, problems: int) -> str:
+        """One line: what an iteration of so many problems samples and learns from."""
+        sequences = problems * self.samples
+        steps = self.ppo.epochs * sequences // self.batch_settings.minibatch_size
+        greedy = f" and {problems:,} greedy ones" if self.spec.greedy else ""
+        return f"iteration: {problems:,} problems × {self.samples} = {sequences:,} sequences{greedy}, {steps:,} steps"
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the token budget."""
@@ -446,6 +457,16 @@ def check_settings(
         raise InputError(
             "model.advantage.drop_equal_groups: with one response per prompt every group is equal, and all would be "
             "dropped; set model.batch.samples_per_prompt to 2 or more, or leave it out"
+        )
+    if advantage.value_weight < 1 and spec.critic != "scalar":
+        raise InputError(
+            f"model.advantage.value_weight is {advantage.value_weight}, but {spec.title} has no critic that values "
+            "prompts; leave it out"
+        )
+    if advantage.value_weight < 1 and samples < 2:
+        raise InputError(
+            f"model.advantage.value_weight is {advantage.value_weight}: with one response per prompt there are no "
+            "others to compare with; set model.batch.samples_per_prompt to 2 or more, or leave it out"
         )
     if ppo.critic_warmup and spec.critic == "none":
         raise InputError(

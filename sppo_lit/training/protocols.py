@@ -128,6 +128,17 @@ class NamedSets(Protocol):
     val_names: list[str]
 
 
+@runtime_checkable
+class IterationProblems(Protocol):
+    """A data module whose iterations are equally large.
+
+    Attributes:
+        problems_per_epoch: problems of an iteration, over all ranks.
+    """
+
+    problems_per_epoch: int
+
+
 def training_module(pl_module: pl.LightningModule) -> TrainingModule:
     """The module, typed.
 

@@ -17,7 +17,13 @@ GROUPS = (
     "--model.kl={coef: 0.1}",
     "--model.ppo.entropy_coef=0.01",
 )
-ALGORITHMS = {"ppo": ("--model.algorithm=ppo", "--model.advantage.lam=0.9"), "grpo": GROUPS}
+ALGORITHMS = {
+    "ppo": ("--model.algorithm=ppo", "--model.advantage.lam=0.9"),
+    "grpo": GROUPS,
+    "reinforce": ("--model.algorithm=reinforce", "--model.ppo.critic_warmup=0"),
+    "reinforce_pp": ("--model.algorithm=reinforce_pp", "--model.ppo.critic_warmup=0"),
+    "vc_ppo": ("--model.algorithm=vc_ppo",),
+}
 
 
 @pytest.mark.slow

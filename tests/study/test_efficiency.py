@@ -16,6 +16,7 @@ from sppo_lit.algorithms.specs import ALGORITHMS
 from sppo_lit.cli.main import main
 from sppo_lit.errors import InputError
 from sppo_lit.study.figures import efficiency, memory
+from sppo_lit.study.protocols import PROTOCOLS
 from sppo_lit.study.report import write_report
 from sppo_lit.study.runs import COLORS, SPARE, Run, find_runs, styles
 from sppo_lit.study.tables import tables
@@ -132,6 +133,13 @@ def test_the_page_of_a_study(study: Path) -> None:
     numbers = json.loads((folder / "numbers.json").read_text())
     assert numbers["efficiency"]["cells"]["sppo"]["faster"] == pytest.approx(3)
     assert set(numbers["ablation"]["cells"]) == {"sppo", "ppo"}
+
+
+def test_the_page_names_the_protocol(study: Path) -> None:
+    assert "Protocol" not in write_report(study).read_text(encoding="utf-8")
+    plan = json.loads((study / "study.json").read_text())
+    (study / "study.json").write_text(json.dumps({**plan, "protocol": "equal_prompts"}))
+    assert f"Protocol {PROTOCOLS['equal_prompts']}" in write_report(study).read_text(encoding="utf-8")
 
 
 def test_the_page_has_the_figures_of_further_evaluations(study: Path) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from cli_helpers import ROOT, recipe, refused
+from rich.console import Console
 
 from sppo_lit.cli.main import run_settings
 from sppo_lit.errors import InputError
 from sppo_lit.study.command import check
-from sppo_lit.study.plan import TRAIN, jobs, read
+from sppo_lit.study.display import table
+from sppo_lit.study.plan import TRAIN, jobs, read, read_study_json, write_study_json
+from sppo_lit.study.progress import Progress
 from sppo_lit.study.runner import environment
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -74,6 +78,93 @@ def test_cells_take_turns_within_a_seed(tmp_path: Path) -> None:
     ],
 )
 def test_a_mistake_is_told_in_one_line(tmp_path: Path, capsys: Any, changes: dict[str, Any], parts: list[str]) -> None:
+    refused(capsys, tmp_path, ["study", study(tmp_path, **changes)], *parts)
+
+
+PROTOCOL_CELLS: dict[str, Any] = {
+    "sppo": None,
+    "grpo": {"model.algorithm": "grpo"},
+    "rloo": {"model.algorithm": "rloo", "model.batch": {"samples_per_prompt": 2}},
+}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "sizes"),
+    [
+        # The recipe has 8 problems and a minibatch of 4: two steps.
+        ("equal_prompts", {"sppo": (8, 4), "grpo": (8, 32), "rloo": (8, 8)}),
+        ("equal_sequences", {"sppo": (8, 4), "grpo": (1, 4), "rloo": (4, 4)}),
+    ],
+)
+def test_protocol_sizes_the_iterations_of_every_cell(
+    tmp_path: Path, protocol: str, sizes: dict[str, tuple[int, int]]
+) -> None:
+    plan = read(str(study(tmp_path, protocol=protocol, cells=PROTOCOL_CELLS)))
+    samples = {"sppo": 1, "grpo": 8, "rloo": 2}
+    for job in jobs(plan, seeds=[1]):
+        settings = run_settings(job.arguments[1:])
+        size = (settings.data.problems_per_epoch, settings.model.batch.minibatch_size)
+        assert size == sizes[job.cell]
+        assert size[0] * samples[job.cell] / size[1] == 2, "optimizer steps"
+    write_study_json(plan)
+    assert read_study_json(plan.out)["protocol"] == protocol
+    shown = Console(width=120, record=True, file=io.StringIO())
+    shown.print(table(plan, {job: Progress() for job in jobs(plan)}, 40, 0.0))
+    assert f"Two cells · {protocol.replace('_', ' ')}" in shown.export_text()
+
+
+def test_protocol_starts_from_the_numbers_of_the_recipe_and_common(tmp_path: Path) -> None:
+    cells: dict[str, Any] = {"four": {"model.batch.samples_per_prompt": 4}, "eight": None}
+    common = {"model.algorithm": "grpo", "data": {"problems_per_epoch": 16}, "model.batch.minibatch_size": 32}
+    prompts, sequences = (
+        read(str(study(tmp_path, protocol=protocol, cells=cells, common=common))).cells
+        for protocol in ("equal_prompts", "equal_sequences")
+    )
+    numbers = ("data.problems_per_epoch", "model.batch.minibatch_size")
+    assert [[prompts[c][n] for n in numbers] for c in cells] == [[16, 16], [16, 32]]
+    assert [[sequences[c][n] for n in numbers] for c in cells] == [[32, 32], [16, 32]]
+
+
+def test_a_study_without_protocol_sets_its_own_numbers(tmp_path: Path) -> None:
+    plan = read(str(study(tmp_path)))
+    assert plan.protocol is None and plan.cells["sppo"] == {}
+    assert plan.cells["grpo"] == {"model.algorithm": "grpo", "data.problems_per_epoch": 4}
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"protocol": "equal_tokens"}, ["protocol is 'equal_tokens'", "equal_prompts or equal_sequences"]),
+        (
+            {"cells": {"a": {"model.algorithm": "rloo"}}, "protocol": "equal_sequences"},
+            ["cells.a: equal sequences: the 8 sequences", "by 5 responses to a prompt"],
+        ),
+        (
+            {
+                "cells": {"a": {"model.batch.samples_per_prompt": 3}},
+                "common": {"model.algorithm": "grpo"},
+                "protocol": "equal_prompts",
+            },
+            ["cells.a: equal prompts: model.batch.minibatch_size 4 × 3", "recipe's 8 responses"],
+        ),
+        ({"protocol": "equal_prompts"}, ["cells.grpo: data.problems_per_epoch is set by the study (from protocol)"]),
+        (
+            {"cells": {"a": {"model.batch": {"minibatch_size": 8}}}, "protocol": "equal_prompts"},
+            ["cells.a: model.batch.minibatch_size is set by the study"],
+        ),
+        (
+            {"cells": {"a": {}}, "common": {"model.batch.minibatch_size": 3}, "protocol": "equal_prompts"},
+            ["cells.a: model.batch.minibatch_size 3 does not divide the 8 sequences"],
+        ),
+        (
+            {"cells": {"a": {"model.algorithm": "trpo"}}, "protocol": "equal_prompts"},
+            ["cells.a: model.algorithm 'trpo' is unknown"],
+        ),
+    ],
+)
+def test_a_protocol_that_a_cell_cannot_follow_is_told_in_one_line(
+    tmp_path: Path, capsys: Any, changes: dict[str, Any], parts: list[str]
+) -> None:
     refused(capsys, tmp_path, ["study", study(tmp_path, **changes)], *parts)
 
 

@@ -133,7 +133,9 @@ def reference_gradients(module: Recorded, step: dict[str, Any]) -> tuple[list[to
         logit = critic.score(critic.base_model(input_ids=prompt[None]).last_hidden_state[0, -1])[0]
         value = torch.sigmoid(logit)
         critic_loss = critic_loss - reward * torch.log(value) - (1 - reward) * torch.log(1 - value)
-        advantage = reward - float(batch.values[row])
+        others = [float(batch.labels[i]) for i in group_of(row, module.samples) if i != row]
+        w = module.advantage.value_weight
+        advantage = reward - w * float(batch.values[row]) - (1 - w) * sum(others) / max(len(others), 1)
         with torch.no_grad():
             old = reference_logprobs(module.before.double(), prompt, response, temperature)
         for new_t, old_t in zip(reference_logprobs(policy, prompt, response, temperature), old, strict=True):
@@ -144,6 +146,11 @@ def reference_gradients(module: Recorded, step: dict[str, Any]) -> tuple[list[to
     (critic_loss / len(step["rows"])).backward()
     (policy_loss / tokens).backward()
     return [p.grad for p in critic.parameters()], [p.grad for p in policy.parameters()]
+
+
+def group_of(row: int, samples: int) -> range:
+    """Rows of the responses to the same prompt."""
+    return range(row // samples * samples, row // samples * samples + samples)
 
 
 def assert_close(ours: list[torch.Tensor], reference: list[torch.Tensor], tolerance: float) -> None:
@@ -160,6 +167,16 @@ def test_gradients_of_a_whole_iteration_equal_the_float64_reference(ppo_epochs: 
     assert len(module.steps) == 2 * ppo_epochs
     assert module.last_rollouts.values.std() == 0, "a new critic's head is zero: V = 0.5 everywhere"
     for step in module.steps:
+        critic, policy = reference_gradients(module, step)
+        assert_close(step["critic_gradient"], critic, 1e-6)
+        assert_close(step["policy_gradient"], policy, 1e-6)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.4])
+def test_gradients_with_a_mixed_baseline_equal_the_float64_reference(weight: float) -> None:
+    module = run_iteration(iterations=2, samples_per_prompt=4, value_weight=weight)
+    assert len(module.steps) == 16 and module.last_rollouts.values.std() > 0
+    for step in module.steps[8:]:
         critic, policy = reference_gradients(module, step)
         assert_close(step["critic_gradient"], critic, 1e-6)
         assert_close(step["policy_gradient"], policy, 1e-6)
@@ -275,7 +292,8 @@ def reference_of(module: Recorded, step: dict[str, Any], options: dict[str, Any]
     """Gradients of critic and policy on one minibatch by the equations of PPO, GRPO and the like, sequence by sequence.
 
     Old log-probabilities and values come from the weights before the iteration; advantages are taken from the batch
-    where they need more than the minibatch (groups, whitening), which tests/algorithms compares with references.
+    where they need more than the minibatch (groups, whitening), which tests/algorithms compares with references. The
+    critic's targets are returns with λ = 1.
     """
     batch, temperature, epsilon, c = module.last_rollouts, module.sampling.temperature, 0.2, 3.0
     critic = step["critic"].double() if module.critic is not None else None
@@ -343,8 +361,14 @@ def reference_of(module: Recorded, step: dict[str, Any], options: dict[str, Any]
         {"algorithm": "gspo", "samples_per_prompt": 4, "policy_optimizer": OptimizerSettings(lr=1e-5)},
         {"algorithm": "rloo", "samples_per_prompt": 4, "aggregation": "seq-mean-token-mean"},
         {"algorithm": "remax"},
+        {"algorithm": "reinforce"},
+        {"algorithm": "reinforce_pp"},
+        {"algorithm": "vc_ppo"},
+        {"algorithm": "ppo", "lam": 0.8, "critic_lam": 1.0},
     ],
-    ids=lambda options: options["algorithm"],
+    ids=lambda options: "-".join(
+        k if k == "critic_lam" else str(options[k]) for k in ("algorithm", "critic_lam") if k in options
+    ),
 )
 def test_gradients_of_the_baselines_equal_the_float64_reference(options: dict[str, Any], start: ModelSource) -> None:
     kl = KLSettings(**options.get("kl", {}))
@@ -357,6 +381,60 @@ def test_gradients_of_the_baselines_equal_the_float64_reference(options: dict[st
         assert_close(step["policy_gradient"], policy, 1e-6)
         if critic:
             assert_close(step["critic_gradient"], critic, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"ppo_epochs": 2}, "iteration: 16 problems × 1 = 16 sequences, 4 steps"),
+        ({"algorithm": "grpo", "samples_per_prompt": 4}, "iteration: 16 problems × 4 = 64 sequences, 8 steps"),
+        ({"algorithm": "remax"}, "iteration: 16 problems × 1 = 16 sequences and 16 greedy ones, 2 steps"),
+    ],
+)
+def test_a_run_says_once_how_large_an_iteration_is(
+    options: dict[str, Any], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_iteration("32-true", iterations=2, **options)
+    assert [shown for shown in capsys.readouterr().out.splitlines() if "sequences" in shown] == [line]
+
+
+def advantages_of(module: Recorded) -> torch.Tensor:
+    """[B, T] or [B] of the latest iteration, float64."""
+    return module.last_rollouts.advantages.double()
+
+
+def test_reinforce_is_centred_on_the_iteration(start: ModelSource) -> None:
+    module = run_iteration(algorithm="reinforce", policy=start)
+    labels = module.last_rollouts.labels.double()
+    expected = [float(r) - float(labels.sum() - r) / (len(labels) - 1) for r in labels]
+    assert advantages_of(module).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_reinforce_pp_is_centred_under_the_loss_over_tokens(start: ModelSource) -> None:
+    module = run_iteration(algorithm="reinforce_pp", policy=start)
+    batch, mask = module.last_rollouts, module.last_rollouts.loss_mask
+    by_token = batch.labels.double()[:, None].expand_as(mask)[mask]
+    expected = (by_token - by_token.mean()) / by_token.std()
+    torch.testing.assert_close(advantages_of(module)[mask], expected, atol=1e-5, rtol=0)
+    assert len(batch.response_lengths.unique()) > 3
+
+
+def test_vc_ppo_takes_its_own_lambda_for_each_response_and_one_for_the_critic(start: ModelSource) -> None:
+    module = run_iteration(iterations=2, algorithm="vc_ppo", policy=start, critic_warmup=1, whiten=False)
+    batch, found = module.last_rollouts, advantages_of(module)
+    values = batch.values.double()
+    assert values.std() > 0, "the critic has learned while the policy was frozen"
+    assert {"policy" in step for step in module.steps[:2]} == {False}, "the first iteration is the critic's"
+    long = 0
+    for row, length in enumerate(batch.response_lengths.tolist()):
+        lam, ahead = max(1 - 1 / (0.05 * length), 0.0), 0.0
+        long += lam > 0
+        for t in reversed(range(length)):
+            next_value = float(values[row, t + 1]) if t + 1 < length else float(batch.labels[row])
+            ahead = next_value - float(values[row, t]) + lam * ahead
+            assert float(found[row, t]) == pytest.approx(ahead, abs=1e-5)
+        assert batch.targets[row, :length].tolist() == pytest.approx([float(batch.labels[row])] * length, abs=1e-5)
+    assert long, "no response is long enough to look ahead"
 
 
 def test_kl_in_the_reward_is_taken_from_what_is_paid_but_not_from_the_labels(start: ModelSource) -> None:
@@ -386,7 +464,12 @@ def test_kl_in_the_reward_is_taken_from_what_is_paid_but_not_from_the_labels(sta
         ({"drop_equal_groups": True}, "every group is equal"),
         ({"algorithm": "remax", "critic_warmup": 3}, "ReMax has no critic"),
         ({"kl": KLSettings(0.1)}, "has no weights to stay close to"),
-        ({"algorithm": "reinforce"}, "choose one of: sppo, ppo, ppo_bce, grpo, gspo, dr_grpo, rloo, remax"),
+        ({"value_weight": 0.5}, "value_weight is 0.5: with one response per prompt there are no others"),
+        ({"value_weight": 0.5, "algorithm": "rloo"}, "RLOO has no critic that values prompts"),
+        (
+            {"algorithm": "trpo"},
+            "choose one of: sppo, ppo, ppo_bce, vc_ppo, grpo, gspo, dr_grpo, rloo, remax, reinforce",
+        ),
     ],
 )
 def test_settings_that_an_algorithm_cannot_have(options: dict[str, Any], part: str) -> None:
