@@ -29,6 +29,7 @@ class DoctorCLI(RecipeCLI):
     """A recipe under examination. Memory is estimated for the run that was asked for; all else is one process."""
 
     args: argparse.Namespace
+    writes = False
 
     def before_instantiate_classes(self) -> None:
         """Estimate from the configuration alone, before anything is loaded."""

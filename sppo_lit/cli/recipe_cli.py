@@ -33,6 +33,7 @@ from sppo_lit.cli import STAGES
 from sppo_lit.cli.messages import explain, is_lost_connection, one_line
 from sppo_lit.cli.resume import (
     RunCSVLogger,
+    checkpoint_file,
     response_settings,
     run_of,
     unfinished_run,
@@ -45,6 +46,7 @@ from sppo_lit.training.datamodule import MathDataModule
 from sppo_lit.training.module import SPPOModule
 from sppo_lit.training.protocols import TrainingModule, callbacks_of, training_module
 from sppo_lit.training.supervised import SupervisedModule
+from sppo_lit.utils.lock import FolderLock
 
 CALLBACKS = {
     "clock": Clock,
@@ -98,8 +100,11 @@ class RecipeCLI(LightningCLI):
         made: this object is appended to it at once, so that it is known where construction (which runs) fails.
 
     Attributes:
+        writes: whether it makes a run folder, or goes on with one.
         keys: every key of a recipe.
     """
+
+    writes = True
 
     def __init__(self, arguments: list[str], recipe: Path | None, made: list[RecipeCLI]) -> None:
         made.append(self)
@@ -108,6 +113,7 @@ class RecipeCLI(LightningCLI):
         self.started = 0  # iterations of the checkpoint that the run starts from
         self.new_folders: list[Path] = []
         self.continued: Path | None = None
+        self._lock: FolderLock | None = None
         self._built: Trainer | None = None  # these two: once they are there
         self._trained: TrainingModule | None = None
         self.asked: dict[str, object] | None = None  # what the responses of an evaluation depend on
@@ -163,9 +169,13 @@ class RecipeCLI(LightningCLI):
         settings.run_name = self._runs().name  # so that the run's config.yaml finds the same folder
         if settings.get("ckpt_path"):
             resume = self.subcommand == "fit"
+            if resume and (folder := run_of(checkpoint_file(settings.ckpt_path, self._runs()), self._runs())):
+                self._take(folder)  # before its checkpoint is read: its other process may be writing another one
             file, self.started = usable_checkpoint(settings.ckpt_path, self._runs(), resume)
             settings.ckpt_path = str(file)
             self.continued = run_of(file, self._runs()) if resume else None
+            if self.continued is None:
+                self.release()
             if resume and 0 <= (settings.trainer.max_epochs or -1) <= self.started:
                 raise InputError(
                     f"--ckpt_path {file}: it is from iteration {self.started} and the run ends at --max_epochs "
@@ -175,6 +185,11 @@ class RecipeCLI(LightningCLI):
             self.asked = response_settings(settings)
             if settings.evaluation.resume:
                 self.continued = unfinished_run(self._folder_of_runs(), self.asked)
+                if self.continued:
+                    self._take(self.continued)
+                    if unfinished_run(self._folder_of_runs(), self.asked) != self.continued:  # it has ended just now
+                        self.continued = None
+                        self.release()
 
     def instantiate_classes(self) -> None:
         """Without critic where weights are evaluated that come from no checkpoint."""
@@ -232,10 +247,9 @@ class RecipeCLI(LightningCLI):
 
     def _loggers(self) -> list[Logger]:
         runs = self._folder_of_runs()
-        version = self.continued.name if self.continued else None
+        version = self.continued.name if self.continued else self._new_version(runs)
         csv = RunCSVLogger(runs.parent, runs.name, version, self.started)
         folder = Path(csv.log_dir)
-        self.new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
         purge = self.started + 1 if self.continued else None
         loggers: list[Logger] = [
             csv,
@@ -249,6 +263,34 @@ class RecipeCLI(LightningCLI):
             except ModuleNotFoundError:
                 raise InputError("--wandb needs the extra: pip install 'sppo-lit[wandb]'") from None
         return loggers
+
+    def _new_version(self, runs: Path) -> str:
+        """Make the next free run folder, which no other process can take at the same time; returns its name."""
+        while True:
+            numbers = [p.name.removeprefix("version_") for p in runs.glob("version_*")]
+            folder = runs / f"version_{max((int(n) for n in numbers if n.isdecimal()), default=-1) + 1}"
+            self.new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
+            if rank() or self._get(self.config, "trainer").get("fast_dev_run"):
+                return folder.name
+            runs.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+            self._take(folder)
+            return folder.name
+
+    def _take(self, folder: Path) -> None:
+        """Lock a run folder until `release`; the other ranks write to it only what rank zero waits for."""
+        self.release()
+        if self.writes and not rank():
+            self._lock = FolderLock(folder)
+
+    def release(self) -> None:
+        """Let other processes go on with the run."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def launched_ranks(self) -> processes.Ranks:
         """Processes that the trainer has launched."""
@@ -309,6 +351,9 @@ def run(arguments: list[str], kind: type[C]) -> C:
         if line := explain(error, recipe, arguments, made[0].keys if made else []):
             raise InputError(line) from error
         raise
+    finally:
+        for cli in made:
+            cli.release()
 
 
 class _Parsed(Exception):
@@ -316,6 +361,8 @@ class _Parsed(Exception):
 
 
 class _ParsingCLI(RecipeCLI):
+    writes = False
+
     def instantiate_classes(self) -> None:
         raise _Parsed
 
