@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sppo_lit.errors import InputError
-from sppo_lit.types import Aggregation, KLEstimator
+from sppo_lit.types import LARGEST_REWARD, Aggregation, KLEstimator
 from sppo_lit.utils.objects import check_object, names_object
 
 
@@ -263,6 +263,15 @@ class RewardSettings:
     custom: Mapping[str, float] = field(default_factory=dict)
     overlong_cache: int | None = None
     overlong_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        weights = {"correctness": self.correctness, "overlong_factor": self.overlong_factor, **self.custom}
+        for name, weight in weights.items():
+            if not -LARGEST_REWARD <= weight <= LARGEST_REWARD:  # not so of nan
+                raise InputError(
+                    f"model.reward: the weight of {name} is {weight}; it must be a number from -{LARGEST_REWARD:g} to "
+                    f"{LARGEST_REWARD:g}"
+                )
 
     def check(self, max_length: int) -> None:
         """InputError for a reward that does not exist or a cache longer than the longest response."""
