@@ -141,7 +141,7 @@ class OptimizerSettings:
     """AdamW with a schedule over iterations; the policy and the critic have one each.
 
     Attributes:
-        lr: peak learning rate, at least 0.
+        lr: peak learning rate, from 0 to 1.
         weight_decay: decoupled, per unit of lr.
         betas: decay of the first and second moment.
         eps: added to the root of the second moment.
@@ -163,7 +163,7 @@ class OptimizerSettings:
     def __post_init__(self) -> None:
         _refuse(
             "optimizer",
-            lr=(self.lr, self.lr >= 0, "at least 0"),
+            lr=(self.lr, 0 <= self.lr <= 1, "from 0 to 1 (above, AdamW only destroys the weights)"),
             weight_decay=(self.weight_decay, self.weight_decay >= 0, "at least 0"),
             betas=(list(self.betas), all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1"),
             eps=(self.eps, self.eps >= 0, "at least 0"),

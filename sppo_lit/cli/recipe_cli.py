@@ -32,6 +32,7 @@ from sppo_lit.callbacks.summary import RunSummary
 from sppo_lit.cli import STAGES
 from sppo_lit.cli.messages import explain, is_lost_connection, one_line
 from sppo_lit.cli.resume import (
+    FolderLogger,
     RunCSVLogger,
     checkpoint_file,
     response_settings,
@@ -46,6 +47,7 @@ from sppo_lit.training.datamodule import MathDataModule
 from sppo_lit.training.module import SPPOModule
 from sppo_lit.training.protocols import TrainingModule, callbacks_of, training_module
 from sppo_lit.training.supervised import SupervisedModule
+from sppo_lit.utils.console import console
 from sppo_lit.utils.lock import FolderLock
 
 CALLBACKS = {
@@ -158,6 +160,7 @@ class RecipeCLI(LightningCLI):
         """Check checkpoint and trainer settings before anything is built or written."""
         settings = self.config[self.subcommand]
         check_trainer(settings.trainer)
+        check_run_name(settings.run_name)
         model = settings.model.get("init_args", settings.model)
         if offload_asked_for(model) and settings.trainer.strategy != "fsdp":
             raise InputError("model.memory.cpu_offload needs --strategy fsdp; add it, or leave it out")
@@ -165,6 +168,11 @@ class RecipeCLI(LightningCLI):
             raise InputError(
                 f"{self.recipe or 'command line'}: data.train.path is missing; give it in the recipe or as "
                 "--data.train.path VALUE ('validate' does without)"
+            )
+        if self.subcommand == "validate" and not settings.data.val:
+            raise InputError(
+                f"{self.recipe or 'command line'}: data.val is empty: there is nothing to evaluate; name a set, e.g. "
+                "--data.val '[{path: gsm8k}]'"
             )
         settings.run_name = self._runs().name  # so that the run's config.yaml finds the same folder
         if settings.get("ckpt_path"):
@@ -209,14 +217,22 @@ class RecipeCLI(LightningCLI):
         for callback in callbacks_of(self.trainer):
             if isinstance(callback, Evaluation) and self.asked is not None:
                 callback.keep_responses(self.asked)
+        if self.subcommand == "validate" and not rank():
+            given, source = self.config[self.subcommand].ckpt_path, self.config[self.subcommand].model
+            weights = f"checkpoint: {given} (iteration {self.started})" if given else "no checkpoint: the weights of "
+            if not given:
+                weights += str(source.get("init_args", source).policy.path)
+            console.print(weights, markup=False, soft_wrap=True)
         self.config[self.subcommand].ckpt_path = None  # the config.yaml of a resumed run starts no resume by itself
         if self.subcommand == "fit":
             check_shares(self.model, self.datamodule, self.trainer.world_size)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """With TensorBoard and CSV loggers in the run's folder, unless the recipe brings its own."""
-        if self._get(self.config_init, "trainer").get("logger") in (None, True):
-            kwargs["logger"] = self._loggers()
+        """With TensorBoard and CSV loggers in the run's folder, and those of the recipe beside them."""
+        own = self._get(self.config_init, "trainer").get("logger")
+        if self.writes and not self._get(self.config, "trainer").get("fast_dev_run"):
+            more = [] if own in (None, True, False) else own if isinstance(own, list) else [own]
+            kwargs["logger"] = [*self._loggers(silent=own is False), *more]
         if self._get(self.config_init, "trainer").get("strategy") == "fsdp":
             model = self._get(self.config, "model")
             offload = offload_asked_for(model.get("init_args", model))
@@ -245,9 +261,12 @@ class RecipeCLI(LightningCLI):
         runs = self._runs()
         return runs if self.subcommand == "fit" else runs.with_name(f"{runs.name}-{self.subcommand}")
 
-    def _loggers(self) -> list[Logger]:
+    def _loggers(self, silent: bool) -> list[Logger]:
+        """Those of the run's folder; one that only gives it, where the recipe wants silence."""
         runs = self._folder_of_runs()
         version = self.continued.name if self.continued else self._new_version(runs)
+        if silent:
+            return [FolderLogger(runs.parent, runs.name, version)]
         csv = RunCSVLogger(runs.parent, runs.name, version, self.started)
         folder = Path(csv.log_dir)
         purge = self.started + 1 if self.continued else None
@@ -270,7 +289,7 @@ class RecipeCLI(LightningCLI):
             numbers = [p.name.removeprefix("version_") for p in runs.glob("version_*")]
             folder = runs / f"version_{max((int(n) for n in numbers if n.isdecimal()), default=-1) + 1}"
             self.new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
-            if rank() or self._get(self.config, "trainer").get("fast_dev_run"):
+            if rank():
                 return folder.name
             runs.mkdir(parents=True, exist_ok=True)
             try:
@@ -436,6 +455,19 @@ def check_shares(model: LightningModule, data: LightningDataModule, ranks: int) 
         check_minibatch(data.problems_per_epoch, model.samples, model.batch_settings.minibatch_size, ranks)
 
 
+def check_run_name(name: str | None) -> None:
+    """Refuse what is not the name of one folder.
+
+    Raises:
+        InputError: it is a path, or empty.
+    """
+    if name is not None and (name in ("", ".", "..") or Path(name).name != name):
+        raise InputError(
+            f"--run_name {name!r} is not the name of one folder; give a name without '/' "
+            "(--trainer.default_root_dir sets the folder above it)"
+        )
+
+
 def check_trainer(settings: Namespace) -> None:
     """Refuse what this project does not support, before anything is loaded.
 
@@ -443,8 +475,22 @@ def check_trainer(settings: Namespace) -> None:
         settings: the recipe's `trainer`.
 
     Raises:
-        InputError: unknown strategy, float16, or clipping where Lightning would do it.
+        InputError: unknown strategy, float16, clipping where Lightning would do it, or a length in steps.
     """
+    if settings.get("max_steps") not in (None, -1):
+        raise InputError(
+            "trainer.max_steps is not supported: it would count the optimizer steps of policy and critic together; set "
+            "trainer.max_epochs (iterations) instead"
+        )
+    if (settings.get("max_epochs") or 0) < -1:
+        raise InputError(f"trainer.max_epochs is {settings.max_epochs}; give the number of iterations, at least 1")
+    if settings.get("enable_checkpointing") is False:
+        raise InputError(
+            "trainer.enable_checkpointing false is not supported: the last iteration is always kept; leave it out, and "
+            "set checkpoint.every_n_iterations to save less often"
+        )
+    if settings.get("barebones"):
+        raise InputError("trainer.barebones is not supported: a run needs its callbacks and loggers; leave it out")
     strategy, precision = settings.get("strategy"), str(settings.get("precision"))
     known = {"auto", *StrategyRegistry.available_strategies()} - {"fsdp_cpu_offload"}
     if isinstance(strategy, str) and strategy not in known:
