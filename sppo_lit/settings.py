@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sppo_lit.errors import InputError
-from sppo_lit.types import LARGEST_REWARD, Aggregation, KLEstimator
+from sppo_lit.types import LARGEST_REWARD, Aggregation, KLEstimator, Sampling
 from sppo_lit.utils.objects import check_object, names_object
 
 
@@ -214,6 +214,7 @@ class EvalSettings:
         _refuse(
             "model.evaluation",
             samples=(self.samples, self.samples >= 0, "at least 0"),
+            temperature=(self.temperature, 0 <= self.temperature < math.inf, "at least 0"),
             chunk=(self.chunk, self.chunk >= 1, "at least 1"),
             max_new_tokens=(limit, limit is None or limit >= 1, "at least 1, or null for the training limit"),
         )
@@ -329,6 +330,21 @@ class LoraSettings:
             alpha=(self.alpha, self.alpha > 0, "above 0"),
             targets=(self.targets, bool(self.targets), "all-linear or a list of ends of layer names"),
         )
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Refuse what cannot be sampled, before anything is loaded.
+
+    Raises:
+        InputError: a setting is out of its range.
+    """
+    _refuse(
+        "model.sampling",
+        temperature=(sampling.temperature, 0 <= sampling.temperature < math.inf, "at least 0"),
+        max_new_tokens=(sampling.max_new_tokens, sampling.max_new_tokens >= 1, "at least 1"),
+        top_p=(sampling.top_p, 0 < sampling.top_p <= 1, "above 0 and at most 1 (1 switches it off)"),
+        top_k=(sampling.top_k, sampling.top_k >= 0, "at least 0 (0 switches it off)"),
+    )
 
 
 def _refuse(where: str, **checks: tuple[object, bool, str]) -> None:

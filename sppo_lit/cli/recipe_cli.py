@@ -156,6 +156,13 @@ class RecipeCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Checkpoints hold no hyperparameters: the recipe does."""
 
+    def _set_seed(self) -> None:
+        """Within the range that all generators take."""
+        seed = self._get(self.config, "seed_everything")
+        if not isinstance(seed, bool) and not 0 <= (seed or 0) < 2**32:
+            raise InputError(f"seed_everything is {seed}; it must be from 0 to {2**32 - 1:,}")
+        super()._set_seed()
+
     def before_instantiate_classes(self) -> None:
         """Check checkpoint and trainer settings before anything is built or written."""
         settings = self.config[self.subcommand]
@@ -436,7 +443,21 @@ def names_a_class(recipe: Path) -> bool:
         raise InputError(f"{recipe}: no valid YAML ({what}); correct it") from error
     if not isinstance(content, dict):
         raise InputError(f"{recipe}: no recipe; write a YAML mapping with the keys model, data and trainer")
+    if contains_itself(content):
+        raise InputError(f"{recipe}: an anchor (&) refers to a place inside itself; write the values out")
+    if {"recipe", "cells"} <= content.keys():
+        raise InputError(f"{recipe}: a study, not a recipe; run it with: sppo study {recipe}")
     return isinstance(content.get("model"), dict) and "class_path" in content["model"]
+
+
+def contains_itself(content: object, inside: tuple[int, ...] = ()) -> bool:
+    """Whether a mapping or list is part of itself, as YAML's anchors allow."""
+    if not isinstance(content, (dict, list)):
+        return False
+    if id(content) in inside:
+        return True
+    parts = content.values() if isinstance(content, dict) else content
+    return any(contains_itself(part, (*inside, id(content))) for part in parts)
 
 
 def offload_asked_for(model: Namespace) -> bool:

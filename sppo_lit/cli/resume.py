@@ -194,7 +194,7 @@ class FolderLogger(CSVLogger):
     """Gives a run its folder where the recipe asks for no logger; writes nothing."""
 
     @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Nothing."""
 
     @rank_zero_only

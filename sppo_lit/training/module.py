@@ -42,6 +42,7 @@ from sppo_lit.settings import (
     RewardSettings,
     RolloutSettings,
     VerifierSettings,
+    check_sampling,
 )
 from sppo_lit.training.budget import TokenBudget
 from sppo_lit.training.collector import Collector, ReferencePolicy
@@ -428,7 +429,7 @@ def check_settings(
 
     Raises:
         InputError: too few samples for it, groups of one, a warm-up or values of a critic that it does not have, a
-            penalty without a reference, or greedy sampling.
+            penalty without a reference, or sampling that is greedy or out of range.
     """
     least = 2 if spec.samples_per_prompt > 1 else 1
     if samples < least:
@@ -449,5 +450,6 @@ def check_settings(
             "model.kl: a policy with init: random has no weights to stay close to; name a trained model in "
             "model.kl.reference"
         )
+    check_sampling(sampling)
     if sampling.greedy:
         raise InputError("model.sampling.temperature is 0: training needs sampled responses; set it above 0")
