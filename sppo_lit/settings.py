@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sppo_lit.errors import InputError
-from sppo_lit.types import Aggregation, KLEstimator
+from sppo_lit.types import LARGEST_REWARD, Aggregation, KLEstimator, Sampling
 from sppo_lit.utils.objects import check_object, names_object
 
 
@@ -150,7 +150,7 @@ class OptimizerSettings:
     """AdamW with a learning-rate schedule over iterations; policy and critic have one each.
 
     Attributes:
-        lr: peak learning rate, at least 0.
+        lr: peak learning rate, from 0 to 1.
         weight_decay: decoupled, per unit of lr.
         betas: decay rates of the first and second moment.
         eps: added to the square root of the second moment.
@@ -172,7 +172,7 @@ class OptimizerSettings:
     def __post_init__(self) -> None:
         _refuse(
             "optimizer",
-            lr=(self.lr, self.lr >= 0, "at least 0"),
+            lr=(self.lr, 0 <= self.lr <= 1, "from 0 to 1 (above, AdamW only destroys the weights)"),
             weight_decay=(self.weight_decay, self.weight_decay >= 0, "at least 0"),
             betas=(list(self.betas), all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1"),
             eps=(self.eps, self.eps >= 0, "at least 0"),
@@ -223,6 +223,7 @@ class EvalSettings:
         _refuse(
             "model.evaluation",
             samples=(self.samples, self.samples >= 0, "at least 0"),
+            temperature=(self.temperature, 0 <= self.temperature < math.inf, "at least 0"),
             chunk=(self.chunk, self.chunk >= 1, "at least 1"),
             max_new_tokens=(limit, limit is None or limit >= 1, "at least 1, or null for the training limit"),
         )
@@ -272,6 +273,15 @@ class RewardSettings:
     custom: Mapping[str, float] = field(default_factory=dict)
     overlong_cache: int | None = None
     overlong_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        weights = {"correctness": self.correctness, "overlong_factor": self.overlong_factor, **self.custom}
+        for name, weight in weights.items():
+            if not -LARGEST_REWARD <= weight <= LARGEST_REWARD:  # not so of nan
+                raise InputError(
+                    f"model.reward: the weight of {name} is {weight}; it must be a number from -{LARGEST_REWARD:g} to "
+                    f"{LARGEST_REWARD:g}"
+                )
 
     def check(self, max_length: int) -> None:
         """Raise `InputError` for a reward that does not exist or a cache longer than the longest response."""
@@ -329,6 +339,21 @@ class LoraSettings:
             alpha=(self.alpha, self.alpha > 0, "above 0"),
             targets=(self.targets, bool(self.targets), "all-linear or a list of layer-name suffixes"),
         )
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Refuse what cannot be sampled, before anything is loaded.
+
+    Raises:
+        InputError: a setting is out of its range.
+    """
+    _refuse(
+        "model.sampling",
+        temperature=(sampling.temperature, 0 <= sampling.temperature < math.inf, "at least 0"),
+        max_new_tokens=(sampling.max_new_tokens, sampling.max_new_tokens >= 1, "at least 1"),
+        top_p=(sampling.top_p, 0 < sampling.top_p <= 1, "above 0 and at most 1 (1 switches it off)"),
+        top_k=(sampling.top_k, sampling.top_k >= 0, "at least 0 (0 switches it off)"),
+    )
 
 
 def _refuse(where: str, **checks: tuple[object, bool, str]) -> None:

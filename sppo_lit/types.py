@@ -6,12 +6,15 @@ This module imports neither torch nor Lightning at run time, so that the verifie
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
     from typing_extensions import Self
+
+LARGEST_REWARD = 1e9
+"""Of a custom reward's values and of weights, in size: squares of their products stay finite in float32."""
 
 Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"]
 KLEstimator = Literal["k1", "k2", "k3"]
@@ -188,6 +191,8 @@ class Rollouts(Sequences):
         scored: the same B responses as text.
         sampled_tokens: tokens of all sampled responses, greedy ones included.
         sampled_sequences: number of these responses.
+        custom_rewards: the unweighted value of each custom reward for each response, by its name; NaN where it failed
+            and counted 0.
     """
 
     logprobs: Tensor
@@ -197,6 +202,7 @@ class Rollouts(Sequences):
     scored: list[Scored]
     sampled_tokens: int
     sampled_sequences: int
+    custom_rewards: dict[str, list[float]] = field(default_factory=dict, kw_only=True)
 
     def contents(self, rows: Tensor) -> dict[str, object]:
         """As `Sequences.contents`, with prompts and responses as text."""
@@ -291,7 +297,7 @@ class Verifier(Protocol):
         """One verdict per response, in order; never raises because of a response, never hangs."""
 
     def custom(self, responses: Sequence[str], golds: Sequence[str]) -> dict[str, list[float]]:
-        """The unweighted value of each custom reward for every response, by the reward's name."""
+        """The unweighted value of each custom reward for every response, by the reward's name; NaN where it failed."""
 
     def close(self) -> None:
         """End the worker processes; new ones start when it is used again."""

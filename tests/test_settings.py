@@ -11,8 +11,8 @@ from sppo_lit.settings import EvalSettings, OptimizerSettings
 
 
 def rates(**settings: object) -> list[float]:
-    optimizer = OptimizerSettings(lr=8.0, **settings)  # type: ignore[arg-type]
-    return [optimizer.lr_at(i, 10) for i in range(10)]
+    optimizer = OptimizerSettings(lr=1.0, **settings)  # type: ignore[arg-type]
+    return [8 * optimizer.lr_at(i, 10) for i in range(10)]
 
 
 def test_learning_rates_warm_up_and_decay() -> None:

@@ -113,6 +113,8 @@ class Evaluation(Callback):
         if trainer.is_global_zero:
             earlier = self.first if trainer.state.fn == "fit" and self.first is not results else {}
             console.print(table(results, earlier, iteration, trainer.state.fn == "fit"))
+            if self.jsonl and trainer.state.fn == "validate":
+                console.print(f"completions: {folder}", markup=False, soft_wrap=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Metrics that a resumed run needs to show the change from the first evaluation."""

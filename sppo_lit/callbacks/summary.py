@@ -7,11 +7,12 @@ import time
 from pathlib import Path
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from sppo_lit.callbacks.clock import Clock
 from sppo_lit.callbacks.evaluation import Evaluation
 from sppo_lit.callbacks.export import auto_class
 from sppo_lit.errors import Stopped
@@ -32,7 +33,7 @@ PLACES = {
 
 
 class RunSummary(Callback):
-    """Prints held-out accuracy before and after training, time, and paths of the results."""
+    """Prints held-out accuracy before and after training, time, what ended the run, and paths of the results."""
 
     def __init__(self) -> None:
         self._folder = Path()
@@ -49,7 +50,8 @@ class RunSummary(Callback):
             evaluation = next((c for c in callbacks if isinstance(c, Evaluation)), None)
             history = evaluation.history if evaluation else []
             seconds = time.monotonic() - self._started
-            shared.console.print(panel(self._folder, training_module(pl_module).iteration, seconds, history))
+            iteration = training_module(pl_module).iteration
+            shared.console.print(panel(self._folder, iteration, seconds, history, ended_by(trainer, iteration)))
             for command in commands(self._folder):  # outside the panel and unwrapped, to be copied
                 shared.console.print(command, soft_wrap=True)
 
@@ -67,7 +69,27 @@ class RunSummary(Callback):
             shared.console.print(done, markup=False, soft_wrap=True)
 
 
-def panel(folder: Path, iterations: int, seconds: float, history: list[tuple[int, float]]) -> Panel:
+def ended_by(trainer: pl.Trainer, iterations: int) -> str:
+    """What has ended a run before its last iteration, as far as callbacks tell; "" where it was `max_epochs`."""
+    most = trainer.max_epochs or -1
+    if 0 <= most <= iterations:
+        return ""
+    reasons = []
+    for callback in callbacks_of(trainer):
+        if isinstance(callback, Clock) and callback.share == 1.0:
+            budgets = {"max_seconds": callback.max_seconds, "max_tokens": callback.max_tokens}
+            reasons += [f"clock.{name} {value:,}" for name, value in budgets.items() if value is not None]
+        elif isinstance(callback, EarlyStopping) and (
+            callback.stopped_epoch or callback.wait_count >= callback.patience
+        ):
+            reasons.append(f"EarlyStopping on {callback.monitor}")
+        elif isinstance(callback, Timer) and (left := callback.time_remaining()) is not None and left <= 0:
+            reasons.append("trainer.max_time")
+    planned = f", before iteration {most} (max_epochs)" if most >= 0 else ""
+    return (" and ".join(reasons) or "trainer.should_stop, which a callback has set") + planned
+
+
+def panel(folder: Path, iterations: int, seconds: float, history: list[tuple[int, float]], ended: str = "") -> Panel:
     """The summary; missing files are not listed.
 
     Args:
@@ -75,11 +97,14 @@ def panel(folder: Path, iterations: int, seconds: float, history: list[tuple[int
         iterations: iterations completed.
         seconds: wall-clock time of this run.
         history: (iteration, held-out accuracy) of each evaluation.
+        ended: what ended the run early; "" for nothing.
     """
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     grid.add_row("iterations", f"{iterations} in {duration(seconds)}")
+    if ended:
+        grid.add_row("ended by", Text(ended))
     if history:
         (_, first), (at, last) = history[0], history[-1]
         accuracy = Text(f"{first:.1%}" if len(history) > 1 else f"{last:.1%} after iteration {at}", "bold")

@@ -159,7 +159,7 @@ def _defects(
     problem: Problem, reward: float, reason: str, readable: float, first: dict[str, Problem]
 ) -> Iterator[tuple[str, str]]:
     other = first.setdefault(problem.prompt, problem)
-    if not readable:
+    if not readable > 0:  # also where it is NaN: there was no result within the deadline
         yield "unparsable", gold_error(problem.answer) or "neither mathematics nor words"
     elif reward != 1:
         yield "not_itself", reason

@@ -29,6 +29,7 @@ class DoctorCLI(RecipeCLI):
     """Checks a recipe: memory for the devices and strategy given, everything else in one process."""
 
     args: argparse.Namespace
+    writes = False
 
     def before_instantiate_classes(self) -> None:
         """Estimate memory and disk from the configuration, before anything is loaded."""

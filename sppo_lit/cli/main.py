@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 SHORT_FLAGS = ("strategy", "devices", "num_nodes", "accelerator", "precision", "max_epochs")
 """Short forms of `--trainer.<flag>`."""
 
+YAML = (".yaml", ".yml")
+
 USAGE = """\
 usage: {name} run [fit|validate] RECIPE [--flag value …]
        {name} list
@@ -141,9 +143,13 @@ def translate(arguments: Sequence[str]) -> list[str]:
         flags.append(f"--trainer.{flag}{equals}{value}" if short else argument)
     if recipe is None:
         return [stage, *flags]
+    if recipe.endswith(YAML) and rest and not rest[0].startswith("-") and rest[0].endswith(YAML):
+        raise InputError(f"two recipes: {recipe} and {rest[0]}; give one, and what is different as --flag value")
     path = Path(find(recipe))
+    if path.is_dir():
+        raise InputError(f"recipe {recipe} is a folder; name a .yaml file in it ('sppo list' shows the recipes)")
     if not path.is_file():
-        hint = "a stage is one of " + ", ".join(STAGES) if not recipe.endswith((".yaml", ".yml")) else "no such file"
+        hint = "a stage is one of " + ", ".join(STAGES) if not recipe.endswith(YAML) else "no such file"
         raise InputError(f"recipe {recipe}: {hint}; 'sppo list' shows the recipes")
     return [stage, "--config", str(path), *flags]
 

@@ -32,7 +32,9 @@ from sppo_lit.callbacks.summary import RunSummary
 from sppo_lit.cli import STAGES
 from sppo_lit.cli.messages import explain, is_lost_connection, one_line
 from sppo_lit.cli.resume import (
+    FolderLogger,
     RunCSVLogger,
+    checkpoint_file,
     response_settings,
     run_of,
     unfinished_run,
@@ -45,6 +47,8 @@ from sppo_lit.training.datamodule import MathDataModule
 from sppo_lit.training.module import SPPOModule
 from sppo_lit.training.protocols import TrainingModule, callbacks_of, training_module
 from sppo_lit.training.supervised import SupervisedModule
+from sppo_lit.utils.console import console
+from sppo_lit.utils.lock import FolderLock
 
 CALLBACKS = {
     "clock": Clock,
@@ -106,8 +110,11 @@ class RecipeCLI(LightningCLI):
         created: this object is appended to it first, so that it is available if construction, which runs it all, fails.
 
     Attributes:
+        writes: whether it makes a run folder, or goes on with one.
         keys: every key of a recipe.
     """
+
+    writes = True
 
     def __init__(self, arguments: list[str], recipe: Path | None, created: list[RecipeCLI]) -> None:
         created.append(self)
@@ -117,6 +124,7 @@ class RecipeCLI(LightningCLI):
         self.new_folders: list[Path] = []
         self.resumed_folder: Path | None = None
         self.response_settings: dict[str, object] | None = None  # settings that the responses of `validate` depend on
+        self._lock: FolderLock | None = None
         self._built_trainer: Trainer | None = None
         self._built_module: TrainingModule | None = None
         named = recipe is not None and has_class_path(recipe)
@@ -156,10 +164,18 @@ class RecipeCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """No-op: hyperparameters come from the recipe, not from the checkpoint."""
 
+    def _set_seed(self) -> None:
+        """Within the range that all generators take."""
+        seed = self._get(self.config, "seed_everything")
+        if not isinstance(seed, bool) and not 0 <= (seed or 0) < 2**32:
+            raise InputError(f"seed_everything is {seed}; it must be from 0 to {2**32 - 1:,}")
+        super()._set_seed()
+
     def before_instantiate_classes(self) -> None:
         """Check checkpoint and trainer settings before anything is built or written."""
         settings = self.config[self.subcommand]
         check_trainer(settings.trainer)
+        check_run_name(settings.run_name)
         model = settings.model.get("init_args", settings.model)
         if uses_cpu_offload(model) and settings.trainer.strategy != "fsdp":
             raise InputError("model.memory.cpu_offload needs --strategy fsdp; add it, or remove the setting")
@@ -168,12 +184,21 @@ class RecipeCLI(LightningCLI):
                 f"{self.recipe or 'command line'}: data.train.path is missing; give it in the recipe or as "
                 "--data.train.path VALUE ('validate' does not need it)"
             )
+        if self.subcommand == "validate" and not settings.data.val:
+            raise InputError(
+                f"{self.recipe or 'command line'}: data.val is empty: there is nothing to evaluate; name a set, e.g. "
+                "--data.val '[{path: gsm8k}]'"
+            )
         settings.run_name = self._runs().name  # so that the run's config.yaml finds the same folder
         if settings.get("ckpt_path"):
             resume = self.subcommand == "fit"
+            if resume and (folder := run_of(checkpoint_file(settings.ckpt_path, self._runs()), self._runs())):
+                self._take(folder)  # before its checkpoint is read: its other process may be writing another one
             file, self.started = usable_checkpoint(settings.ckpt_path, self._runs(), resume)
             settings.ckpt_path = str(file)
             self.resumed_folder = run_of(file, self._runs()) if resume else None
+            if self.resumed_folder is None:
+                self.release()
             if resume and 0 <= (settings.trainer.max_epochs or -1) <= self.started:
                 raise InputError(
                     f"--ckpt_path {file}: it is from iteration {self.started} and the run ends at --max_epochs "
@@ -183,6 +208,13 @@ class RecipeCLI(LightningCLI):
             self.response_settings = response_settings(settings)
             if settings.evaluation.resume:
                 self.resumed_folder = unfinished_run(self._folder_of_runs(), self.response_settings)
+                if self.resumed_folder:
+                    self._take(self.resumed_folder)
+                    if (
+                        unfinished_run(self._folder_of_runs(), self.response_settings) != self.resumed_folder
+                    ):  # it has ended just now
+                        self.resumed_folder = None
+                        self.release()
 
     def instantiate_classes(self) -> None:
         """Load no critic to evaluate weights that do not come from a checkpoint."""
@@ -202,14 +234,22 @@ class RecipeCLI(LightningCLI):
         for callback in callbacks_of(self.trainer):
             if isinstance(callback, Evaluation) and self.response_settings is not None:
                 callback.keep_responses(self.response_settings)
+        if self.subcommand == "validate" and not rank():
+            given, source = self.config[self.subcommand].ckpt_path, self.config[self.subcommand].model
+            weights = f"checkpoint: {given} (iteration {self.started})" if given else "no checkpoint: the weights of "
+            if not given:
+                weights += str(source.get("init_args", source).policy.path)
+            console.print(weights, markup=False, soft_wrap=True)
         self.config[self.subcommand].ckpt_path = None  # the saved config.yaml must not resume by itself
         if self.subcommand == "fit":
             check_shares(self.model, self.datamodule, self.trainer.world_size)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add TensorBoard and CSV loggers in the run's folder, unless the recipe has its own."""
-        if self._get(self.config_init, "trainer").get("logger") in (None, True):
-            kwargs["logger"] = self._loggers()
+        """Add TensorBoard and CSV loggers in the run's folder to those of the recipe."""
+        own = self._get(self.config_init, "trainer").get("logger")
+        if self.writes and not self._get(self.config, "trainer").get("fast_dev_run"):
+            more = [] if own in (None, True, False) else own if isinstance(own, list) else [own]
+            kwargs["logger"] = [*self._loggers(silent=own is False), *more]
         if self._get(self.config_init, "trainer").get("strategy") == "fsdp":
             model = self._get(self.config, "model")
             offload = uses_cpu_offload(model.get("init_args", model))
@@ -238,12 +278,14 @@ class RecipeCLI(LightningCLI):
         runs = self._runs()
         return runs if self.subcommand == "fit" else runs.with_name(f"{runs.name}-{self.subcommand}")
 
-    def _loggers(self) -> list[Logger]:
+    def _loggers(self, silent: bool) -> list[Logger]:
+        """Those of the run's folder; one that only gives it, where the recipe wants silence."""
         runs = self._folder_of_runs()
-        version = self.resumed_folder.name if self.resumed_folder else None
+        version = self.resumed_folder.name if self.resumed_folder else self._new_version(runs)
+        if silent:
+            return [FolderLogger(runs.parent, runs.name, version)]
         csv = RunCSVLogger(runs.parent, runs.name, version, self.started)
         folder = Path(csv.log_dir)
-        self.new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
         purge = self.started + 1 if self.resumed_folder else None
         loggers: list[Logger] = [
             csv,
@@ -257,6 +299,34 @@ class RecipeCLI(LightningCLI):
             except ModuleNotFoundError:
                 raise InputError("--wandb needs the extra: pip install 'sppo-lit[wandb]'") from None
         return loggers
+
+    def _new_version(self, runs: Path) -> str:
+        """Make the next free run folder, which no other process can take at the same time; returns its name."""
+        while True:
+            numbers = [p.name.removeprefix("version_") for p in runs.glob("version_*")]
+            folder = runs / f"version_{max((int(n) for n in numbers if n.isdecimal()), default=-1) + 1}"
+            self.new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
+            if rank():
+                return folder.name
+            runs.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+            self._take(folder)
+            return folder.name
+
+    def _take(self, folder: Path) -> None:
+        """Lock a run folder until `release`; the other ranks write to it only what rank zero waits for."""
+        self.release()
+        if self.writes and not rank():
+            self._lock = FolderLock(folder)
+
+    def release(self) -> None:
+        """Let other processes go on with the run."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def launched_ranks(self) -> processes.Ranks:
         """Processes launched by the trainer."""
@@ -316,6 +386,9 @@ def run(arguments: list[str], kind: type[C]) -> C:
         if line := explain(error, recipe, arguments, created[0].keys if created else []):
             raise InputError(line) from error
         raise
+    finally:
+        for cli in created:
+            cli.release()
 
 
 class _Parsed(Exception):
@@ -323,6 +396,8 @@ class _Parsed(Exception):
 
 
 class _ParsingCLI(RecipeCLI):
+    writes = False
+
     def instantiate_classes(self) -> None:
         raise _Parsed
 
@@ -377,7 +452,21 @@ def has_class_path(recipe: Path) -> bool:
         raise InputError(f"{recipe}: not valid YAML ({place}); correct it") from error
     if not isinstance(content, dict):
         raise InputError(f"{recipe}: not a recipe; write a YAML mapping with the keys model, data and trainer")
+    if contains_itself(content):
+        raise InputError(f"{recipe}: an anchor (&) refers to a place inside itself; write the values out")
+    if {"recipe", "cells"} <= content.keys():
+        raise InputError(f"{recipe}: a study, not a recipe; run it with: sppo study {recipe}")
     return isinstance(content.get("model"), dict) and "class_path" in content["model"]
+
+
+def contains_itself(content: object, inside: tuple[int, ...] = ()) -> bool:
+    """Whether a mapping or list is part of itself, as YAML's anchors allow."""
+    if not isinstance(content, (dict, list)):
+        return False
+    if id(content) in inside:
+        return True
+    parts = content.values() if isinstance(content, dict) else content
+    return any(contains_itself(part, (*inside, id(content))) for part in parts)
 
 
 def uses_cpu_offload(model: Namespace) -> bool:
@@ -396,6 +485,19 @@ def check_shares(model: LightningModule, data: LightningDataModule, ranks: int) 
         check_minibatch(data.problems_per_epoch, model.samples, model.batch_settings.minibatch_size, ranks)
 
 
+def check_run_name(name: str | None) -> None:
+    """Refuse what is not the name of one folder.
+
+    Raises:
+        InputError: it is a path, or empty.
+    """
+    if name is not None and (name in ("", ".", "..") or Path(name).name != name):
+        raise InputError(
+            f"--run_name {name!r} is not the name of one folder; give a name without '/' "
+            "(--trainer.default_root_dir sets the folder above it)"
+        )
+
+
 def check_trainer(settings: Namespace) -> None:
     """Reject unsupported trainer settings before anything is loaded.
 
@@ -403,9 +505,23 @@ def check_trainer(settings: Namespace) -> None:
         settings: the recipe's `trainer`.
 
     Raises:
-        InputError: unknown strategy, float16, what the built-in callbacks are there for, or clipping where Lightning
-            would do it.
+        InputError: unknown strategy, float16, what the built-in callbacks are there for, clipping where Lightning would
+            do it, or a length in steps.
     """
+    if settings.get("max_steps") not in (None, -1):
+        raise InputError(
+            "trainer.max_steps is not supported: it would count the optimizer steps of policy and critic together; set "
+            "trainer.max_epochs (iterations) instead"
+        )
+    if (settings.get("max_epochs") or 0) < -1:
+        raise InputError(f"trainer.max_epochs is {settings.max_epochs}; give the number of iterations, at least 1")
+    if settings.get("enable_checkpointing") is False:
+        raise InputError(
+            "trainer.enable_checkpointing false is not supported: the last iteration is always kept; leave it out, and "
+            "set checkpoint.every_n_iterations to save less often"
+        )
+    if settings.get("barebones"):
+        raise InputError("trainer.barebones is not supported: a run needs its callbacks and loggers; leave it out")
     strategy, precision = settings.get("strategy"), str(settings.get("precision"))
     known = {"auto", *StrategyRegistry.available_strategies()} - {"fsdp_cpu_offload"}
     if isinstance(strategy, str) and strategy not in known:

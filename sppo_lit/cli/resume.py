@@ -36,6 +36,11 @@ def checkpoint_file(path: str, runs: Path) -> Path:
     """
     if path in ("last", "best"):
         candidates = sorted(runs.glob(f"version_*/checkpoints/{path}.ckpt"), key=lambda p: p.stat().st_mtime)
+        if not candidates and path == "best" and any(runs.glob("version_*/checkpoints/last.ckpt")):
+            raise InputError(
+                f"--ckpt_path best: no run under {runs} has one, for none was evaluated after an iteration (see "
+                "data.val and trainer.check_val_every_n_epoch); take --ckpt_path last"
+            )
         if not candidates:
             raise InputError(f"--ckpt_path {path}: no {path}.ckpt in any run under {runs}; train first or give a file")
         return candidates[-1]
@@ -183,6 +188,26 @@ class RunCSVLogger(CSVLogger):
             writer.metrics_keys = sorted(names)
         writer._rewrite_with_new_header = partial(rewrite, file)  # Lightning's is not atomic
         return writer
+
+
+class FolderLogger(CSVLogger):
+    """Gives a run its folder where the recipe asks for no logger; writes nothing."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Nothing."""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any = None) -> None:
+        """Nothing."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Nothing."""
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Nothing."""
 
 
 def rewrite(file: Path, names: list[str]) -> None:

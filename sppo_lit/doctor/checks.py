@@ -226,9 +226,10 @@ def truncation_check(sample: Sample) -> Check:
     n, mean = len(sample.completions), float(sample.sequences.response_lengths.float().mean())
     return Check(
         "truncation",
-        cut <= 0.5 * n,
-        f"{cut} of {n} responses reach {sample.module.sampling.max_new_tokens} tokens (mean length {mean:.0f})",
-        "most are cut off before their answer: raise model.sampling.max_new_tokens, or warm the policy up",
+        cut <= 0.25 * n,
+        f"{cut} of {n} responses ({cut / n:.0%}) reach {sample.module.sampling.max_new_tokens} tokens (mean length "
+        f"{mean:.0f})",
+        "more than a quarter never get to their answer: raise model.sampling.max_new_tokens, or warm the policy up",
     )
 
 

@@ -80,6 +80,8 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
 def _stream(builder: str, path: Path, **options: Any) -> Iterator[dict[str, Any]]:
     import datasets
 
+    if builder == "parquet" and _has_no_rows(path):
+        return  # its reader would call the file corrupt
     try:
         yield from datasets.load_dataset(
             builder, data_files=glob.escape(str(path)), split="train", streaming=True, **options
@@ -87,6 +89,15 @@ def _stream(builder: str, path: Path, **options: Any) -> Iterator[dict[str, Any]
     except Exception as error:  # each format's reader raises its own exceptions
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"Data file {path} cannot be read as {path.suffix[1:]}: {first_line}") from error
+
+
+def _has_no_rows(path: Path) -> bool:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        return int(parquet.read_metadata(path).num_rows) == 0
+    except (ArrowException, OSError):
+        return False  # whoever reads on will say what is wrong
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:

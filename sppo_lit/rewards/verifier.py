@@ -12,6 +12,7 @@ No thread is started in the calling process: `score` runs a selector loop in wha
 from __future__ import annotations
 
 import logging
+import math
 import os
 import selectors
 import signal
@@ -24,7 +25,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sppo_lit.errors import InputError
-from sppo_lit.rewards.custom import SETTING
+from sppo_lit.rewards.custom import SETTING, reward_names
 from sppo_lit.rewards.process import Worker
 from sppo_lit.rewards.worker import pack
 from sppo_lit.types import Verdict
@@ -62,7 +63,7 @@ class VerifierPool:
             ``path/to/file.py:function``.
 
     Attributes:
-        errors: how often each custom reward raised, returned no finite number, or ran out of time.
+        errors: how often each custom reward raised, returned no usable number, or ran out of time.
 
     Raises:
         InputError: a custom reward cannot be found, or workers cannot start.
@@ -120,7 +121,7 @@ class VerifierPool:
     def custom(self, responses: Sequence[str], golds: Sequence[str]) -> dict[str, list[float]]:
         """Run the custom rewards: the unweighted values of each by its name, one per response, in order.
 
-        A reward that fails counts 0 and is counted in `errors`; its first failure is logged with the row.
+        Where a reward fails its value is NaN and it is counted in `errors`; its first failure is logged with the row.
 
         Args:
             responses: decoded responses, prompts not included.
@@ -239,7 +240,7 @@ class _Run:
         if not self.custom:
             self.results[row] = Verdict(*result)
             return
-        self.results[row] = [value for value, _ in result]
+        self.results[row] = [math.nan if error else value for value, error in result]
         for spec, (_, error) in zip(self.pool.functions, result, strict=True):
             if error:
                 self.report_failure(spec, row, error)
@@ -250,8 +251,9 @@ class _Run:
         if self.pool.errors[spec] == 1:
             response, gold, _ = self.rows[row]
             logger.warning(
-                "reward %s failed on row %d (gold %r, response ends %r): %s. It counts 0 there; further failures are "
-                "counted, not shown.", spec, row, gold[:100], response[-100:], error
+                "reward %s failed on row %d (gold %r, response ends %r): %s. It counts 0 there; failures are counted "
+                "in rollout/reward_failures/%s, further ones are not shown.",
+                spec, row, gold[:100], response[-100:], error, reward_names(self.pool.functions)[spec]
             )  # fmt: skip
 
     def replace_lost(self, worker: Worker, late: bool) -> None:

@@ -6,6 +6,7 @@ Everything is computed with the weights before any update of the iteration. Algo
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -20,6 +21,7 @@ from sppo_lit.algorithms.masking import response_mask
 from sppo_lit.algorithms.specs import AlgorithmSpec
 from sppo_lit.distributed.collectives import reduced
 from sppo_lit.distributed.sharding import is_sharded
+from sppo_lit.errors import InputError
 from sppo_lit.models.policy import Policy
 from sppo_lit.rewards.shaping import overlong_penalty
 from sppo_lit.settings import AdvantageSettings, KLSettings, RewardSettings
@@ -136,8 +138,11 @@ class Collector:
                 greedy = self._draw_greedy(problems, iteration) if self._spec.greedy else []
             with self._timer("verify"):
                 texts, verdicts = self._sampler.judge(repeated, completions)
-                rewards = self._rewards(repeated, completions, texts, verdicts)
-                baseline = self._rewards(problems, greedy, *self._sampler.judge(problems, greedy)) if greedy else None
+                rewards, custom = self._rewards(repeated, completions, texts, verdicts)
+                baseline = None
+                if greedy:
+                    baseline, _ = self._rewards(problems, greedy, *self._sampler.judge(problems, greedy))
+        self._check_custom(custom, iteration)
         device, sampled = self._runtime.device, [*completions, *greedy]
         return Rollouts(
             *pad_rows([ids for _, ids in repeated], device),
@@ -149,6 +154,7 @@ class Collector:
             scored=scored_responses(repeated, completions, texts, verdicts, samples),
             sampled_tokens=sum(len(c.response_ids) for c in sampled),
             sampled_sequences=len(sampled),
+            custom_rewards=custom,
         )
 
     def _draw(
@@ -174,13 +180,15 @@ class Collector:
         completions: Sequence[Completion],
         texts: Sequence[str],
         verdicts: Sequence[Verdict],
-    ) -> Tensor:
-        """The policy's reward for every response, [B] float32."""
+    ) -> tuple[Tensor, dict[str, list[float]]]:
+        """The policy's reward for every response, [B] float32, and the custom rewards among it."""
         reward, limit = self._reward, self._sampling.max_new_tokens
         custom = self._sampler.custom_rewards(problems, texts) if reward.custom else {}
+        custom = {name: [v if math.isfinite(v) else math.nan for v in values] for name, values in custom.items()}
         rewards = []
         for i, (completion, verdict) in enumerate(zip(completions, verdicts, strict=True)):
-            extra = sum(weight * custom[name][i] for name, weight in reward.custom.items())
+            values = ((weight, custom[name][i]) for name, weight in reward.custom.items())
+            extra = sum(weight * value for weight, value in values if not math.isnan(value))
             overlong = (
                 0.0
                 if reward.overlong_cache is None
@@ -189,7 +197,22 @@ class Collector:
                 )
             )
             rewards.append(reward.correctness * verdict.reward + extra + overlong)
-        return torch.tensor(rewards, dtype=torch.float32, device=self._runtime.device)
+        return torch.tensor(rewards, dtype=torch.float32, device=self._runtime.device), custom
+
+    def _check_custom(self, custom: dict[str, list[float]], iteration: int) -> None:
+        """End the run, on all ranks, where a custom reward has failed on every response of an iteration.
+
+        Raises:
+            InputError: it has.
+        """
+        for name, values in custom.items():
+            counts = torch.tensor([sum(map(math.isnan, values)), len(values)], device=self._runtime.device)
+            failed, all_of_them = reduced(counts).tolist()
+            if failed == all_of_them:
+                raise InputError(
+                    f"model.reward.custom: {name} failed on all {failed} responses of iteration {iteration + 1} (the "
+                    "warning above shows its first failure); correct the function, or remove it from the recipe"
+                )
 
     def _trusted_values(self, rollouts: Rollouts) -> tuple[Tensor, Tensor, int]:
         """V, 0 where not finite; [B] whether it is finite; number of responses over all ranks where it is not."""

@@ -20,6 +20,8 @@ from sppo_lit.types import Encoded, Intact, Problem, Sequences
 from sppo_lit.utils.console import console
 
 T = TypeVar("T")
+MOST_PROBLEMS = 1_000_000
+"""Of one iteration: the rollouts of more would fill the memory before the first is sampled."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,11 @@ class MathDataModule(pl.LightningDataModule):
         for name, value in (("problems_per_epoch", problems_per_epoch), ("max_prompt_tokens", max_prompt_tokens)):
             if value < 1:
                 raise InputError(f"data.{name} is {value}; it must be at least 1")
+        if problems_per_epoch > MOST_PROBLEMS:
+            raise InputError(
+                f"data.problems_per_epoch is {problems_per_epoch:,}, the problems of one iteration; it must be at most "
+                f"{MOST_PROBLEMS:,}"
+            )
         self.train, self.val = train, val or []
         self.arithmetic = arithmetic
         self.problems_per_epoch = problems_per_epoch

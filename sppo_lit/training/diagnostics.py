@@ -13,6 +13,7 @@ from torch import Tensor
 from sppo_lit.algorithms.losses import approx_kl
 from sppo_lit.algorithms.masking import masked_moments, masked_sum, response_mask
 from sppo_lit.distributed.collectives import gathered, reduced
+from sppo_lit.rewards.custom import reward_names
 from sppo_lit.training.metrics import brier, explained_variance
 from sppo_lit.training.updater import GREATEST, LEAST, Terms
 from sppo_lit.types import Reason, TrainingBatch
@@ -46,11 +47,26 @@ def rollout_metrics(batch: TrainingBatch, old_logprobs: Tensor, seconds: float, 
         "rollout/logprob_gap": float(gap / lengths.sum()),
         "rollout/kept": float(kept.mean()),
         **{f"rollout/reason/{name}": share for name, share in zip(names, shares, strict=True)},
+        **_custom_rewards(batch),
         **_spread(batch.advantages, mask),
         **_sampled(batch),
         **(_critic_metrics(batch) if critic else {}),
         **(_reference_metrics(batch, batch.reference, mask) if batch.reference is not None else {}),
     }
+
+
+def _custom_rewards(batch: TrainingBatch) -> dict[str, float]:
+    """Of each custom reward its mean over all responses, unweighted, 0 where it failed, and how often it failed."""
+    metrics: dict[str, float] = {}
+    for spec, name in reward_names(list(batch.custom_rewards)).items():
+        values = batch.rewards.new_tensor(batch.custom_rewards[spec])
+        failed = values.isnan()
+        total, failures, count = reduced(
+            torch.stack([values.nan_to_num(0.0).sum(), failed.sum(), values.new_tensor(len(values))])
+        ).tolist()
+        metrics[f"rollout/reward/{name}"] = total / count
+        metrics[f"rollout/reward_failures/{name}"] = failures
+    return metrics
 
 
 def _sampled(batch: TrainingBatch) -> dict[str, float]:

@@ -42,6 +42,7 @@ from sppo_lit.settings import (
     RewardSettings,
     RolloutSettings,
     VerifierSettings,
+    check_sampling,
 )
 from sppo_lit.training.budget import TokenBudget
 from sppo_lit.training.collector import Collector, ReferencePolicy
@@ -448,7 +449,7 @@ def check_settings(
 
     Raises:
         InputError: too few samples, groups of one, critic settings without a critic, a KL penalty without a trained
-            reference, or greedy sampling.
+            reference, or sampling that is greedy or out of range.
     """
     least = 2 if spec.samples_per_prompt > 1 else 1
     if samples < least:
@@ -479,5 +480,6 @@ def check_settings(
             "model.kl: a policy with init: random has no weights to stay close to; name a trained model in "
             "model.kl.reference"
         )
+    check_sampling(sampling)
     if sampling.greedy:
         raise InputError("model.sampling.temperature is 0: training needs sampled responses; set it above 0")

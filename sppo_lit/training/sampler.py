@@ -100,7 +100,7 @@ class Sampler:
         return texts, verdicts
 
     def custom_rewards(self, problems: Sequence[Encoded], texts: Sequence[str]) -> dict[str, list[float]]:
-        """The unweighted value of each custom reward for every response, by the reward's name."""
+        """The unweighted value of each custom reward for every response, by the reward's name; NaN where it failed."""
         return self._verifier.custom(texts, [p.answer for p, _ in problems])
 
     def close(self) -> None:

@@ -29,6 +29,7 @@ from sppo_lit.settings import (
     OptimizerSettings,
     RolloutSettings,
     VerifierSettings,
+    check_sampling,
 )
 from sppo_lit.training.budget import TokenBudget
 from sppo_lit.training.diagnostics import step_metrics
@@ -122,6 +123,7 @@ class SupervisedModule(pl.LightningModule):
             raise InputError("model.evaluation.values: supervised training has no critic; leave it out")
         if batch.samples_per_prompt not in (None, 1):
             raise InputError("model.batch.samples_per_prompt: a problem has one worked solution; leave it out")
+        check_sampling(sampling)
         self.policy_source, self.sampling, self.evaluation = policy, sampling, evaluation
         self.batch_settings, self.rollout, self.memory, self.lora = batch, rollout, memory, lora
         self.policy_optimizer = policy_optimizer

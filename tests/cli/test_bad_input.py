@@ -68,6 +68,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ("class_path", "BoringModel", "SPPOModule"),
         ),
         ({"model.algorithm": "ppp"}, ("model.algorithm 'ppp' is unknown", "sppo")),
+        ({"seed_everything": -1}, ("seed_everything is -1", "from 0 to 4,294,967,295")),
+        ({"seed_everything": 10**20}, ("seed_everything is 100000000000000000000", "from 0 to 4,294,967,295")),
+        ({"model.sampling.top_p": 5.0}, ("model.sampling: top_p is 5.0", "above 0 and at most 1")),
+        ({"model.sampling.temperature": -1.0}, ("model.sampling: temperature is -1.0", "at least 0")),
+        ({"model.sampling.top_k": -1}, ("model.sampling: top_k is -1", "at least 0")),
+        ({"model.sampling.max_new_tokens": 0}, ("model.sampling: max_new_tokens is 0", "at least 1")),
+        ({"model.evaluation.temperature": -1.0}, ("model.evaluation: temperature is -1.0", "at least 0")),
+        ({"data.problems_per_epoch": 10**11}, ("problems_per_epoch is 100,000,000,000", "at most 1,000,000")),
         ({"model.sampling.temperature": 0.0}, ("model.sampling.temperature is 0", "set it above 0")),
         ({"model.evaluation": {"samples": 4, "temperature": 0.0}}, ("4 samples at temperature 0",)),
         (
@@ -229,8 +237,10 @@ def test_more_devices_than_there_are(
         ("", ("not a recipe", "YAML mapping")),
         ("- a\n- b\n", ("not a recipe", "YAML mapping")),
         ("\x00\x01", ("not valid YAML",)),
+        ("model: &m\n  policy:\n    - *m\n", ("an anchor (&) refers to a place inside itself",)),
+        ("title: T\nrecipe: r.yaml\ncells: {a: {}}\n", ("a study, not a recipe", "sppo study ")),
     ],
-    ids=["broken", "words", "empty", "list", "binary"],
+    ids=["broken", "words", "empty", "list", "binary", "loop", "study"],
 )
 def test_recipe_that_is_none(
     text: str, parts: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -243,6 +253,8 @@ def test_recipe_that_is_none(
 def test_missing_recipe_or_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refused(capsys, tmp_path, ["run", "recipes/nothing.yaml"], "recipes/nothing.yaml", "no such file", "sppo list")
     refused(capsys, tmp_path, ["run", "test", "recipes/quickstart.yaml"], "test", "fit, validate")
+    refused(capsys, tmp_path, ["run", "recipes/gsm8k"], "recipes/gsm8k is a folder", "name a .yaml file")
+    refused(capsys, tmp_path, ["run", "a.yaml", "b.yaml"], "two recipes: a.yaml and b.yaml", "--flag value")
     refused(capsys, tmp_path, ["run"], "no recipe given", "sppo list")
     refused(capsys, tmp_path, ["run", "--max_epochs", "3"], "no recipe given")
 
@@ -324,6 +336,15 @@ def test_bad_data(
     refused(capsys, tmp_path, ["run", recipe(tmp_path, {"data.train.path": str(file)})], *parts)
     changes = {"data.val": [{"path": str(file)}]}
     refused(capsys, tmp_path, ["run", "validate", recipe(tmp_path, changes)], *parts)
+
+
+def test_parquet_without_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    file = tmp_path / "train.parquet"
+    columns = {name: pyarrow.array([], pyarrow.string()) for name in ("problem", "answer")}
+    parquet.write_table(pyarrow.table(columns), file)
+    refused(capsys, tmp_path, ["run", recipe(tmp_path, {"data.train.path": str(file)})], str(file), "it has no rows")
 
 
 def test_prompts_longer_than_the_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +14,12 @@ from cli_helpers import ROOT, recipe, refused
 
 from sppo_lit.cli import doctor as doctor_cli
 from sppo_lit.cli.main import main
+from sppo_lit.doctor.checks import truncation_check
 from sppo_lit.models import critics
 from sppo_lit.models.critics import ScalarCritic
 from sppo_lit.models.policy import Policy, TokenTerms
 from sppo_lit.rollout import torch_engine
+from sppo_lit.types import Completion
 from sppo_lit.utils.console import console
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -46,6 +49,17 @@ def doctor(capsys: pytest.CaptureFixture[str], file: Path, *flags: str) -> Repor
     report = Report({c[0].strip(): (c[1].strip() == "good", "|".join(c[2:])) for c in cells if c[0].strip()})
     assert code == int(bool(report.bad)), shown
     return report
+
+
+@pytest.mark.parametrize(("cut", "good"), [(0, True), (1, True), (2, False), (4, False)])
+def test_more_than_a_quarter_of_truncated_responses_is_red(cut: int, good: bool) -> None:
+    sample: Any = SimpleNamespace(
+        completions=[Completion([1], [0.0], finished=i >= cut) for i in range(4)],
+        sequences=SimpleNamespace(response_lengths=torch.ones(4)),
+        module=SimpleNamespace(sampling=SimpleNamespace(max_new_tokens=8)),
+    )
+    check = truncation_check(sample)
+    assert check.good is good and f"{cut} of 4 responses ({25 * cut}%)" in check.found
 
 
 def test_a_sound_recipe_is_all_green_and_leaves_nothing_behind(

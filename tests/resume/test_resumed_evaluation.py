@@ -56,7 +56,7 @@ def results(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def table(output: str) -> str:
-    return output[output.index("Evaluation") :]
+    return output[output.index("Evaluation") : output.index("completions: ")]
 
 
 def evaluate(tmp_path: Path, *flags: str) -> list[str]:
