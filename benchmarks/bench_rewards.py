@@ -1,10 +1,10 @@
-"""Answers judged per second: the pool of workers against `math_verify.parse/verify` called directly in one process.
+"""Answers verified per second: the pool of workers against `math_verify.parse/verify` called directly in one process.
 
     python benchmarks/bench_rewards.py [--answers 256] [--repeats 3] [--workers 2]
 
 Three mixes (integers as in GSM8K; MATH500's and Minerva's kinds of answers), each with no and with 5 % hanging answers.
-Every repeat runs both sides one after the other, so that both see the same machine; the table gives the median answers
-per second, the median of the repeats' ratios, and their spreads (least to most). Both sides get the same deadline
+Every repeat runs both sides one after the other, under the same load; the table gives the median answers per second,
+the median of the repeats' ratios, and their ranges. Both sides get the same deadline
 for an answer (math_verify: its own `timeout_seconds`, rounded up to whole seconds) and are warmed up first.
 """
 
@@ -44,7 +44,7 @@ HANGING = [("(x+y+z+w)^{2519}", "x^2+1"), (r"\prod_{k=1}^{10^{10}} (1+\frac{1}{k
 
 
 def mix(name: str, count: int, hanging: float) -> Rows:
-    """`count` responses and their gold answers; a share of `hanging` of them does not come to an end."""
+    """`count` responses and their gold answers; a share of `hanging` of them hangs."""
     rng = random.Random(0)
     work = "First we note that the total is the sum of its parts, and then we add them. " * 12
     rows = []
@@ -62,7 +62,7 @@ def mix(name: str, count: int, hanging: float) -> Rows:
 
 
 def direct(responses: list[str], golds: list[str], deadline: float) -> int:
-    """How many math_verify finds right, called as its documentation says."""
+    """Number of answers that math_verify, called as documented, judges correct."""
     from math_verify import parse, verify
 
     seconds, right = math.ceil(deadline), 0
@@ -70,14 +70,14 @@ def direct(responses: list[str], golds: list[str], deadline: float) -> int:
         try:
             g, a = parse(f"${gold}$", parsing_timeout=seconds), parse(response, parsing_timeout=seconds)
             right += bool(verify(g, a, timeout_seconds=seconds))
-        except BaseException as error:  # its TimeoutException is no Exception
+        except BaseException as error:  # its TimeoutException is not an Exception
             if isinstance(error, KeyboardInterrupt):
                 raise
     return right
 
 
 def main() -> None:
-    """Run and print."""
+    """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--answers", type=int, default=256, help="answers per mix (default 256)")
     parser.add_argument("--repeats", type=int, default=3, help="interleaved repeats (default 3)")

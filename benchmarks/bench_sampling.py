@@ -1,10 +1,10 @@
-"""Useful tokens per second of our sampler against `model.generate`, on responses of ragged length.
+"""Useful tokens per second of our sampler against `model.generate`, on responses of different lengths.
 
     python benchmarks/bench_sampling.py [--rounds 5] [--threads 1] [--device cpu]
 
 128 prompts whose responses end after 16 to 96 tokens (uniform), the same limits, temperature and random weights on both
-sides, rounds of the two interleaved. Useful tokens are those up to each response's limit. Our side also takes the
-log-probability of every token; `generate` does not.
+sides, rounds of the two interleaved. Useful tokens are those up to each response's limit. Our sampler also computes
+the log-probability of every token; `generate` does not.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 class RowLimits(StoppingCriteria):
-    """Ends each row at a length of its own."""
+    """Stops each row at its own length."""
 
     def __init__(self, limits: torch.Tensor, prompt_length: int):
         self.ends = limits + prompt_length
@@ -42,7 +42,7 @@ class RowLimits(StoppingCriteria):
 
 
 def sides(model: Any, device: str) -> tuple[Callable[[], None], Callable[[], None], int]:
-    """Our sampler, `generate`, and the number of useful tokens that each of them makes in a call."""
+    """Our sampler, `generate`, and the number of useful tokens of one call of either."""
     rng = random.Random(0)
     prompts = [[rng.randrange(1, VOCABULARY) for _ in range(rng.randint(10, 30))] for _ in range(PROMPTS)]
     limits = [rng.randint(SHORTEST, LONGEST) for _ in range(PROMPTS)]

@@ -1,8 +1,8 @@
-"""Weak scaling: sequences per second of two CPU processes against one, each with one thread and equally much to do.
+"""Weak scaling: sequences per second of two CPU processes against one, each with one thread and the same load.
 
     python benchmarks/bench_scaling.py [--rounds 3] [--strategy ddp] [--processes 2]
 
-Whole iterations (sampling, judging, values, update) of recipes/quickstart.yaml through the command line, with
+Whole iterations (sampling, verifying, values, update) of recipes/quickstart.yaml through the command line, with
 `--sequences` per process and iteration in minibatches of a quarter of them. Runs of one process and of several are
 interleaved; the first iteration of each is left out. Needs as many idle cores as processes.
 """
@@ -29,10 +29,10 @@ def seconds(processes: int, strategy: str, sequences: int, iterations: int) -> d
     """Median seconds of an iteration and of each of its phases (mean over processes) in one run.
 
     Args:
-        processes: of the run.
-        strategy: where there are several.
-        sequences: of one process and iteration.
-        iterations: timed, after one to warm up.
+        processes: number of processes.
+        strategy: strategy for several processes.
+        sequences: sequences per process and iteration.
+        iterations: number of timed iterations, after one to warm up.
     """
     with tempfile.TemporaryDirectory() as folder:
         flags = [

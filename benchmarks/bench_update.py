@@ -1,10 +1,10 @@
-"""Policy update on length-sorted, token-budget micro-batches against padded ones, on responses of ragged length.
+"""Policy update on length-sorted, token-budget micro-batches against padded ones, on responses of different lengths.
 
     python benchmarks/bench_update.py [--rounds 7] [--threads 1] [--budget 2048] [--device cpu]
                                       [--lengths uniform|quickstart]
 
 One update (forward and backward through `Policy` and the clipped surrogate) of 128 sequences whose responses have 16 to
-96 tokens (uniform), cut in three ways of the same token budget per forward pass, rounds of the three interleaved:
+96 tokens (uniform), cut in three ways with the same token budget per forward pass, rounds of the three interleaved:
 
 - ours: sorted by length and cut by `micro_batches`;
 - padded to limit: a fixed number of sequences in random order, every response padded to the longest allowed one and
@@ -13,10 +13,10 @@ One update (forward and backward through `Policy` and the clipped surrogate) of 
 
 Prompts have 4 to 20 tokens (uniform), as those of the quickstart. All three ways give the same loss and gradient; this
 is checked before anything is timed. "tokens" are those that pass through the model, padding included; "no padding" is
-the ceiling: what padding to the limit costs over passing no padding at all, if time went by tokens.
+the upper bound of the speed-up over padding to the limit, if time were proportional to tokens.
 
 `--lengths quickstart` takes prompts and worked solutions of the quickstart problems instead (solutions of 4 to about 50
-tokens, most of them short), under the same limit: what a run meets whose limit is far above most responses.
+tokens, most of them short), under the same limit, as in a run whose limit is far above most responses.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def ragged_lengths(kind: str) -> tuple[Tensor, Tensor]:
     if kind == "quickstart":
         task = ArithmeticTask(1, 5, largest=50)
         problems = [task.problem(i) for i in range(SEQUENCES)]
-        # A token a character, but only one for the box, and the end.
+        # One token per character, one for the box, and the end-of-sequence token.
         responses = [len(str(p.solution)) - 5 for p in problems]
         return torch.tensor([len(p.prompt) for p in problems]), torch.tensor(responses)
     rng = random.Random(0)
@@ -63,7 +63,7 @@ def ragged_lengths(kind: str) -> tuple[Tensor, Tensor]:
 def sides(
     policy: Policy, prompt_lengths: Tensor, lengths: Tensor, budget: int, device: str
 ) -> dict[str, Callable[[], float]]:
-    """The three ways, each returning its loss."""
+    """The three ways; each runs an update and returns its loss."""
     tokens = int(lengths.sum())
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(1, VOCABULARY, (SEQUENCES, PROMPT_LONGEST), generator=generator).to(device)
@@ -98,7 +98,7 @@ def sides(
 
 
 def check_equal(policy: Policy, calls: dict[str, Callable[[], float]]) -> None:
-    """Also the warm-up: every way gives the same loss and the same gradient."""
+    """Check that every way gives the same loss and gradient; also the warm-up."""
     results = []
     for call in calls.values():
         loss = call()
@@ -109,7 +109,7 @@ def check_equal(policy: Policy, calls: dict[str, Callable[[], float]]) -> None:
 
 
 def computed_tokens(policy: Policy, call: Callable[[], float]) -> int:
-    """Tokens, padding included, that one update passes through the model."""
+    """Tokens, padding included, that pass through the model in one update."""
     counted = 0
 
     def count(module: Any, args: Any, kwargs: Any) -> None:

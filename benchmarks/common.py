@@ -1,4 +1,4 @@
-"""What the benchmarks of small models share."""
+"""Shared by the benchmarks of small models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 
 def small_llama(shape: dict[str, Any], vocabulary: int, device: str) -> Any:
-    """A Llama with random weights, the same at every call, on `device`; token 0 pads and none ends a response."""
+    """A Llama with random weights, the same at every call; token 0 pads, and there is no end-of-sequence token."""
     torch.manual_seed(0)
     config = LlamaConfig(
         **shape,
@@ -27,7 +27,7 @@ def small_llama(shape: dict[str, Any], vocabulary: int, device: str) -> Any:
 
 
 def seconds(call: Callable[[], object], device: str) -> float:
-    """Wall-clock seconds of a call, work queued on the device included."""
+    """Wall-clock seconds of a call, queued work on the device included."""
     start = time.perf_counter()
     call()
     if device != "cpu":

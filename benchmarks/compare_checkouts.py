@@ -1,8 +1,8 @@
-"""Runs the same short trainings in two checkouts and compares everything that they compute, bit for bit.
+"""Runs the same short trainings in two checkouts and compares their results bit for bit.
 
     python benchmarks/compare_checkouts.py OLD NEW                       # all cases, about ten minutes per checkout
     python benchmarks/compare_checkouts.py OLD NEW --only ppo,fsdp       # some of them
-    python benchmarks/compare_checkouts.py OLD OLD                       # whether a commit equals itself at all
+    python benchmarks/compare_checkouts.py OLD OLD                       # whether a commit is deterministic
 
 Compared are `metrics.csv` (all but times, rates and memory), every exported weight and every response of every
 evaluation. Runs are kept in `<out>/<commit>/<case>`: a case that a commit has finished is not run again, unless files
@@ -51,10 +51,10 @@ FIT = {"trainer.max_epochs": ITERATIONS, "trainer.check_val_every_n_epoch": ITER
 SHORT = {"data.problems_per_epoch": 128, "model.minibatch_size": 32}
 LONG = {"data.val": "[{path: arithmetic, limit: 50}]", "model.minibatch_size": 16}  # 185 to 270 tokens a response
 WALL_CLOCK = ("time/", "memory/", "clock/seconds")
-"""How columns of `metrics.csv` begin that differ between two runs of the same program; so do `…_per_second`."""
+"""Prefixes of columns of `metrics.csv` that differ between equal runs, as do those ending in `_per_second`."""
 
 RECORD = "finished.json"
-"""In the folder of a finished run: its arguments and seconds."""
+"""File in the folder of a finished run with its arguments and seconds."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ class Case:
     """One run of the command line.
 
     Attributes:
-        about: what the recipe alone does not say.
-        recipe: in `recipes/`.
-        settings: over those of the recipe, by their old names.
+        about: description, if the recipe's name is not enough.
+        recipe: file in `recipes/`.
+        settings: overrides of the recipe, by their old names.
         evaluates: the case whose last checkpoint is evaluated; None trains.
     """
 
@@ -75,7 +75,7 @@ class Case:
 
     @property
     def title(self) -> str:
-        """For people."""
+        """Name for display."""
         return self.about or self.recipe
 
 
@@ -108,7 +108,7 @@ CASES = {
         },
     ),
     "ppo_options": Case(
-        "PPO with every other setting of the update changed, and a reward of the user's own",
+        "PPO with every other setting of the update changed, and a custom reward",
         "quickstart.yaml",
         {
             "model.algorithm": "ppo",
@@ -138,7 +138,7 @@ CASES = {
         },
     ),
     "lora_kl": Case(
-        "adapters, KL to the weights below them",
+        "LoRA, KL to the base weights",
         "quickstart.yaml",
         {**SHORT, "model.lora.rank": 4, "model.kl.coef": 0.01, "model.policy_optimizer.lr": 1e-3},
     ),
@@ -151,7 +151,7 @@ CASES = {
     "ddp": Case("two processes, ddp", "quickstart.yaml", {**SHORT, "trainer.strategy": "ddp", "trainer.devices": 2}),
     "fsdp": Case("two processes, fsdp", "quickstart.yaml", {**SHORT, "trainer.strategy": "fsdp", "trainer.devices": 2}),
     "ddp_grpo": Case(
-        "two processes, ddp, of which one may have nothing to learn from",
+        "two processes, ddp, of which one may have nothing to train on",
         "quickstart.yaml",
         {
             "trainer.strategy": "ddp",
@@ -164,7 +164,7 @@ CASES = {
         },
     ),
     "fsdp_ppo": Case(
-        "two processes, fsdp, token-level critic, weights in the CPU's memory",
+        "two processes, fsdp, token-level critic, CPU offload",
         "quickstart.yaml",
         {
             **SHORT,
@@ -194,8 +194,8 @@ class Checkout:
 
     Attributes:
         path: the folder.
-        results: where its runs are kept.
-        commit: what its runs come from; "" if anything that a run depends on is not committed.
+        results: folder of its runs.
+        commit: commit of its runs; "" if anything that a run depends on is not committed.
     """
 
     path: Path
@@ -204,11 +204,11 @@ class Checkout:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Name for display."""
         return self.results.name
 
     def environment(self) -> dict[str, str]:
-        """One thread, and this checkout's package before an installed one."""
+        """Environment with one thread, and this checkout's package before an installed one."""
         return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(self.path)}
 
 
@@ -216,23 +216,23 @@ def open_checkout(path: Path, out: Path) -> Checkout:
     """The checkout in a folder.
 
     Raises:
-        SystemExit: it is none, or Python would import the package from elsewhere.
+        SystemExit: it is not a checkout, or Python would import the package from elsewhere.
     """
     path = path.resolve()
     if not (path / "sppo_lit" / "__init__.py").is_file():
-        sys.exit(f"{path}: no checkout of sppo-lit")
+        sys.exit(f"{path}: not a checkout of sppo-lit")
     commit = commit_of(path)
     checkout = Checkout(path, out.resolve() / (commit or f"{path.name}-uncommitted"), commit)
-    where = [sys.executable, "-c", "import sppo_lit; print(sppo_lit.__file__)"]
-    found = subprocess.run(where, cwd=path, env=checkout.environment(), capture_output=True, text=True).stdout.strip()
-    if Path(found).resolve().parents[1] != path:
-        sys.exit(f"{path}: Python imports sppo_lit from {found or 'nowhere'}")
+    command = [sys.executable, "-c", "import sppo_lit; print(sppo_lit.__file__)"]
+    file = subprocess.run(command, cwd=path, env=checkout.environment(), capture_output=True, text=True).stdout.strip()
+    if Path(file).resolve().parents[1] != path:
+        sys.exit(f"{path}: Python imports sppo_lit from {file or 'nowhere'}")
     return checkout
 
 
 def commit_of(path: Path) -> str:
     """The commit of a checkout; "" if there is none or anything that a run depends on differs from it."""
-    git = ["git", "--no-optional-locks", "-C", str(path)]  # others may be at work there
+    git = ["git", "--no-optional-locks", "-C", str(path)]  # do not lock a repository in use
     changed = subprocess.run(
         [*git, "status", "--porcelain", "--", "sppo_lit", "recipes", "data"], capture_output=True, text=True
     )
@@ -241,17 +241,17 @@ def commit_of(path: Path) -> str:
 
 
 def flags(checkout: Checkout, case: Case) -> list[str]:
-    """A case's settings as this checkout names them: its recipe tells whether they are in groups."""
+    """A case's settings by their names in this checkout; its recipe shows whether they are grouped."""
     model = yaml.safe_load((checkout.path / "recipes" / case.recipe).read_text(encoding="utf-8"))["model"]
     prefix = "model.init_args." if "class_path" in model else "model."
     grouped = any(key.partition(".")[0] == "batch" for key in model.get("init_args", model))
-    found = {}
+    settings = {}
     for key, value in {**COMMON, **({} if case.evaluates else FIT), **case.settings}.items():
         if key.startswith("model."):
             name = key.removeprefix("model.")
             key = prefix + (RENAMED.get(name, name) if grouped else name)
-        found[key] = str(value).lower() if isinstance(value, bool) else value
-    return [f"--{key}={value}" for key, value in found.items()]
+        settings[key] = str(value).lower() if isinstance(value, bool) else value
+    return [f"--{key}={value}" for key, value in settings.items()]
 
 
 @dataclass
@@ -259,10 +259,10 @@ class Run:
     """A case in one checkout.
 
     Attributes:
-        folder: of everything that it leaves.
-        seconds: that it took.
-        kept: whether an earlier call has run it.
-        failure: why there is nothing to compare; "" if there is.
+        folder: folder of the run.
+        seconds: duration of the run.
+        kept: whether it was run by an earlier call.
+        failure: why there is nothing to compare; "" on success.
     """
 
     folder: Path
@@ -277,18 +277,18 @@ class Run:
 
     @property
     def output(self) -> Path:
-        """What was printed."""
+        """Output of the run."""
         return self.folder / "output.txt"
 
 
 class Runner:
-    """Runs cases, so many at once, each in a process group of its own.
+    """Runs cases in parallel, each in its own process group.
 
     Args:
         on_start: called with the name of a run that starts.
-        jobs: at once.
+        jobs: number of parallel runs.
         limit: seconds after which a run is killed.
-        fresh: run also what is finished.
+        fresh: repeat finished runs.
     """
 
     def __init__(self, on_start: Callable[[str], None], jobs: int, limit: float, fresh: bool) -> None:
@@ -299,11 +299,11 @@ class Runner:
         self._closed = False
 
     def submit(self, checkout: Checkout, name: str, base: Future[Run] | None) -> Future[Run]:
-        """Run a case as soon as its turn has come; `base` is the run that it evaluates, submitted before it."""
+        """Queue a case; `base` is the run that it evaluates, submitted before it."""
         return self._pool.submit(self._run, checkout, name, base)
 
     def close(self) -> None:
-        """Kill what is running and start nothing more."""
+        """Kill running cases and start no more."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             self._closed = True
@@ -314,7 +314,7 @@ class Runner:
         case, run = CASES[name], Run(checkout.results / name)
         trained = base.result() if base else None
         if trained and trained.failure:
-            run.failure = f"{case.evaluates} has failed"
+            run.failure = f"{case.evaluates} failed"
             return run
         try:
             changed = flags(checkout, case)
@@ -338,7 +338,7 @@ class Runner:
         begun = time.monotonic()
         run.failure = self._wait([sys.executable, *command], checkout, run.output)
         run.seconds = time.monotonic() - begun
-        if not run.failure and checkout.commit == commit_of(checkout.path):  # else edited in the meantime
+        if not run.failure and checkout.commit == commit_of(checkout.path):  # otherwise edited in the meantime
             content = {"arguments": changed, "seconds": round(run.seconds, 1)}
             written = record.with_suffix(".part")
             written.write_text(json.dumps(content, indent=1), encoding="utf-8")
@@ -346,7 +346,7 @@ class Runner:
         return run
 
     def _wait(self, command: Sequence[str], checkout: Checkout, output: Path) -> str:
-        """Run a command to its end; why it failed, "" if it did not."""
+        """Run a command; returns why it failed, "" on success."""
         with output.open("wb") as printed:
             with self._lock:
                 if self._closed:
@@ -368,13 +368,13 @@ class Runner:
                 return f"killed after {self.limit:.0f} s"
             finally:
                 with self._lock:
-                    kill(process.pid)  # also what it may have left
+                    kill(process.pid)  # also processes it may have left
                     self._groups.remove(process.pid)
                 process.wait()
 
 
 def kill(group: int) -> None:
-    """End a process group, if there is any of it."""
+    """Kill a process group, if it exists."""
     with suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
 
@@ -383,11 +383,11 @@ def kill(group: int) -> None:
 
 
 class Difference(NamedTuple):
-    """Something that is not equal.
+    """A difference between two runs.
 
     Attributes:
-        size: |a - b| / max(1, |a|, |b|); infinite where there is no such number.
-        text: what and where.
+        size: |a - b| / max(1, |a|, |b|); infinite if not numeric.
+        text: description.
     """
 
     size: float
@@ -402,7 +402,7 @@ class Part(NamedTuple):
 
 
 def gap(a: Any, b: Any) -> float:
-    """How far two values, of JSON's kinds, are apart: the size of a `Difference`, 0 if they are equal."""
+    """Distance of two JSON values: the size of a `Difference`, 0 if they are equal."""
     if isinstance(a, (int, float)) and isinstance(b, (int, float)):
         if a == b or (math.isnan(a) and math.isnan(b)):
             return 0.0
@@ -416,7 +416,7 @@ def gap(a: Any, b: Any) -> float:
 
 
 def number(text: str) -> float | str:
-    """A cell of a table."""
+    """Parse a cell of a table."""
     try:
         return float(text)
     except ValueError:
@@ -424,7 +424,7 @@ def number(text: str) -> float | str:
 
 
 def only_one(kind: str, a: Iterable[str], b: Iterable[str]) -> list[Difference]:
-    """What just one side has."""
+    """Names that only one side has."""
     old, new = set(a), set(b)
     where = {name: "OLD" if name in old else "NEW" for name in sorted(old ^ new)}
     return [Difference(math.inf, f"{kind} {name}: only in {side}") for name, side in where.items()]
@@ -446,7 +446,7 @@ def metrics(run: Path) -> list[dict[str, float | str]]:
 
 
 def compare_metrics(a: Path, b: Path) -> Part:
-    """Every cell; of a column that differs, how often, where first and by how much at most."""
+    """Compare every cell; reports how often a column differs, where first, and the largest difference."""
     old, new = metrics(a), metrics(b)
     columns: list[set[str]] = [{key for row in rows for key in row} for rows in (old, new)]
     wrong = only_one("column", *columns)
@@ -454,11 +454,11 @@ def compare_metrics(a: Path, b: Path) -> Part:
         wrong.append(Difference(math.inf, f"metrics.csv: {len(old)} and {len(new)} rows"))
     for key in sorted(columns[0] & columns[1]):
         pairs = [(x.get("step", ""), x.get(key), y.get(key)) for x, y in zip(old, new, strict=False)]
-        found = [(gap(x, y), step, x, y) for step, x, y in pairs if gap(x, y)]
-        if found:
-            _, step, x, y = found[0]
-            text = f"{key}: {len(found)} of {len(pairs)} rows, first at step {step}: {x} and {y}"
-            wrong.append(Difference(max(size for size, *_ in found), text))
+        unequal = [(gap(x, y), step, x, y) for step, x, y in pairs if gap(x, y)]
+        if unequal:
+            _, step, x, y = unequal[0]
+            text = f"{key}: {len(unequal)} of {len(pairs)} rows, first at step {step}: {x} and {y}"
+            wrong.append(Difference(max(size for size, *_ in unequal), text))
     return Part(f"{len(old)} × {len(columns[0] & columns[1])}", wrong)
 
 
@@ -474,7 +474,7 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def compare_weights(a: Path, b: Path, trained: bool) -> Part:
-    """Every tensor, by its bytes."""
+    """Compare every tensor by its bytes."""
     old, new = weights(a), weights(b)
     wrong = only_one("weight", old, new)
     if trained and not old:
@@ -496,16 +496,16 @@ def compare_weights(a: Path, b: Path, trained: bool) -> Part:
 
 def evaluations(run: Path) -> dict[str, list[dict[str, Any]]]:
     """Responses without seconds, by file."""
-    found = {}
+    responses = {}
     for file in sorted((run / "evaluations").glob("*.jsonl")):
         with file.open(encoding="utf-8") as lines:
             read = [json.loads(line) for line in lines]
-        found[file.name] = [{key: value for key, value in line.items() if "seconds" not in key} for line in read]
-    return found
+        responses[file.name] = [{key: value for key, value in line.items() if "seconds" not in key} for line in read]
+    return responses
 
 
 def compare_evaluations(a: Path, b: Path) -> Part:
-    """Every response; of a file that differs, how often and where first."""
+    """Compare every response; reports how often a file differs and where first."""
     old, new = evaluations(a), evaluations(b)
     wrong = only_one("evaluation", old, new)
     if not any(old.values()):
@@ -513,11 +513,11 @@ def compare_evaluations(a: Path, b: Path) -> Part:
     for name in sorted(old.keys() & new.keys()):
         if len(old[name]) != len(new[name]):
             wrong.append(Difference(math.inf, f"{name}: {len(old[name])} and {len(new[name])} responses"))
-        found = [(gap(x, y), x) for x, y in zip(old[name], new[name], strict=False) if gap(x, y)]
-        if found:
-            first = f"first to {found[0][1].get('problem')}, sample {found[0][1].get('sample')}"
-            text = f"{name}: {len(found)} of {len(old[name])} responses, {first}"
-            wrong.append(Difference(max(size for size, _ in found), text))
+        unequal = [(gap(x, y), x) for x, y in zip(old[name], new[name], strict=False) if gap(x, y)]
+        if unequal:
+            first = f"first to {unequal[0][1].get('problem')}, sample {unequal[0][1].get('sample')}"
+            text = f"{name}: {len(unequal)} of {len(old[name])} responses, {first}"
+            wrong.append(Difference(max(size for size, _ in unequal), text))
     return Part(f"{sum(map(len, old.values())):,}", wrong)
 
 
@@ -531,7 +531,7 @@ def compare(name: str, old: Run, new: Run) -> list[Part]:
 
 
 def verdict(differences: Sequence[Difference], tolerance: float) -> tuple[bool, str, str]:
-    """Whether a case is good; that in words, and their colour."""
+    """Whether a case passes; the result in words, and its colour."""
     if not differences:
         return True, "equal", "green"
     size = max(d.size for d in differences)
@@ -542,7 +542,7 @@ def verdict(differences: Sequence[Difference], tolerance: float) -> tuple[bool, 
 
 
 def report(console: Console, runs: Mapping[str, Sequence[Run]], tolerance: float, titles: Sequence[str]) -> int:
-    """Compare, show the table and what differs; returns how many cases are not good."""
+    """Compare all cases and print the table and the differences; returns the number of failed cases."""
     table = Table(title=f"{titles[0]} and {titles[1]}", title_justify="left", title_style="bold")
     table.add_column("case", no_wrap=True)
     table.add_column("what", style="dim", ratio=1)
@@ -576,10 +576,10 @@ def report(console: Console, runs: Mapping[str, Sequence[Run]], tolerance: float
 
 
 def chosen(only: str) -> list[str]:
-    """Names of the cases to run, with those that they evaluate, in the order of the table.
+    """Names of the cases to run, including those that they evaluate, in the order of the table.
 
     Raises:
-        SystemExit: there is no such case.
+        SystemExit: unknown case.
     """
     names = [name.strip() for name in only.split(",") if name.strip()] or list(CASES)
     if unknown := [name for name in names if name not in CASES]:
@@ -589,25 +589,25 @@ def chosen(only: str) -> list[str]:
 
 
 def stop(*_: Any) -> None:
-    """On SIGTERM: leave as after Ctrl-C, so that no run outlives this process; a second one changes nothing."""
+    """On SIGTERM exit as after Ctrl-C, so that no run outlives this process; ignore a second one."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(143)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 if both checkouts compute the same."""
+    """Run the comparison; returns 0 if both checkouts compute the same."""
     epilog = "cases:\n" + "\n".join(f"  {name:<13} {case.title}" for name, case in CASES.items())
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("old", type=Path, metavar="OLD", help="folder of the one checkout")
-    parser.add_argument("new", type=Path, metavar="NEW", help="of the other; the same commit is run twice")
+    parser.add_argument("old", type=Path, metavar="OLD", help="folder of one checkout")
+    parser.add_argument("new", type=Path, metavar="NEW", help="folder of the other; the same commit is run twice")
     parser.add_argument("--only", default="", metavar="CASE,CASE", help="these cases (default all)")
-    parser.add_argument("--out", type=Path, default=Path("/tmp/compare"), help="of the runs (default /tmp/compare)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once (default 1)")
+    parser.add_argument("--out", type=Path, default=Path("/tmp/compare"), help="folder of runs (default /tmp/compare)")
+    parser.add_argument("--jobs", type=int, default=1, help="parallel runs (default 1)")
     parser.add_argument("--tolerance", type=float, default=0.0, help="largest |a-b| / max(1,|a|,|b|) (default 0)")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds until a run is killed (default 600)")
-    parser.add_argument("--fresh", action="store_true", help="run also what is finished")
+    parser.add_argument("--fresh", action="store_true", help="repeat finished runs")
     options = parser.parse_args(arguments)
     names = chosen(options.only)
     sides = [open_checkout(path, options.out) for path in (options.old, options.new)]

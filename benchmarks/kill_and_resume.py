@@ -1,7 +1,7 @@
-"""Kills a run with SIGKILL again and again, resumes it each time, and compares it with a run that nobody killed.
+"""Kills a run with SIGKILL repeatedly, resumes it each time, and compares it with an uninterrupted run.
 
     python benchmarks/kill_and_resume.py                  # 20 kills of 12 iterations, one process
-    python benchmarks/kill_and_resume.py --devices 2      # the same under ddp, one of two ranks killed at a time
+    python benchmarks/kill_and_resume.py --devices 2      # the same under ddp, killing one of two ranks at a time
 
 The kills are spread over sampling, verifying, updating, evaluating and saving, at seeded random moments. Weights,
 optimizer states and the rows of `metrics.csv` (all but times and rates) must be equal bit for bit.
@@ -30,10 +30,10 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 DELAYS = {"sampling": 0.1, "verifying": 0.001, "updating": 0.1, "evaluating": 0.03, "saving": 0.01}
 PHASES = tuple(DELAYS)
-"""What a run is killed in, at most so many seconds after it has begun."""
+"""Phases in which a run is killed; `DELAYS` has the maximum seconds after their start."""
 
 START, END = 300.0, 60.0
-"""Most seconds until a killed run gets to its phase, and until all its processes are gone."""
+"""Timeouts in seconds: until a run reaches its phase, and until all processes of a killed run are gone."""
 
 FLAGS = (
     "--accelerator=cpu",
@@ -60,21 +60,21 @@ class PhaseFile(pl.Callback):
         os.close(file)
 
     def on_phase(self, trainer: pl.Trainer, pl_module: Any, phase: str, *facts: Any) -> None:
-        """The module has got somewhere."""
+        """Record the phase."""
         if not trainer.sanity_checking:
             self._note(trainer, pl_module, phase)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint is about to be written."""
+        """Record that a checkpoint is about to be written."""
         self._note(trainer, pl_module, "saving")
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """It has been written."""
+        """Record that it has been written."""
         self._note(trainer, pl_module, "between")
 
 
 def start(folder: Path, options: argparse.Namespace, resume: bool) -> subprocess.Popen[str]:
-    """The command line in a process group of its own."""
+    """Start the command line in its own process group."""
     flags = [*FLAGS, f"--max_epochs={options.iterations}", f"--trainer.default_root_dir={folder}"]
     if options.devices > 1:
         flags += ["--strategy=ddp", f"--devices={options.devices}"]
@@ -102,7 +102,7 @@ def position(folder: Path, rank: int) -> tuple[int, int, str]:
 
 
 def wait_and_kill(process: subprocess.Popen[str], folder: Path, rank: int, at: int, phase: str, delay: float) -> str:
-    """Kill a rank `delay` seconds after it has got to a phase of an iteration; where it was then, or how it ended."""
+    """Kill a rank `delay` seconds after it reached a phase of an iteration; returns where it was, or how it ended."""
     deadline = time.monotonic() + START
     while process.poll() is None and time.monotonic() < deadline:
         pid, iteration, now = position(folder, rank)
@@ -117,38 +117,38 @@ def wait_and_kill(process: subprocess.Popen[str], folder: Path, rank: int, at: i
 
 
 def alive(group: int) -> bool:
-    """Whether a process group has any process left that is no zombie."""
+    """Whether a process group has any process left that is not a zombie."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
         return False
-    listed = subprocess.run(["ps", "-o", "stat=", "-g", str(group)], capture_output=True, text=True).stdout.split()
-    return any(not state.startswith("Z") for state in listed)
+    states = subprocess.run(["ps", "-o", "stat=", "-g", str(group)], capture_output=True, text=True).stdout.split()
+    return any(not state.startswith("Z") for state in states)
 
 
 def end(process: subprocess.Popen[str]) -> tuple[float, str]:
-    """Wait until all processes of a run are gone; seconds it took, and what was printed.
+    """Wait until all processes of a run are gone; returns the seconds it took, and the output.
 
     Raises:
-        RuntimeError: one is left after a minute.
+        RuntimeError: a process is left after a minute.
     """
-    begun = time.monotonic()
+    started = time.monotonic()
     try:
         output, _ = process.communicate(timeout=END)
         while alive(process.pid):
-            if time.monotonic() - begun > END:
+            if time.monotonic() - started > END:
                 raise RuntimeError("processes are left over a minute after one of them was killed")
             time.sleep(0.1)
     finally:
         if alive(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
-    return time.monotonic() - begun, output
+    return time.monotonic() - started, output
 
 
 def newest(folder: Path) -> Path | None:
-    """The run folder that has a checkpoint, the latest of several."""
-    found = sorted(folder.glob("quickstart/version_*/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime)
-    return found[-1].parent.parent if found else None
+    """The latest run folder with a checkpoint."""
+    checkpoints = sorted(folder.glob("quickstart/version_*/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime)
+    return checkpoints[-1].parent.parent if checkpoints else None
 
 
 def tensors(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -174,7 +174,7 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 
 def differences(a: Path, b: Path) -> list[str]:
-    """What differs between two finished runs; also prints what was compared."""
+    """Differences between two finished runs; also prints what was compared."""
     states = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (a, b)]
     wrong = []
     for part in ("state_dict", "optimizer_states"):
@@ -193,17 +193,17 @@ def differences(a: Path, b: Path) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 if the killed run equals the other one."""
+    """Run the test; returns 0 if the killed run equals the uninterrupted one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20, help="how often (default 20)")
-    parser.add_argument("--iterations", type=int, default=12, help="of the run (default 12)")
+    parser.add_argument("--kills", type=int, default=20, help="number of kills (default 20)")
+    parser.add_argument("--iterations", type=int, default=12, help="iterations of the run (default 12)")
     parser.add_argument("--devices", type=int, default=1, help="CPU processes; ddp if more than one (default 1)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments (default 0)")
     options = parser.parse_args(arguments)
-    chance = random.Random(options.seed)
-    moments = sorted(chance.randrange(options.iterations) for _ in range(options.kills))
+    rng = random.Random(options.seed)
+    moments = sorted(rng.randrange(options.iterations) for _ in range(options.kills))
     phases = [PHASES[i % len(PHASES)] for i in range(options.kills)]
-    chance.shuffle(phases)
+    rng.shuffle(phases)
     with tempfile.TemporaryDirectory() as temporary:
         whole, killed = Path(temporary) / "whole", Path(temporary) / "killed"
         whole.mkdir()
@@ -217,12 +217,12 @@ def main(arguments: list[str] | None = None) -> int:
         for i, (at, phase) in enumerate(zip(moments, phases, strict=True)):
             for file in killed.glob("rank*"):
                 file.unlink()
-            rank = chance.randrange(options.devices)
+            rank = rng.randrange(options.devices)
             process = start(killed, options, resume=newest(killed) is not None)
-            found = wait_and_kill(process, killed, rank, at, phase, chance.uniform(0.0, DELAYS[phase]))
+            outcome = wait_and_kill(process, killed, rank, at, phase, rng.uniform(0.0, DELAYS[phase]))
             seconds, output = end(process)
-            hits[found.partition(" ")[0]] += 1
-            print(f"kill {i + 1}: rank {rank}, {found}; all gone {seconds:.1f} s later", flush=True)
+            hits[outcome.partition(" ")[0]] += 1
+            print(f"kill {i + 1}: rank {rank}, {outcome}; all gone {seconds:.1f} s later", flush=True)
             if "Traceback" in output:
                 print(output)
         process = start(killed, options, resume=newest(killed) is not None)

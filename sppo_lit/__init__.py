@@ -13,11 +13,34 @@ _PUBLIC = {
     "SPPOModule": "sppo_lit.training.module",
     "SupervisedModule": "sppo_lit.training.supervised",
     "MathDataModule": "sppo_lit.training.datamodule",
+    "ProblemSet": "sppo_lit.training.datamodule",
+    "ArithmeticTask": "sppo_lit.problems.arithmetic",
+    "Sampling": "sppo_lit.types",
+    "ModelSource": "sppo_lit.settings",
+    "BatchSettings": "sppo_lit.settings",
+    "PPOSettings": "sppo_lit.settings",
+    "AdvantageSettings": "sppo_lit.settings",
+    "KLSettings": "sppo_lit.settings",
+    "RewardSettings": "sppo_lit.settings",
+    "VerifierSettings": "sppo_lit.settings",
+    "RolloutSettings": "sppo_lit.settings",
+    "OptimizerSettings": "sppo_lit.settings",
+    "EvalSettings": "sppo_lit.settings",
+    "MemorySettings": "sppo_lit.settings",
+    "LoraSettings": "sppo_lit.settings",
+    "Evaluation": "sppo_lit.callbacks.evaluation",
+    "IterationCheckpoint": "sppo_lit.callbacks.checkpoint",
+    "HuggingFaceExport": "sppo_lit.callbacks.export",
 }
-__all__ = ["MathDataModule", "SPPOModule", "SupervisedModule", "__version__"]
+"""Name -> the module that defines it."""
+__all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         return getattr(importlib.import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

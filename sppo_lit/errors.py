@@ -8,11 +8,11 @@ class InputError(Exception):
 
 
 class Stopped(BaseException):
-    """A signal asked the run to end, and all its processes have left at the same place.
+    """A signal asked the run to stop, and all ranks have stopped at the same point.
 
     Attributes:
-        signum: the signal; the exit code is 128 more, as a shell has it.
-        line: to be printed; empty if the run has said where it stopped.
+        signum: the signal; the exit code is 128 + signum, as in a shell.
+        line: message to print; empty if the run has already printed where it stopped.
     """
 
     def __init__(self, signum: int, line: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Groups of settings that recipes fill in. Every field has its unit; the recipe's key is the field's name."""
+"""Groups of settings in recipes. A recipe's key is the field's name; every field documents its unit."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class ModelSource:
 
     Attributes:
         path: Hub id, local folder, or a `.gguf` file (extra `gguf`; the weights are dequantised).
-        init: "pretrained" takes the weights; "random" only the architecture and the tokenizer.
-        config: entries of the model's configuration to change, e.g. ``{num_hidden_layers: 1}``; with "random" only.
+        init: "pretrained" loads the weights; "random" only the architecture and the tokenizer.
+        config: overrides of the model's configuration, e.g. ``{num_hidden_layers: 1}``; only with "random".
         revision: Hub revision.
     """
 
@@ -38,7 +38,7 @@ class BatchSettings:
     """How an iteration's problems become optimizer steps: problems × samples = sequences, cut into minibatches.
 
     Attributes:
-        samples_per_prompt: N, responses to each problem; None takes the algorithm's. Supervised training has one.
+        samples_per_prompt: N, responses to each problem; None uses the algorithm's default. 1 in supervised training.
         minibatch_size: sequences of one optimizer step, over all ranks; must divide the iteration's sequences.
     """
 
@@ -51,20 +51,20 @@ class BatchSettings:
 
 @dataclass(frozen=True)
 class PPOSettings:
-    """The update: how often, how far, and what the loss is made of.
+    """Settings of the PPO update: epochs, clip ranges and loss terms.
 
     Attributes:
         epochs: passes over the iteration's sequences.
-        clip_low: ε below 1, of the ratio's clip range; None takes the algorithm's.
-        clip_high: ε above 1 (larger than `clip_low`: DAPO's clip-higher); None takes the algorithm's.
+        clip_low: ε below 1 of the ratio's clip range; None uses the algorithm's default.
+        clip_high: ε above 1 (larger than `clip_low`: DAPO's clip-higher); None uses the algorithm's default.
         dual_clip: c of the dual clip on negative advantages; None for none.
-        aggregation: how token losses become one number; None takes the algorithm's.
+        aggregation: how token losses are averaged; None uses the algorithm's default.
         entropy_coef: weight of the entropy bonus, per token, in nats.
-        value_clip: how far PPO's critic may move from its old value at a gain in one iteration.
-        old_logprobs: "recompute" takes them in a pass of their own, from the same micro-batches as the update, so
-            that the first minibatch's ratio is exactly 1; "sampler" reuses those taken while sampling, which saves the
+        value_clip: range around the old value beyond which PPO's value loss is clipped.
+        old_logprobs: "recompute" computes them in a separate pass over the same micro-batches as the update, so that
+            the first minibatch's ratio is exactly 1; "sampler" reuses those computed while sampling, which saves the
             pass and is exact up to float error in float32.
-        critic_warmup: first iterations in which only the critic learns.
+        critic_warmup: number of initial iterations in which only the critic is trained.
     """
 
     epochs: int = 1
@@ -83,17 +83,17 @@ class PPOSettings:
 
 @dataclass(frozen=True)
 class AdvantageSettings:
-    """How rewards become advantages, beside what the algorithm says.
+    """How rewards become advantages, beyond what the algorithm defines.
 
     Attributes:
-        gamma: discount per token, of PPO's token-level estimator.
-        lam: λ of its generalised advantage estimation; None takes the algorithm's.
-        critic_lam: λ of the returns that a token-level critic learns; None takes the algorithm's, and where that has
-            none, that of the advantages.
+        gamma: discount per token of PPO's token-level estimator.
+        lam: λ of its generalised advantage estimation (GAE); None uses the algorithm's default.
+        critic_lam: λ of the returns that a token-level critic learns; None uses the algorithm's default, or `lam` if it
+            has none.
         value_weight: w of Sequence-Level PPO with N > 1 responses to a prompt, from 0 to 1: the baseline is
             w · V + (1 − w) · mean of the other responses (1 is the paper's, 0 that of RLOO).
-        whiten: shift and scale the advantages to mean 0 and variance 1; None takes the algorithm's.
-        drop_equal_groups: the policy does not learn from problems whose N responses were all paid the same.
+        whiten: shift and scale the advantages to mean 0 and variance 1; None uses the algorithm's default.
+        drop_equal_groups: do not train the policy on problems whose N responses all got the same reward.
     """
 
     gamma: float = 1.0
@@ -109,12 +109,12 @@ class AdvantageSettings:
 
 @dataclass(frozen=True)
 class MemorySettings:
-    """What a training step may take of the accelerator's memory.
+    """Limits on the accelerator memory of a training step.
 
     Attributes:
         micro_batch_tokens: most tokens, padding included, of one forward pass with gradient.
         gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
-        cpu_offload: under `--strategy fsdp`, keep weights, gradients and optimizer states in the CPU's memory.
+        cpu_offload: under `--strategy fsdp`, keep weights, gradients and optimizer states in CPU memory.
     """
 
     micro_batch_tokens: int = 16384
@@ -129,10 +129,10 @@ class MemorySettings:
 
 @dataclass(frozen=True)
 class RolloutSettings:
-    """What samples the responses.
+    """The rollout engine.
 
     Attributes:
-        engine: "torch", or a user's own factory as ``package.module.name`` or ``path/to/file.py:name``.
+        engine: "torch", or a custom factory as ``package.module.name`` or ``path/to/file.py:name``.
         max_concurrent: most sequences decoded at once.
     """
 
@@ -147,17 +147,17 @@ class RolloutSettings:
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW with a schedule over iterations; the policy and the critic have one each.
+    """AdamW with a learning-rate schedule over iterations; policy and critic have one each.
 
     Attributes:
         lr: peak learning rate, at least 0.
         weight_decay: decoupled, per unit of lr.
-        betas: decay of the first and second moment.
-        eps: added to the root of the second moment.
+        betas: decay rates of the first and second moment.
+        eps: added to the square root of the second moment.
         clip_norm: largest global gradient norm of one optimizer step; ``.inf`` for no clipping.
         schedule: "constant", "linear" or "cosine" decay to zero at the last iteration, after the warm-up.
         warmup_iterations: linear from 0 over this many iterations.
-        max_skipped_steps: so many steps skipped in a row, for a loss or gradient that is not finite, end the run.
+        max_skipped_steps: the run ends after this many consecutive steps with a loss or gradient that is not finite.
     """
 
     lr: float = 1e-6
@@ -196,14 +196,14 @@ class EvalSettings:
     """How held-out problems are answered during validation.
 
     Attributes:
-        greedy: take the most likely token once per problem.
+        greedy: sample one greedy response to each problem.
         samples: k, responses sampled for each problem; 0 for none.
-        temperature: of those samples (paper: 0.6).
-        max_new_tokens: longest response in tokens; None takes the training limit.
+        temperature: sampling temperature of those (paper: 0.6).
+        max_new_tokens: longest response in tokens; None uses the training limit.
         values: also have the critic predict each response's success: V(prompt), and V before every token of the
             response where the critic is token-level.
-        chunk: responses that a process samples between two writes to disk in `validate`: at most so many are lost where
-            it is interrupted.
+        chunk: responses that a process samples between two writes to disk in `validate`: an interruption loses at most
+            this many.
     """
 
     greedy: bool = True
@@ -215,7 +215,7 @@ class EvalSettings:
 
     @property
     def responses(self) -> int:
-        """Responses to each problem."""
+        """Number of responses to each problem."""
         return self.greedy + self.samples
 
     def __post_init__(self) -> None:
@@ -237,13 +237,13 @@ class EvalSettings:
 
 @dataclass(frozen=True)
 class VerifierSettings:
-    """The worker processes that judge answers.
+    """The worker processes that verify answers.
 
     Attributes:
-        kind: "math", or a verifier of your own: ``package.module:name`` or ``path/to/file.py:name`` of a function or
+        kind: "math", or a custom verifier: ``package.module:name`` or ``path/to/file.py:name`` of a function or
             class that takes these settings and the names of the custom rewards (see `rewards.verifiers`).
-        workers: processes.
-        deadline: seconds for one answer; then its worker is killed and replaced and the answer counts as wrong.
+        workers: number of processes.
+        deadline: seconds for one answer; after that its worker is killed and replaced, and the answer counts as wrong.
         memory_mb: MiB of address space for each worker.
     """
 
@@ -255,16 +255,16 @@ class VerifierSettings:
 
 @dataclass(frozen=True)
 class RewardSettings:
-    """What the policy is paid for a response; the critic always learns the verifier's 0 or 1.
+    """The policy's reward for a response; the critic is always trained on the verifier's 0 or 1.
 
     R = correctness · verdict + Σ weight · custom(response, gold) + overlong penalty.
 
     Attributes:
         correctness: weight of the verdict.
         custom: weight by function ``f(response, gold) -> float``, named as ``package.module.function`` or
-            ``path/to/file.py:function``; they run in the verifier's processes, under its deadline.
-        overlong_cache: tokens before the limit over which the penalty on long responses grows to its full size (DAPO,
-            arXiv 2503.14476, equation 13); None for no penalty.
+            ``path/to/file.py:function``; they run in the verifier's processes, within its deadline.
+        overlong_cache: number of tokens before the length limit over which the penalty grows linearly to its full size
+            (DAPO, arXiv 2503.14476, equation 13); None for no penalty.
         overlong_factor: size of the full penalty.
     """
 
@@ -274,7 +274,7 @@ class RewardSettings:
     overlong_factor: float = 1.0
 
     def check(self, max_length: int) -> None:
-        """InputError for a reward that does not exist or a cache longer than the longest response."""
+        """Raise `InputError` for a reward that does not exist or a cache longer than the longest response."""
         for spec in self.custom:
             check_object(spec, "model.reward.custom")
         if self.overlong_cache is not None and not 0 <= self.overlong_cache <= max_length:
@@ -286,13 +286,13 @@ class RewardSettings:
 
 @dataclass(frozen=True)
 class KLSettings:
-    """How far the policy may move from a reference policy; off by default, as in the paper.
+    """Penalty on the KL divergence from a reference policy; off by default, as in the paper.
 
     Attributes:
         coef: β, weight of the penalty; 0 needs no reference model.
-        where: "loss" adds β · KL to the policy's loss; "reward" takes it from the reward, token by token.
-        estimator: of KL(π ‖ π_ref) at each token: "k1", "k2" or "k3" (`losses.kl_penalty`).
-        reference: the frozen policy; None takes the source of the policy, that is, the weights at the start.
+        where: "loss" adds β · KL to the policy's loss; "reward" subtracts it from the reward of each token.
+        estimator: estimator of KL(π ‖ π_ref) at each token: "k1", "k2" or "k3" (`losses.kl_penalty`).
+        reference: the frozen policy; None uses the policy's source, that is, its initial weights.
     """
 
     coef: float = 0.0
@@ -313,9 +313,9 @@ class LoraSettings:
     """Low-rank adapters, trained in place of the policy's weights.
 
     Attributes:
-        rank: of every adapter.
+        rank: rank of every adapter.
         alpha: the adapter's output is scaled by alpha / rank.
-        targets: "all-linear" (every linear layer but the output layer), or a list of ends of layer names.
+        targets: "all-linear" (every linear layer except the output layer), or a list of layer-name suffixes.
     """
 
     rank: int = 16
@@ -327,12 +327,12 @@ class LoraSettings:
             "model.lora",
             rank=(self.rank, self.rank >= 1, "at least 1"),
             alpha=(self.alpha, self.alpha > 0, "above 0"),
-            targets=(self.targets, bool(self.targets), "all-linear or a list of ends of layer names"),
+            targets=(self.targets, bool(self.targets), "all-linear or a list of layer-name suffixes"),
         )
 
 
 def _refuse(where: str, **checks: tuple[object, bool, str]) -> None:
-    """InputError for the first setting whose check (value, whether it is good, what it must be) failed."""
-    for key, (value, good, demand) in checks.items():
-        if not good:
-            raise InputError(f"{where}: {key} is {value}; it must be {demand}")
+    """Raise `InputError` for the first setting whose check (value, whether it is valid, what it must be) failed."""
+    for key, (value, valid, requirement) in checks.items():
+        if not valid:
+            raise InputError(f"{where}: {key} is {value}; it must be {requirement}")

@@ -1,6 +1,6 @@
-"""Records passed between packages, from a problem to a batch to learn from, and the protocols of exchangeable parts.
+"""Dataclasses passed between packages, from problem to training batch, and protocols of replaceable parts.
 
-This module imports neither torch nor Lightning at run time, so that answer-judging workers may import it.
+This module imports neither torch nor Lightning at run time, so that the verifier's workers may import it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Problem:
     r"""A problem whose answer can be checked.
 
     Attributes:
-        key: stable and unique within its source, e.g. ``gsm8k/train/17``; keys the random numbers of its responses.
+        key: stable and unique within its source, e.g. ``gsm8k/train/17``; seeds the random numbers of its responses.
         prompt: the user's turn, before any chat template.
         answer: gold answer as LaTeX or plain text, without ``\boxed{}``.
         source: name of the data set.
@@ -41,13 +41,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How responses are drawn. Every field is always set explicitly: nothing leaks in from a `generation_config`.
+    """How responses are sampled. A model's `generation_config` is never used.
 
     Attributes:
-        temperature: divides the logits wherever a log-probability is taken; 0 means greedy.
-        max_new_tokens: most tokens of a response, the end-of-sequence token included.
-        top_p: nucleus mass; 1 switches it off. Anything else makes the ratio of the policy loss biased.
-        top_k: most tokens kept; 0 switches it off.
+        temperature: divides the logits wherever a log-probability is computed; 0 means greedy.
+        max_new_tokens: longest response in tokens, the end-of-sequence token included.
+        top_p: nucleus mass; 1 disables it. Any other value biases the ratio of the policy loss.
+        top_k: number of tokens kept; 0 disables it.
     """
 
     temperature: float = 1.0
@@ -57,7 +57,7 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        """Whether the most likely token is taken at every step."""
+        """Whether sampling always takes the most likely token."""
         return self.temperature == 0
 
 
@@ -66,7 +66,7 @@ class Completion:
     """One sampled response.
 
     Attributes:
-        response_ids: sampled token ids, the end-of-sequence token that ended it included.
+        response_ids: sampled token ids, the final end-of-sequence token included.
         logprobs: log-probability of each of them under the sampling distribution at `Sampling.temperature` (before
             top-p/top-k), float32, same length.
         finished: ended by an end-of-sequence token; False means truncated by `max_new_tokens`.
@@ -79,12 +79,12 @@ class Completion:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the verifier says of one response.
+    """The verifier's verdict on one response.
 
     Attributes:
         reward: 1.0 if the answer is equivalent to the gold answer, else 0.0.
-        reason: why, one of `Reason`.
-        answer: what was extracted from the response, if anything.
+        reason: one of `Reason`.
+        answer: the answer extracted from the response, if any.
         seconds: wall-clock time spent on it.
     """
 
@@ -96,18 +96,18 @@ class Verdict:
 
 @dataclass
 class Scored:
-    """A response with all that is known of it: what the callbacks show and the evaluation writes to disk.
+    """A response with its verdict, value and advantage, as callbacks show it and evaluations write it to disk.
 
     Attributes:
-        problem: what was asked.
-        text: the response, decoded for reading.
+        problem: the problem it answers.
+        text: the decoded response.
         tokens: response length in tokens.
-        verdict: the verifier's word.
+        verdict: the verifier's verdict.
         sample: 0-based index among the samples of this problem; -1 for the greedy response.
         finished: False if truncated.
-        value: V(prompt), the critic's probability of success, if a critic read it.
-        values: V(s_t), before each token of the response, if a token-level critic read it during evaluation.
-        advantage: A of the response (mean over tokens where it varies by token), if it was trained on.
+        value: V(prompt), the critic's probability of success, if computed.
+        values: V(s_t) before each token of the response, if an evaluation computed it with a token-level critic.
+        advantage: A of the response (mean over tokens for a token-level estimator), if it was trained on.
     """
 
     problem: Problem
@@ -148,7 +148,7 @@ class Sequences:
 
     @property
     def tokens(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What policy and token-level critic read: prompt ids and lengths, response ids and lengths."""
+        """Inputs of policy and token-level critic: prompt ids and lengths, response ids and lengths."""
         return self.prompt_ids, self.prompt_lengths, self.response_ids, self.response_lengths
 
     def lengths(self) -> Tensor:
@@ -176,16 +176,16 @@ class Sequences:
 
 @dataclass(frozen=True)
 class Rollouts(Sequences):
-    """Responses that were sampled and judged; those to one problem lie next to each other.
+    """Sampled and verified responses; those to one problem are adjacent.
 
     Attributes:
         logprobs: [B, T] float32, log-probabilities under the policy that sampled, zeros on padding.
-        rewards: [B] float32, what the policy is paid at the end of the response (shaping included).
+        rewards: [B] float32, the policy's reward at the end of the response, shaping included.
         labels: [B] float32 in [0, 1], the verdicts, never shaped.
-        greedy_rewards: [B] float32, of the greedy response to the same problem; None where none was taken.
-        scored: the same responses for reading, B of them.
-        sampled_tokens: of all responses that were drawn for them, greedy ones included.
-        sampled_sequences: how many these are.
+        greedy_rewards: [B] float32, reward of the greedy response to the same problem; None without such a baseline.
+        scored: the same B responses as text.
+        sampled_tokens: tokens of all sampled responses, greedy ones included.
+        sampled_sequences: number of these responses.
     """
 
     logprobs: Tensor
@@ -204,15 +204,15 @@ class Rollouts(Sequences):
 
 @dataclass(frozen=True)
 class TrainingBatch(Rollouts):
-    """Rollouts with all that the update needs of them, taken from the weights before any update.
+    """Rollouts with everything that the update needs, computed with the weights before any update.
 
     Attributes:
         values: [B] float32, V; [B, T] of a token-level critic, zeros on padding; [B] zeros without a critic.
-        targets: of the same shape, what the critic learns: the labels, or the returns made of them alone.
+        targets: same shape, the critic's targets: the labels, or returns computed from the labels alone.
         advantages: [B] float32; [B, T] of a token-level estimator, zeros on padding.
-        loss_mask: [B, T] bool, the tokens that the policy learns from.
-        reference: [B, T] float32, log-probabilities under the reference policy; None where there is none.
-        bad_values: responses, over all ranks, whose V was not finite.
+        loss_mask: [B, T] bool, the tokens that the policy is trained on.
+        reference: [B, T] float32, log-probabilities under the reference policy, if there is one.
+        bad_values: number of responses, over all ranks, whose V was not finite.
     """
 
     values: Tensor
@@ -227,7 +227,7 @@ T = TypeVar("T")
 
 
 class Intact(Generic[T]):
-    """A batch on its way through Lightning, whose precision plugins would round the tensors of any dataclass or list.
+    """Hides a batch from Lightning's precision plugins, which would round the tensors of any dataclass or list.
 
     Attributes:
         content: the batch.
@@ -241,15 +241,15 @@ class RolloutEngine(Protocol):
     """Samples responses from its own copy of the policy's weights, or from the policy itself.
 
     Attributes:
-        deterministic: the same keys give the same responses, whatever else is sampled beside them.
-        shares_weights: decodes with the policy's own parameters, so that nothing needs to be handed over.
+        deterministic: the same keys give the same responses, whatever else is in the batch.
+        shares_weights: decodes with the policy's own parameters, so that `sync_weights` is not needed.
     """
 
     deterministic: bool
     shares_weights: bool
 
     def sync_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Take over the policy's current weights, by parameter name."""
+        """Load the policy's current weights, given by parameter name."""
 
     def generate(
         self,
@@ -264,29 +264,29 @@ class RolloutEngine(Protocol):
 
         Args:
             prompts: token ids of each prompt, none empty.
-            sampling: temperature, limits and truncation.
-            keys: 64-bit integers that determine each response's random numbers; needed unless greedy.
-            max_new_tokens: a limit of its own for each response, instead of `sampling.max_new_tokens`.
-            on_progress: called with (responses finished, responses in all, tokens sampled so far).
+            sampling: temperature, limit and truncation.
+            keys: 64-bit seed of each response's random numbers; needed unless greedy.
+            max_new_tokens: the limit of each response, instead of `sampling.max_new_tokens`.
+            on_progress: called with (responses finished, responses in total, tokens sampled so far).
         """
 
     def sleep(self) -> None:
-        """Give up memory that only sampling needs, until `wake`."""
+        """Release memory that only sampling needs, until `wake`."""
 
     def wake(self) -> None:
-        """Be ready to sample again."""
+        """Prepare to sample again."""
 
     def close(self) -> None:
         """Free everything; the engine is not used again."""
 
 
 class Verifier(Protocol):
-    """Judges responses outside the training process."""
+    """Verifies responses outside the training process."""
 
     def score(
         self, responses: Sequence[str], golds: Sequence[str], finished: Sequence[bool] | None = None
     ) -> list[Verdict]:
-        """One verdict per response, in order; never raises for what a response says, never hangs."""
+        """One verdict per response, in order; never raises because of a response, never hangs."""
 
     def custom(self, responses: Sequence[str], golds: Sequence[str]) -> dict[str, list[float]]:
         """The unweighted value of each custom reward for every response, by the reward's name."""

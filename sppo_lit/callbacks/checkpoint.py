@@ -1,4 +1,4 @@
-"""Checkpoints on iteration boundaries: the last and the best one, never half-written."""
+"""Checkpoints at iteration boundaries: last, previous and best, written atomically."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sppo_lit.errors import InputError
 from sppo_lit.training.protocols import training_module
+from sppo_lit.training.run_folder import is_trial
 from sppo_lit.utils.console import console
 from sppo_lit.utils.files import duplicate, flush, free_bytes, remove, replace
 
@@ -20,23 +21,23 @@ from sppo_lit.utils.files import duplicate, flush, free_bytes, remove, replace
 class IterationCheckpoint(ModelCheckpoint):
     """Keeps ``last.ckpt``, the one before it as ``previous.ckpt``, and ``best.ckpt`` in ``<run>/checkpoints``.
 
-    Best is by held-out accuracy. The one before is for the day on which the last one turns out to be damaged.
+    Best is by held-out accuracy; ``previous.ckpt`` is the fallback if ``last.ckpt`` is damaged.
 
-    Saves at the end of the training epoch: a checkpoint from the end of a validation would repeat the iteration when
-    it is resumed. Each file is written under another name and then takes the old one's place.
+    Saves at the end of the training epoch: resuming from a checkpoint saved at the end of validation would repeat the
+    iteration. Each file is written under a temporary name and then replaces the old one.
 
     Args:
         every_n_iterations: how often ``last.ckpt`` is written; also after the last iteration.
         monitor: metric that decides on ``best.ckpt``, in iterations with an evaluation.
         mode: ``max`` or ``min``.
         dirpath: folder; ``<run>/checkpoints`` by default.
-        save_weights_only: leave out the optimizers; such a checkpoint can be evaluated but not resumed.
+        save_weights_only: omit the optimizer states; such a checkpoint can be evaluated but not resumed.
 
     Attributes:
-        saved_iteration: of ``last.ckpt``, or of the checkpoint that the run started from.
+        saved_iteration: iteration of ``last.ckpt``, or of the checkpoint that the run started from.
 
     Raises:
-        InputError: the disk has not enough free space, found before training starts and before each save.
+        InputError: not enough free disk space; checked before training starts and before each save.
     """
 
     def __init__(
@@ -59,22 +60,22 @@ class IterationCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self.saved_iteration = 0
-        self._boundary: dict[str, Any] = {}  # where Lightning's loops were when the last iteration was finished
-        self._within = False  # another iteration has begun since
+        self._boundary: dict[str, Any] = {}  # state of Lightning's loops at the last iteration boundary
+        self._within = False  # another iteration has started since
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Rather fail now than after hours."""
+        """Check the disk space now instead of after hours."""
         super().on_train_start(trainer, pl_module)
         self.saved_iteration = training_module(pl_module).iteration
         if not is_trial(trainer):
             self._check_space(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save what is due."""
+        """Save the last and the best checkpoint if due."""
         if is_trial(trainer):
             return
         iteration = training_module(pl_module).iteration
-        # Validation ran before this hook. Between evaluations the old score stays, which is never better than the best.
+        # Validation ran before this hook. Between evaluations the old score remains, which never beats the best.
         score = trainer.callback_metrics.get(self.monitor or "")
         best = score is not None and self._is_better(trainer, score)
         last = iteration % self._every_n_epochs == 0 or trainer.current_epoch + 1 == trainer.max_epochs
@@ -83,13 +84,13 @@ class IterationCheckpoint(ModelCheckpoint):
             self._save(trainer, pl_module, iteration, score if best else None, last)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Also a run that was stopped early ends with its last iteration on disk."""
+        """Save the last iteration of a run that stopped early."""
         iteration = training_module(pl_module).iteration
         if not is_trial(trainer) and self.saved_iteration != iteration:
             self._save(trainer, pl_module, iteration, None, True)
 
     def save_boundary(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the last finished iteration, unless it is saved, while the next one has not yet changed any weights."""
+        """Save the last finished iteration, if not saved yet, before the next one changes any weights."""
         iteration = training_module(pl_module).iteration
         if not is_trial(trainer) and self.saved_iteration != iteration:
             self._within = True
@@ -98,7 +99,7 @@ class IterationCheckpoint(ModelCheckpoint):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Note what was trained with, and the position of the iteration boundary."""
+        """Add strategy, precision and number of processes, and the loop state at the iteration boundary."""
         checkpoint["trained_with"] = trained_with(trainer)
         if self._within:
             checkpoint.update(epoch=self._boundary["epoch"], global_step=self._boundary["global_step"])
@@ -107,7 +108,7 @@ class IterationCheckpoint(ModelCheckpoint):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Say in one line what is different from before."""
+        """Print which of `trained_with` have changed."""
         before, now = checkpoint.get("trained_with", {}), trained_with(trainer)
         changes = [f"{key} {before[key]} → {now[key]}" for key in now if key in before and before[key] != now[key]]
         if changes and trainer.is_global_zero and trainer.state.fn == "fit":
@@ -115,7 +116,7 @@ class IterationCheckpoint(ModelCheckpoint):
             console.print(line, markup=False, soft_wrap=True)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the best so far, unless the run goes on in another folder, which has its own best checkpoint."""
+        """Restore the best score, unless the run continues in another folder, which has its own best checkpoint."""
         if state_dict.get("dirpath") == self.dirpath:
             super().load_state_dict(state_dict)
 
@@ -132,7 +133,7 @@ class IterationCheckpoint(ModelCheckpoint):
         self._check_space(trainer, pl_module)
         folder = Path(str(self.dirpath))
         targets = [folder / f"{name}.ckpt" for name, due in (("best", best is not None), ("last", last)) if due]
-        if best is not None:  # before saving, so that the checkpoint knows of itself
+        if best is not None:  # before saving, so that the checkpoint contains it
             self.best_model_score = self.current_score = best.detach().cpu().clone()
             self.best_model_path = str(folder / "best.ckpt")
             self.best_k_models, self.kth_value = {self.best_model_path: self.best_model_score}, self.best_model_score
@@ -162,7 +163,7 @@ class IterationCheckpoint(ModelCheckpoint):
     def _check_space(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         folder, needed = Path(str(self.dirpath)), checkpoint_bytes(pl_module, self.save_weights_only)
         free = trainer.strategy.broadcast(free_bytes(folder) if trainer.is_global_zero else 0)
-        if free < needed:  # on all ranks alike
+        if free < needed:  # the same on all ranks
             raise InputError(
                 f"not enough free disk space for a checkpoint in {folder}: it needs about {needed:,} bytes, "
                 f"{free:,} are free; free some space or choose another folder (--trainer.default_root_dir)"
@@ -173,18 +174,13 @@ STRATEGIES = {"SingleDeviceStrategy": "auto", "DDPStrategy": "ddp", "ShardedStra
 
 
 def trained_with(trainer: pl.Trainer) -> dict[str, str | int]:
-    """What a resumed run may change at the price of rounding."""
+    """Settings that a resumed run may change, with results equal up to rounding."""
     strategy = type(trainer.strategy).__name__
     return {
         "strategy": STRATEGIES.get(strategy, strategy),
         "precision": str(trainer.precision),
         "processes": trainer.world_size,
     }
-
-
-def is_trial(trainer: pl.Trainer) -> bool:
-    """Whether this is Lightning's `fast_dev_run`, which leaves no files."""
-    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
 def _position(trainer: pl.Trainer) -> dict[str, Any]:
@@ -196,7 +192,7 @@ def _position(trainer: pl.Trainer) -> dict[str, Any]:
 
 
 def checkpoint_bytes(module: nn.Module, weights_only: bool = False) -> int:
-    """About how large a checkpoint gets: all parameters and buffers, and two moments of each trained parameter."""
+    """Approximate size of a checkpoint: all parameters and buffers, and two moments of each trained parameter."""
     size = sum(b.numel() * b.element_size() for b in module.buffers())
     for p in module.parameters():
         size += p.numel() * p.element_size() * (3 if p.requires_grad and not weights_only else 1)

@@ -1,4 +1,4 @@
-"""What training has cost so far, a budget that ends it, and evaluations spread over that budget."""
+"""Cost of training so far, an optional budget, and evaluations spread over that budget."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ NEVER = 10**9
 class Clock(Callback):
     """Counts wall-clock seconds, sampled tokens and sequences of training, and stops when a budget is used up.
 
-    Logs the sums over all iterations so far, also those before a resume: ``clock/seconds`` (sampling to update on the
-    slowest rank; start-up, evaluation and checkpoints left out), ``clock/tokens`` and ``clock/sequences`` (of every
-    response sampled for training, on all ranks).
+    Logs the sums over all iterations so far, including those before a resume: ``clock/seconds`` (sampling to update on
+    the slowest rank, without start-up, evaluation and checkpoints), ``clock/tokens`` and ``clock/sequences`` (of all
+    responses sampled for training, on all ranks).
 
     Args:
-        max_seconds: training ends with the iteration in which ``clock/seconds`` reaches this.
-        max_tokens: the same of ``clock/tokens``.
-        evaluations: so many evaluations, equally spaced over the budget, instead of one in every
+        max_seconds: training ends after the iteration in which ``clock/seconds`` reaches this.
+        max_tokens: the same for ``clock/tokens``.
+        evaluations: number of evaluations, equally spaced over the budget, instead of one every
             `trainer.check_val_every_n_epoch` iterations; 0 for the latter. A run with a budget always ends with one.
 
     Raises:
@@ -46,11 +46,11 @@ class Clock(Callback):
         self.seconds = 0.0
         self.tokens = self.sequences = 0
         self._begun = time.perf_counter()
-        self._evaluated = 0  # of `evaluations`
+        self._evaluated = 0  # number of `evaluations` so far
 
     @property
     def share(self) -> float | None:
-        """Share of the budget that is used, not above 1; None without a budget."""
+        """Used share of the budget, at most 1; None without a budget."""
         shares = [
             used / most
             for used, most in ((self.seconds, self.max_seconds), (self.tokens, self.max_tokens))
@@ -59,32 +59,32 @@ class Clock(Callback):
         return min(1.0, max(shares)) if shares else None
 
     def remaining(self) -> float | None:
-        """Seconds of training left in the budget at the pace so far; None without a budget or before an iteration."""
+        """Estimated seconds of training left in the budget; None without a budget or before the first iteration."""
         return self.seconds * (1 - self.share) / self.share if self.share else None
 
     @property
     def evaluations_left(self) -> int:
-        """Of `evaluations`, those to come; where these are not set, only the last one is known to come."""
+        """Remaining `evaluations`; if not set, only the final one is known."""
         return self.evaluations - self._evaluated if self.evaluations else int(self.share != 1.0)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take over the evaluations; a resumed run whose budget is used up ends here."""
+        """Take over the schedule of evaluations; stop a resumed run whose budget is used up."""
         self._begun = time.perf_counter()  # a resumed run has no first `on_train_epoch_start`
         if self.evaluations:
             trainer.check_val_every_n_epoch = NEVER
         trainer.should_stop = trainer.should_stop or self.share == 1.0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """An iteration begins."""
+        """Start timing an iteration."""
         self._begun = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """The iteration is done: count it, say whether it is evaluated and whether it was the last one."""
+        """Count the iteration, and decide whether to evaluate and whether to stop."""
         spent = torch.tensor(time.perf_counter() - self._begun, device=pl_module.device)
         self.seconds += float(reduced(spent, dist.ReduceOp.MAX))  # so that all ranks stop together
-        logged = trainer.callback_metrics  # nothing is sampled by a supervised run
+        logged = trainer.callback_metrics  # supervised training samples nothing
         self.tokens += round(float(logged.get("rollout/sampled_tokens", 0)))
         self.sequences += round(float(logged.get("rollout/sampled_sequences", 0)))
         for name, value in (("seconds", self.seconds), ("tokens", self.tokens), ("sequences", self.sequences)):
@@ -110,6 +110,6 @@ class Clock(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Restore the sums."""
         self.seconds, self._evaluated = state_dict["seconds"], state_dict["_evaluated"]
         self.tokens, self.sequences = state_dict["tokens"], state_dict["sequences"]

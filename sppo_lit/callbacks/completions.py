@@ -1,4 +1,4 @@
-"""A look at what the policy writes: sampled completions with verdict, value and advantage."""
+"""A table of sampled completions with verdict, value and advantage."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from sppo_lit.utils.console import console, shorten, visible
 
 
 class CompletionsTable(Callback):
-    """Prints a table of completions of the first and then every n-th iteration.
+    """Prints a table of completions after the first and then every n-th iteration.
 
     Args:
-        every_n_iterations: how often; 0 switches it off.
-        samples: rows of the table.
-        characters: most characters shown of a prompt; of a response twice as many, from its end.
+        every_n_iterations: how often; 0 disables it.
+        samples: number of rows.
+        characters: maximum characters of a prompt; of a response, the last 2 × `characters` are shown.
     """
 
     def __init__(self, every_n_iterations: int = 10, samples: int = 4, characters: int = 200) -> None:
@@ -32,7 +32,7 @@ class CompletionsTable(Callback):
         self._shown = 0
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show the completions that were just trained on (those of rank zero)."""
+        """Print completions that were just trained on (those of rank zero)."""
         module = training_module(pl_module)
         rollouts = module.last_rollouts
         if not trainer.is_global_zero or self.every_n_iterations < 1 or rollouts is None:
@@ -44,7 +44,7 @@ class CompletionsTable(Callback):
 
 
 def pick(scored: Sequence[Scored], count: int) -> list[Scored]:
-    """`count` completions, correct and other ones in turns while there are any of both."""
+    """Up to `count` completions, alternating between correct and other ones."""
     right = [s for s in scored if s.verdict.reward > 0.5]
     other = [s for s in scored if s.verdict.reward <= 0.5]
     return [s for pair in zip_longest(right, other) for s in pair if s is not None][:count]
@@ -54,9 +54,9 @@ def table(scored: Sequence[Scored], iteration: int, characters: int = 200) -> Ta
     """The completions as a table for a terminal; nothing in their text acts as markup or control character.
 
     Args:
-        scored: one row each.
+        scored: the completions, one row each.
         iteration: iterations completed.
-        characters: most characters of a prompt; of a response twice as many, from its end, where the answer is.
+        characters: see `CompletionsTable`.
     """
     shown = Table(
         title=f"Completions of iteration {iteration}", title_justify="left", title_style="bold", box=box.ROUNDED
@@ -75,7 +75,7 @@ def table(scored: Sequence[Scored], iteration: int, characters: int = 200) -> Ta
         verdict = Text(("✓ " if right else "✗ ") + s.verdict.reason.replace("_", " "), "green" if right else "red")
         verdict.append(f"\n{s.tokens} tokens", "dim")
         shown.add_row(
-            Text(shorten(visible(s.problem.prompt.strip()), characters, "middle")),
+            Text(shorten(visible(s.problem.prompt.strip()), characters, "both")),
             response(s.text, 2 * characters),
             Text(shorten(visible(s.problem.answer), 60)),
             Text(shorten(visible(s.verdict.answer), 60)) if s.verdict.answer is not None else Text("–", "dim"),
@@ -105,7 +105,7 @@ def _closing_brace(text: str, start: int) -> int:
 
 
 def number(value: float | None, signed: bool = False) -> Text:
-    """A value or advantage with two digits; – where there is none."""
+    """A value or advantage with two digits; – for None."""
     if value is None:
         return Text("–", "dim")
     return Text(f"{value:+.2f}" if signed else f"{value:.2f}", "" if not signed else "green" if value > 0 else "red")

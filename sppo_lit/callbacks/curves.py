@@ -1,4 +1,4 @@
-"""The curves of a run as one picture, drawn from its CSV log."""
+"""A figure with the curves of a run, drawn from its CSV log."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from sppo_lit.utils.run_log import Series, read_metrics
 
 
 class Curves(Callback):
-    """Draws ``<run>/curves.png`` from ``metrics.csv`` when training ends, also by an error or Ctrl-C.
+    """Draws ``<run>/curves.png`` from ``metrics.csv`` when training ends, also after an error or Ctrl-C.
 
-    Needs the extra ``plots``; without it one line says so and nothing else happens.
+    Needs the extra ``plots``; without it, only prints one line.
 
     Args:
-        filename: name of the picture in the run folder.
+        filename: name of the figure in the run folder.
     """
 
     def __init__(self, filename: str = "curves.png") -> None:
@@ -33,7 +33,7 @@ class Curves(Callback):
         self._picture = Path()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note where log and picture lie."""
+        """Set the paths of log and figure."""
         folder = run_folder(trainer)
         logger = next((x for x in trainer.loggers if isinstance(x, CSVLogger)), None)
         self._csv = Path(logger.log_dir if logger else folder) / "metrics.csv"
@@ -44,7 +44,7 @@ class Curves(Callback):
         self._draw(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Draw what there is."""
+        """Draw the iterations so far."""
         self._draw(trainer)
 
     def _draw(self, trainer: pl.Trainer) -> None:
@@ -57,15 +57,15 @@ class Curves(Callback):
                 draw(series, self._picture, title=" · ".join(self._picture.parts[-3:-1]))
         except InputError as error:
             console.print(f"no curves: {error}", style="yellow", markup=False)
-        except Exception as error:  # a picture is never worth a run
+        except Exception as error:  # a failed figure must not end a run
             console.print(f"no curves: {type(error).__name__}: {error}", style="yellow", markup=False)
 
 
 def draw(series: Series, path: Path, title: str = "") -> None:
-    """Write the picture; panels without data stay away.
+    """Write the figure, without panels that have no data.
 
     Args:
-        series: of `read_metrics`.
+        series: metrics of the run, see `read_metrics`.
         path: PNG file to write.
         title: name of the run.
 
@@ -97,7 +97,7 @@ def draw(series: Series, path: Path, title: str = "") -> None:
         axes.flat[0].xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.flat[0].set_xlim(min(iterations) - edge, max(iterations) + edge)
         for row in (axes.flat[: len(panels)][i : i + columns] for i in range(0, len(panels), columns)):
-            # Titles of a row stand at one height, above its longest legend.
+            # Align the titles of a row above its longest legend.
             legends = [axis.get_legend() for axis in row]
             lines = max(math.ceil(len(legend.texts) / LEGEND_COLUMNS) if legend else 0 for legend in legends)
             for axis in row:
@@ -116,5 +116,5 @@ def grid(count: int) -> tuple[int, int]:
 def headline(series: Series, title: str) -> str:
     """Name of the run with its first and last held-out accuracy."""
     values = series.get("val/accuracy", ([], []))[1]
-    found = " → ".join(f"{v:.1%}" for v in ([values[0], values[-1]] if len(values) > 1 else values))
-    return " · ".join(part for part in (title, f"held-out accuracy {found}" if found else "") if part)
+    accuracy = " → ".join(f"{v:.1%}" for v in ([values[0], values[-1]] if len(values) > 1 else values))
+    return " · ".join(part for part in (title, f"held-out accuracy {accuracy}" if accuracy else "") if part)

@@ -1,4 +1,4 @@
-"""Evaluation on held-out problems: numbers with intervals, a table, and every completion on disk."""
+"""Evaluation on held-out problems: a table of metrics with intervals, and all completions on disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.table import Table
 from sppo_lit.callbacks.journal import Journal, write_completions
 from sppo_lit.training.metrics import MEAN, Result, accuracy, file_name, flatten, with_mean
 from sppo_lit.training.protocols import training_module, validation_names
-from sppo_lit.training.run_folder import run_folder
+from sppo_lit.training.run_folder import is_trial, run_folder
 from sppo_lit.types import Problem, Scored
 from sppo_lit.utils.console import console
 
@@ -21,22 +21,22 @@ from sppo_lit.utils.console import console
 class Evaluation(Callback):
     """Accuracy on each validation set, in `validate`, during `fit`, and before training (as the sanity check).
 
-    The module logs the numbers (`training.metrics.flatten`); this callback shows them, and writes the responses.
+    The module logs the metrics (`training.metrics.flatten`); this callback prints them and writes the responses.
 
     Args:
         jsonl: write every completion to ``<run>/evaluations/<set>-iteration-<n>.jsonl``; in `validate` also as soon as
-            it is finished, so that the same command goes on where it was interrupted.
-        resume: go on from the responses that an interrupted `validate` has left; false samples all of them anew.
+            it is finished, so that the same command resumes an interrupted evaluation.
+        resume: continue from the responses of an interrupted `validate`; false samples all of them again.
 
     Attributes:
-        first: numbers of the first evaluation of this run, by set, then name; kept in checkpoints.
-        last: numbers of the latest one.
+        first: metrics of the first evaluation of this run, by set, then name; kept in checkpoints.
+        last: metrics of the latest one.
         history: (iteration, ``val/accuracy``) of every evaluation.
     """
 
     def __init__(self, jsonl: bool = True, resume: bool = True) -> None:
         self.jsonl, self.resume = jsonl, resume
-        self._settings: Mapping[str, object] | None = None  # what the responses depend on
+        self._settings: Mapping[str, object] | None = None  # settings that the responses depend on
         self._journal: Journal | None = None
         self.first: dict[str, Result] = {}
         self.last: dict[str, Result] = {}
@@ -44,15 +44,15 @@ class Evaluation(Callback):
         self._responses: dict[str, list[Scored]] = {}
 
     def keep_responses(self, settings: Mapping[str, object]) -> None:
-        """Write finished responses to disk at once, so that an interrupted evaluation goes on from them.
+        """Write finished responses to disk at once, so that an interrupted evaluation can resume.
 
         Args:
-            settings: what the responses depend on; those of other settings are not used.
+            settings: settings that the responses depend on; responses sampled with other ones are not reused.
         """
         self._settings = settings
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Every rank starts with every set, also with those of which it gets no problem."""
+        """Start with every set on every rank, even without problems of it; read the responses on disk."""
         names = validation_names(trainer)
         self._responses = {name: [] for name in names}
         if self.jsonl and self._settings is not None:
@@ -65,11 +65,11 @@ class Evaluation(Callback):
             stored = self._journal.read()
             if stored and trainer.is_global_zero:
                 console.print(
-                    f"goes on in {folder.parent}: {stored:,} responses are there", markup=False, soft_wrap=True
+                    f"resuming in {folder.parent}: {stored:,} responses are on disk", markup=False, soft_wrap=True
                 )
 
     def stored_response(self, number: int, problem: Problem, sample: int) -> Scored | None:
-        """The response to a problem of set `number` that an interrupted `validate` has left, if there is one."""
+        """The response of an interrupted `validate` to a problem of set `number`, if there is one."""
         return None if self._journal is None else self._journal.find(number, problem, sample)
 
     def on_validation_batch_end(
@@ -81,29 +81,29 @@ class Evaluation(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Take in the responses of one batch."""
+        """Collect the responses of one batch."""
         if self.jsonl:
             self._responses[list(self._responses)[dataloader_idx]].extend(outputs)
         if self._journal is not None:
             self._journal.append(dataloader_idx, outputs)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Compute, log, write and show."""
+        """Write the responses and print the metrics."""
         module = training_module(pl_module)
         iteration, results = module.iteration, module.validation_results()
         folder = run_folder(trainer) / "evaluations"
-        if self.jsonl:
+        if self.jsonl and not is_trial(trainer):
             for name, responses in self._responses.items():
-                everyone = _gather(responses)
+                gathered = _gather(responses)
                 if trainer.is_global_zero:
-                    write_completions(folder / f"{file_name(name)}-iteration-{iteration}.jsonl", everyone)
+                    write_completions(folder / f"{file_name(name)}-iteration-{iteration}.jsonl", gathered)
         if self._journal is not None and trainer.is_global_zero:
             self._journal.end()
         self._responses, self._journal = {}, None
         if not results:
             return
         logged = flatten(results)
-        if trainer.sanity_checking:  # Lightning drops what the module logs there
+        if trainer.sanity_checking:  # in which Lightning drops what the module logs
             for logger in trainer.loggers if trainer.is_global_zero else []:
                 logger.log_metrics(logged, step=iteration)
                 logger.save()
@@ -115,23 +115,23 @@ class Evaluation(Callback):
             console.print(table(results, earlier, iteration, trainer.state.fn == "fit"))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to show the change from the first evaluation."""
+        """Metrics that a resumed run needs to show the change from the first evaluation."""
         return {"first": self.first, "last": self.last, "history": [list(pair) for pair in self.history]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the numbers of the run that is resumed."""
+        """Restore the metrics of the resumed run."""
         self.first, self.last = state_dict["first"], state_dict["last"]
         self.history = [(int(n), float(a)) for n, a in state_dict["history"]]
 
 
 def table(results: dict[str, Result], earlier: dict[str, Result], iteration: int, training: bool = True) -> Table:
-    """The numbers of each set, in percent, for a terminal; of several sets the last row is their mean.
+    """The metrics of each set, in percent; with several sets the last row is their mean.
 
     Args:
-        results: numbers by set.
-        earlier: numbers to compare with, by set; empty for none.
+        results: metrics by set.
+        earlier: metrics to compare with, by set; empty for none.
         iteration: iterations completed.
-        training: whether this is an evaluation in the course of training.
+        training: whether the evaluation is part of training.
     """
     sampled = any("avg_at_k" in r for r in results.values())
     when = f" after iteration {iteration}" if iteration else " before training" if training else ""

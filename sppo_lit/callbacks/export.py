@@ -1,4 +1,4 @@
-"""The trained models as ordinary Hugging Face folders."""
+"""Export of the trained models as Hugging Face folders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sppo_lit.callbacks.evaluation import Evaluation
 from sppo_lit.distributed.sharding import whole_value
 from sppo_lit.models.lora import merged, save_adapters
 from sppo_lit.training.protocols import callbacks_of, training_module
-from sppo_lit.training.run_folder import run_folder
+from sppo_lit.training.run_folder import is_trial, run_folder
 from sppo_lit.utils.files import written_whole
 
 CITATION = """@misc{sppo2026,
@@ -30,10 +30,10 @@ CITATION = """@misc{sppo2026,
 class HuggingFaceExport(Callback):
     """At the end of training writes ``<run>/hf/policy`` and ``<run>/hf/critic``: safetensors, tokenizer, model card.
 
-    A policy trained by adapters is written merged, and the adapters alone as ``<run>/hf/adapter`` for PEFT.
+    With LoRA, the policy is written with merged adapters, and the adapters alone to ``<run>/hf/adapter`` for PEFT.
 
     They load with ``AutoModelForCausalLM.from_pretrained`` and ``AutoModelForSequenceClassification.from_pretrained``.
-    A folder appears when it is complete.
+    Folders are written atomically.
 
     Args:
         critic: export the critic too, if there is one.
@@ -45,7 +45,9 @@ class HuggingFaceExport(Callback):
         self.folder = folder
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the folders; every rank takes part in collecting sharded weights, rank zero writes."""
+        """Write the folders; all ranks gather sharded weights, rank zero writes."""
+        if is_trial(trainer):
+            return
         run = run_folder(trainer)
         module = training_module(pl_module)
         models = {name: model for name, model in module.exports().items() if name != "critic" or self.critic}
@@ -62,7 +64,7 @@ class HuggingFaceExport(Callback):
 
 
 def full_state(model: nn.Module) -> dict[str, Tensor]:
-    """All weights on the CPU, whole and with adapters merged; tied weights stay one tensor. Collective if sharded."""
+    """Unsharded weights on the CPU with merged adapters; tied weights stay one tensor. Collective if sharded."""
     seen: dict[int, Tensor] = {}
 
     def once(value: Tensor) -> Tensor:
@@ -80,13 +82,13 @@ def save(
     tokenizer: PreTrainedTokenizerBase,
     card: str,
 ) -> None:
-    """Write one model folder, whole or not at all.
+    """Write one model folder, atomically.
 
     Args:
-        folder: where to; an older one is replaced.
-        model: gives class and configuration.
-        weights: its state, whole and on the CPU.
-        tokenizer: saved beside it.
+        folder: target; an existing one is replaced.
+        model: its class and configuration are saved.
+        weights: its unsharded state dict on the CPU.
+        tokenizer: saved in the same folder.
         card: text of ``README.md``.
     """
     bars = is_progress_bar_enabled()
@@ -110,7 +112,7 @@ def _save(
 
 
 def generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """How the policy was sampled: pure temperature sampling, no top-k, top-p or penalties left from the base model."""
+    """Pure temperature sampling, as in training, without top-k, top-p or penalties of the base model."""
     old = model.generation_config
     ends = old.eos_token_id if old is not None and old.eos_token_id is not None else tokenizer.eos_token_id
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -126,7 +128,7 @@ def generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Ge
 
 
 def results(trainer: pl.Trainer) -> list[str]:
-    """The latest held-out numbers as a Markdown table, before and after training; empty without an evaluation."""
+    """The held-out metrics before and after training as a Markdown table; empty without an evaluation."""
     callbacks = callbacks_of(trainer)
     evaluation = next((c for c in callbacks if isinstance(c, Evaluation)), None)
     if evaluation is None or not evaluation.last:
@@ -149,7 +151,7 @@ def results(trainer: pl.Trainer) -> list[str]:
 
 
 def cell(result: dict[str, float], key: str) -> str:
-    """A measure in percent with its 95 % interval; – where it was not taken."""
+    """A metric in percent with its 95 % interval; – if missing."""
     if key not in result:
         return "–"
     interval = f" ± {100 * result[f'{key}_ci']:.1f}" if f"{key}_ci" in result else ""
@@ -157,14 +159,14 @@ def cell(result: dict[str, float], key: str) -> str:
 
 
 def auto_class(model_class: str) -> str:
-    """The Auto class of transformers that loads a model of this class: of language models and of the two critics."""
-    known = {"ForSequenceClassification": "SequenceClassification", "ForTokenClassification": "TokenClassification"}
-    kind = next((kind for end, kind in known.items() if model_class.endswith(end)), "CausalLM")
+    """The Auto class of transformers that loads a policy or critic of this class."""
+    suffixes = {"ForSequenceClassification": "SequenceClassification", "ForTokenClassification": "TokenClassification"}
+    kind = next((kind for end, kind in suffixes.items() if model_class.endswith(end)), "CausalLM")
     return f"AutoModelFor{kind}"
 
 
 def model_card(part: str, model_class: str, run: Path, iteration: int, table: list[str]) -> str:
-    """README of an exported model: what it is, results, how to load it, the recipe, whom to cite.
+    """README of an exported model: description, usage, results, recipe and citation.
 
     Args:
         part: ``policy`` or ``critic``.
@@ -179,7 +181,7 @@ def model_card(part: str, model_class: str, run: Path, iteration: int, table: li
         "AutoModelForSequenceClassification": "the critic of that training: sigmoid(logit) at the last prompt token is "
         "the policy's probability of solving the prompt",
         "AutoModelForTokenClassification": "the critic of that training: its output at a token is the value of prompt "
-        "and response up to there (a logit if the algorithm of the recipe is ppo_bce)",
+        "and response up to that token (a logit if the algorithm of the recipe is ppo_bce)",
     }[auto]
     lines = [
         "---",

@@ -1,4 +1,4 @@
-"""Responses of evaluations on disk: the file of a finished one, and what an interrupted one has left to go on from."""
+"""Responses of evaluations on disk: the file of a finished one, and a journal to resume an interrupted one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sppo_lit.types import Problem, Scored, Verdict
 from sppo_lit.utils.files import written_whole
 
 SETTINGS = "unfinished.json"
-"""In the folder of an evaluation that has not ended: what its responses depend on."""
+"""File in the folder of an unfinished evaluation: the settings that its responses depend on."""
 
 
 def line_of(s: Scored) -> dict[str, object]:
@@ -38,7 +38,7 @@ def line_of(s: Scored) -> dict[str, object]:
 
 
 def scored_of(line: Mapping[str, Any], problem: Problem) -> Scored | None:
-    """The response again; None if it was to another problem."""
+    """The response of a JSON object; None if it answers another problem."""
     if (line["prompt"], line["gold"]) != (problem.prompt, problem.answer):
         return None
     verdict = Verdict(line["reward"], line["reason"], line["answer"])
@@ -47,7 +47,7 @@ def scored_of(line: Mapping[str, Any], problem: Problem) -> Scored | None:
 
 
 def write_completions(path: Path, responses: Iterable[Scored]) -> None:
-    """One JSON object per line and response, ordered by problem and sample, each response once."""
+    """Write one JSON object per line and response, ordered by problem and sample, without duplicates."""
     unique = {(s.problem.key, s.sample): s for s in responses}
     with written_whole(path) as temporary, temporary.open("w", encoding="utf-8", errors="replace") as file:
         for s in (unique[key] for key in sorted(unique)):
@@ -55,12 +55,12 @@ def write_completions(path: Path, responses: Iterable[Scored]) -> None:
 
 
 class Journal:
-    """What an evaluation has finished so far: each rank appends its responses to a file of its own for each set.
+    """Finished responses of a running evaluation: each rank appends to a file of its own for each set.
 
     Args:
-        folder: of the run's evaluations.
+        folder: folder of the run's evaluations.
         names: file name of each set, without suffix.
-        rank: of this process.
+        rank: rank of this process.
     """
 
     def __init__(self, folder: Path, names: Sequence[str], rank: int) -> None:
@@ -68,11 +68,11 @@ class Journal:
         self._lines: list[dict[tuple[str, int], dict[str, Any]]] = [{} for _ in names]
 
     def begin(self, settings: Mapping[str, object], fresh: bool = False) -> None:
-        """On rank zero, before any rank reads: forget what was sampled with other settings, mend what was cut short.
+        """On rank zero, before any rank reads: delete responses of other settings and incomplete lines.
 
         Args:
-            settings: what the responses depend on, as JSON has it.
-            fresh: forget in any case.
+            settings: settings that the responses depend on, as JSON values.
+            fresh: delete all responses.
         """
         if fresh or unfinished_settings(self._folder) != settings:
             self.end()
@@ -85,7 +85,7 @@ class Journal:
                 file.truncate(content.rfind(b"\n") + 1)
 
     def read(self) -> int:
-        """Take in the responses of all ranks on disk; returns how many there are."""
+        """Read the responses of all ranks on disk; returns their number."""
         for lines, name in zip(self._lines, self._names, strict=True):
             for part in self._parts(name):
                 for text in part.read_bytes().split(b"\n"):
@@ -93,7 +93,7 @@ class Journal:
                         line = json.loads(text)
                         lines[line["problem"], line["sample"]] = line
                     except (ValueError, KeyError, TypeError):
-                        continue  # damaged: it is sampled again
+                        continue  # damaged: sampled again
         return sum(map(len, self._lines))
 
     def find(self, number: int, problem: Problem, sample: int) -> Scored | None:
@@ -102,7 +102,7 @@ class Journal:
         return None if line is None else scored_of(line, problem)
 
     def append(self, number: int, responses: Iterable[Scored]) -> None:
-        """Write those that are not on disk yet; they are there when this returns, whatever happens then."""
+        """Write the responses that are not on disk yet, and flush them to the disk."""
         new = [s for s in responses if self.find(number, s.problem, s.sample) is None]
         if new:
             text = "".join(json.dumps(line_of(s), ensure_ascii=False) + "\n" for s in new)
@@ -112,7 +112,7 @@ class Journal:
                 os.fsync(file.fileno())
 
     def end(self) -> None:
-        """On rank zero: nothing is left to go on from."""
+        """On rank zero: delete the journal."""
         for path in (*self._parts(), self._folder / SETTINGS):
             path.unlink(missing_ok=True)
 

@@ -36,7 +36,7 @@ def moving_average(values: list[float], window: int) -> list[float]:
 
 
 def _line(axis: Axes, series: Series, name: str, label: str, color: str, dashed: bool = False) -> bool:
-    """One curve: the moving average over the pale raw values where there are many."""
+    """One curve: the moving average over the pale raw values."""
     if name not in series:
         return False
     x, y = series[name]
@@ -51,7 +51,7 @@ def _line(axis: Axes, series: Series, name: str, label: str, color: str, dashed:
 
 
 def _legend(*axes: Axes) -> None:
-    """One legend for an axis and its twin, in a strip between title and curves that no curve crosses."""
+    """One legend for an axis and its twin, between title and curves."""
     handles = [h for axis in axes for h in axis.get_legend_handles_labels()[0]]
     labels = [t for axis in axes for t in axis.get_legend_handles_labels()[1]]
     axes[0].legend(
@@ -70,7 +70,7 @@ def _legend(*axes: Axes) -> None:
 
 
 def _twin(axis: Axes, color: str) -> Axes:
-    """A second scale on the right, its numbers in the colour of its curve."""
+    """A second y axis on the right, in the colour of its curve."""
     twin = axis.twinx()
     twin.tick_params(axis="y", colors=color)
     twin.spines[["top", "left"]].set_visible(False)
@@ -192,7 +192,7 @@ def _loss(axis: Axes, series: Series) -> None:
 
 
 def _stacked(axis: Axes, series: Series, names: list[tuple[str, str, str]]) -> None:
-    """Metrics on top of each other, given as (metric, label, colour); one iteration as a bar."""
+    """Stacked areas of metrics, given as (metric, label, colour); bars for a single iteration."""
     if not names:
         return
     x = series[names[0][0]][0]
@@ -208,8 +208,8 @@ def _stacked(axis: Axes, series: Series, names: list[tuple[str, str, str]]) -> N
 
 
 def _verdicts(axis: Axes, series: Series) -> None:
-    found = [(f"rollout/reason/{name}", name.replace("_", " "), color) for name, color in VERDICTS]
-    _stacked(axis, series, [f for f in found if any(series.get(f[0], ([], []))[1])])
+    reasons = [(f"rollout/reason/{name}", name.replace("_", " "), color) for name, color in VERDICTS]
+    _stacked(axis, series, [r for r in reasons if any(series.get(r[0], ([], []))[1])])
     axis.set_ylim(0, 1)
     _percent(axis)
 
@@ -230,12 +230,12 @@ PANELS: tuple[tuple[str, tuple[str, ...], Callable[[Axes, Series], None]], ...] 
     ("Advantage", ("advantage/std", "advantage/mean"), _advantage),
     ("Time by phase", tuple(f"time/{name}" for name, _ in PHASES), _time),
 )
-"""Title, metrics of which one must have been logged, and function, in reading order."""
+"""Title, metrics of which at least one must be logged, and function, in order."""
 
 
 def panels_for(series: Series) -> list[tuple[str, Callable[[Axes, Series], None]]]:
     """Title and function of the panels that have something to draw."""
-    found = [(title, draw) for title, names, draw in PANELS if any(name in series for name in names)]
-    if "rollout/accuracy" not in series and "policy/loss" in series:  # supervised: the loss is the whole story
-        found.insert(0, ("Loss", _loss))
-    return found
+    panels = [(title, draw) for title, names, draw in PANELS if any(name in series for name in names)]
+    if "rollout/accuracy" not in series and "policy/loss" in series:  # supervised training
+        panels.insert(0, ("Loss", _loss))
+    return panels

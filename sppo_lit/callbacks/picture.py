@@ -1,4 +1,4 @@
-"""What the progress display shows, as a picture for a terminal and as a line for a log file."""
+"""Rendering of progress: the live display for a terminal, a line for a log file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FACTS = (
 
 @dataclass
 class View:
-    """All that the display shows: how far the run is in iterations, or in the share of its budget that is used."""
+    """State of the display; progress is in iterations or in the used share of a budget."""
 
     iteration: int = 0
     iterations: int | None = None
@@ -76,7 +76,7 @@ def picture(view: View) -> RenderableType:
             Text(f"{speed:,.0f} tokens/s" if speed else "", "dim"),
         )
     lines: list[RenderableType] = [grid]
-    if facts := known(view.metrics):
+    if facts := logged_facts(view.metrics):
         parts = [part for label, value in facts for part in ((f"{label} ", "dim"), (value, "bold"), ("   ", ""))]
         lines.append(Text.assemble(*parts[:-1], no_wrap=True, overflow="ellipsis"))
     curve = sparkline(view.accuracies) if len(view.accuracies) > 1 else ""
@@ -89,13 +89,13 @@ def picture(view: View) -> RenderableType:
 
 
 def plain(view: View, seconds: float) -> str:
-    """One line of a log file on the iteration that just ended, which took `seconds`."""
+    """One line for a log file about the iteration that just ended, which took `seconds`."""
     total = f"/{view.iterations}" if view.iterations else ""
     budget = [f"{view.share:.0%} of the budget"] if view.share is not None else []
     parts = [
         f"iteration {view.iteration}{total}",
         *budget,
-        *(f"{label} {value}" for label, value in known(view.metrics)),
+        *(f"{label} {value}" for label, value in logged_facts(view.metrics)),
     ]
     parts.append(duration(seconds))
     if view.remaining:
@@ -103,13 +103,13 @@ def plain(view: View, seconds: float) -> str:
     return " · ".join(parts)
 
 
-def known(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+def logged_facts(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
     """Label and text of the metrics in `FACTS` that were logged."""
-    if "rollout/accuracy" not in metrics and "policy/loss" in metrics:  # supervised: no rollouts
+    if "rollout/accuracy" not in metrics and "policy/loss" in metrics:  # supervised training
         return [("loss", f"{metrics['policy/loss']:.4f}")]
     shown = [(label, form.format(metrics[name])) for name, label, form in FACTS if name in metrics]
     if metrics.get("rollout/reward") == metrics.get("rollout/accuracy"):
-        shown = [fact for fact in shown if fact[0] != "reward"]  # unshaped: the same number twice
+        shown = [fact for fact in shown if fact[0] != "reward"]  # no shaping
     return shown
 
 

@@ -1,4 +1,4 @@
-"""The live display of a run: where it is, what it does now, how it went, how long it will still take."""
+"""Live display of a run: progress, current phase, metrics and remaining time."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from sppo_lit.utils import console as shared
 
 @dataclass
 class Pace:
-    """Remaining time from the median of the last iterations and of the last evaluations, each timed by itself.
+    """Estimates the remaining time from the medians of the last iterations and evaluations, timed separately.
 
     Attributes:
-        iterations: seconds of the last iterations, evaluation not counted.
+        iterations: seconds of the last iterations, without evaluation.
         evaluations: seconds of the last evaluations.
     """
 
@@ -56,8 +56,8 @@ class RunProgress(ProgressBar):
     """Progress of a run: a live display on a terminal, one plain line per iteration anywhere else.
 
     Args:
-        plain_every_n_iterations: how often a line is printed where there is no terminal.
-        refresh_per_second: how often the live display is drawn.
+        plain_every_n_iterations: how often a line is printed without a terminal.
+        refresh_per_second: refresh rate of the live display.
     """
 
     def __init__(self, plain_every_n_iterations: int = 1, refresh_per_second: float = 4.0) -> None:
@@ -74,7 +74,7 @@ class RunProgress(ProgressBar):
         self._evaluations_left = 0
         self._clock: Clock | None = None  # of a run with a budget
 
-    # --- what Lightning asks of a progress bar
+    # --- Lightning's interface of a progress bar
     def disable(self) -> None:
         """Show nothing (ranks other than zero)."""
         self._enabled = False
@@ -90,22 +90,22 @@ class RunProgress(ProgressBar):
 
     # --- the run
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The evaluation before training."""
+        """Start the display for the evaluation before training."""
         self._begin(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Iterations are timed from here."""
+        """Start timing iterations."""
         self._begin(trainer, pl_module)
         self._iteration_started, self._evaluated = time.monotonic(), 0.0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """An iteration's update is done; its evaluation may follow."""
+        """Count the iteration; its evaluation may follow."""
         self._count(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """An iteration is done."""
+        """Update metrics and remaining time, and print a plain line if due."""
         now = time.monotonic()
         seconds = now - self._iteration_started
         self._pace.iterations.append(max(0.0, seconds - self._evaluated))
@@ -121,17 +121,17 @@ class RunProgress(ProgressBar):
             shared.console.print(plain(self._view, seconds), markup=False, soft_wrap=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave the last picture on the screen."""
+        """Stop the display, leaving its last state on the screen."""
         self._stop()
 
     # --- evaluation
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Evaluations are timed by themselves, since they may not run in every iteration."""
+        """Start timing the evaluation, separately since it may not run in every iteration."""
         self._begin(trainer, pl_module)
         self._evaluating, self._evaluation_started = True, time.monotonic()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note how long it took and what came out."""
+        """Record the evaluation's time and accuracy."""
         seconds = time.monotonic() - self._evaluation_started
         self._evaluating = False
         self._pace.evaluations.append(seconds)
@@ -152,28 +152,28 @@ class RunProgress(ProgressBar):
         total: int,
         facts: dict[str, float],
     ) -> None:
-        """What the module does now.
+        """Show the progress of the current phase.
 
         Args:
             trainer: the trainer.
             pl_module: the module.
             phase: one of `picture.PHASES`.
-            done: parts of it that are finished.
-            total: parts in all.
+            done: finished parts of the phase.
+            total: total number of parts.
             facts: ``tokens_per_second`` while sampling.
         """
         self._view.phase, self._view.done, self._view.total, self._view.facts = phase, done, total, facts
 
-    # --- the end, however it comes
+    # --- end
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Give the terminal back before the error is shown."""
+        """Stop the display before the error is printed."""
         self._stop()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give the terminal back."""
+        """Stop the display."""
         self._stop()
 
-    # --- inside
+    # --- internals
     def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._count(trainer, pl_module)
         if self._enabled and self._live is None and shared.is_interactive(shared.console):
@@ -208,7 +208,7 @@ class RunProgress(ProgressBar):
     def _time(self) -> None:
         now, view = time.monotonic(), self._view
         view.elapsed = now - self._started
-        # The iteration that is evaluated already counts as completed.
+        # During its evaluation, an iteration already counts as completed.
         spent = 0.0 if self._evaluating else now - self._iteration_started - self._evaluated
         evaluating = now - self._evaluation_started if self._evaluating else 0.0
         if self._clock is not None:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first one ends the run where nothing finished is lost, the second one at once."""
+"""SIGINT and SIGTERM: the first one stops the run without losing finished work, the second one at once."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ SHOW_CURSOR = b"\x1b[?25h"
 
 
 class StopSignals(Callback):
-    """Tells the module of a signal, which then leaves at the next place where all ranks can.
+    """Passes signals to the module's `stop`, which stops the run at the next point where all ranks can.
 
-    Takes SIGTERM over from Lightning, whose handler broadcasts from within the signal and so meets other collectives;
-    Lightning's own handler of SLURM's requeue signal stays, and all handlers are as before when the trainer is done.
+    Replaces Lightning's SIGTERM handler, whose broadcast from within the handler can collide with other collectives.
+    Lightning's handler of SLURM's requeue signal stays; Lightning restores all handlers when the trainer is done.
     """
 
     def __init__(self) -> None:
@@ -30,16 +30,16 @@ class StopSignals(Callback):
         self._trainer: pl.Trainer | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """The other ranks run from here on: end with them."""
+        """Watch the launched ranks, which are running by now."""
         self._installed = self._noticed = False
         watch_ranks(launched_ranks(trainer))
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Lightning installs its handlers just before this."""
+        """Install the handlers, just after Lightning has installed its own."""
         self._install(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The same where there is no evaluation before training."""
+        """The same without an evaluation before training."""
         self._install(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -47,12 +47,12 @@ class StopSignals(Callback):
         self._install(trainer)
 
     def on_phase(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *facts: object) -> None:
-        """Say once that the signal was heard."""
+        """Print once that the signal was received."""
         signum = training_module(pl_module).stop.signum
         if signum and not self._noticed and trainer.is_global_zero:
             self._noticed = True
             name = signal.Signals(signum).name
-            console.print(f"{name}: stopping as soon as nothing finished is lost; a second one ends at once")
+            console.print(f"{name}: stopping as soon as no finished work is lost; a second one stops at once")
 
     def _install(self, trainer: pl.Trainer) -> None:
         self._trainer = trainer
@@ -64,11 +64,11 @@ class StopSignals(Callback):
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         assert self._trainer is not None
         training_module(self._trainer.lightning_module).stop.request(signum)
-        if launched():  # the process that launched this one decides; it may pass on what a terminal has sent to all
+        if launched():  # the parent decides; it may forward a signal that the terminal has sent to all
             return
         for other in SIGNALS:
             signal.signal(other, signal.SIG_DFL)
         for process in launched_ranks(self._trainer):
             process.send_signal(signum)
         if console.is_terminal:
-            os.write(1, SHOW_CURSOR)  # a second signal leaves no time for it
+            os.write(1, SHOW_CURSOR)  # a second signal ends the process at once

@@ -1,4 +1,4 @@
-"""The end of a run: what came out and where it lies."""
+"""Summary at the end of a run: results and paths."""
 
 from __future__ import annotations
 
@@ -32,29 +32,29 @@ PLACES = {
 
 
 class RunSummary(Callback):
-    """Prints at the end of training: held-out accuracy before and after, time, and where everything lies."""
+    """Prints held-out accuracy before and after training, time, and paths of the results."""
 
     def __init__(self) -> None:
         self._folder = Path()
         self._started = time.monotonic()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Note where the run writes, and the time."""
+        """Record the run folder and the start time."""
         self._folder, self._started = run_folder(trainer), time.monotonic()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print it; all other callbacks have written their files in `on_train_end`."""
+        """Print the summary, after all other callbacks have written their files in `on_train_end`."""
         if trainer.is_global_zero:
             callbacks = callbacks_of(trainer)
             evaluation = next((c for c in callbacks if isinstance(c, Evaluation)), None)
             history = evaluation.history if evaluation else []
             seconds = time.monotonic() - self._started
             shared.console.print(panel(self._folder, training_module(pl_module).iteration, seconds, history))
-            for command in commands(self._folder):  # outside the panel and unbroken: to be copied
+            for command in commands(self._folder):  # outside the panel and unwrapped, to be copied
                 shared.console.print(command, soft_wrap=True)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """After a signal say how to go on."""
+        """After a signal, print how to resume."""
         last, recipe = self._folder / PLACES["last"], self._folder / "config.yaml"
         stopped = isinstance(exception, (KeyboardInterrupt, Stopped))
         if stopped and trainer.is_global_zero and trainer.state.fn == "fit":
@@ -68,11 +68,11 @@ class RunSummary(Callback):
 
 
 def panel(folder: Path, iterations: int, seconds: float, history: list[tuple[int, float]]) -> Panel:
-    """The summary; files that are not there are not mentioned.
+    """The summary; missing files are not listed.
 
     Args:
         folder: run folder.
-        iterations: completed in all.
+        iterations: iterations completed.
         seconds: wall-clock time of this run.
         history: (iteration, held-out accuracy) of each evaluation.
     """
@@ -97,7 +97,7 @@ def panel(folder: Path, iterations: int, seconds: float, history: list[tuple[int
 
 
 def commands(folder: Path) -> list[Text]:
-    """How to go on from a finished run: evaluate its checkpoint, load its models; only what is possible."""
+    """Commands that evaluate the checkpoint and load the models of a finished run, as far as they exist."""
     lines = []
     checkpoint = next((p for p in ("best", "last") if (folder / PLACES[p]).exists()), None)
     if checkpoint and (folder / "config.yaml").exists():

@@ -36,7 +36,7 @@ class Finding:
     """A problem with a defect.
 
     Attributes:
-        key: of the problem.
+        key: key of the problem.
         kind: one of `KINDS`.
         gold: its gold answer.
         detail: the reason.
@@ -53,13 +53,13 @@ class Disagreement:
     """A saved completion whose verdict differs from the one recorded.
 
     Attributes:
-        line: in the file, from 1.
-        key: of the problem.
+        line: 1-based line in the file.
+        key: key of the problem.
         gold: gold answer.
-        answer: extracted from the completion, if any.
+        answer: answer extracted from the completion, if any.
         recorded: reward in the file.
         reward: reward now.
-        reason: of the verdict now.
+        reason: reason of the verdict now.
     """
 
     line: int
@@ -126,12 +126,12 @@ def audit(
     """Check every gold answer and score saved completions again.
 
     Args:
-        problems: of any source.
+        problems: problems of any source.
         completions: JSON lines with ``text`` (or ``response``), the ``reward`` recorded, and ``gold``, or ``problem``
             (the key of a problem) instead of gold; ``finished`` is True by default. The files that the evaluation
             writes have this format.
         dropped: rows dropped by the source, by reason.
-        workers: number of judging processes.
+        workers: number of worker processes.
         deadline: seconds for each answer.
 
     Raises:
@@ -258,5 +258,5 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--completions", type=Path, metavar="FILE", help="JSON lines to score again")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the full report to this file")
     parser.add_argument("--split", metavar="S", help="split to read")
-    parser.add_argument("--limit", type=int, metavar="N", help="read at most so many problems")
+    parser.add_argument("--limit", type=int, metavar="N", help="read at most N problems")
     return parser.parse_args(list(arguments))

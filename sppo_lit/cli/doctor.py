@@ -1,4 +1,4 @@
-"""`sppo doctor`: the recipe's module and data, built and set up as for a run, looked at instead of trained."""
+"""`sppo doctor`: builds the recipe's module and data as for a run, and checks them instead of training."""
 
 from __future__ import annotations
 
@@ -15,54 +15,54 @@ from sppo_lit.cli.recipe_cli import RecipeCLI, check_shares, run
 from sppo_lit.doctor.checks import Examination
 from sppo_lit.doctor.memory import Plan, disk_bytes, needs
 from sppo_lit.doctor.report import Check, show
-from sppo_lit.doctor.resources import disk_check, memory_check, memory_there
+from sppo_lit.doctor.resources import available_memory, disk_check, memory_check
 from sppo_lit.settings import LoraSettings, ModelSource
 from sppo_lit.training.protocols import callbacks_of
 from sppo_lit.utils.console import console
 from sppo_lit.utils.files import free_bytes
 
-ALONE = {"strategy": "auto", "devices": 1, "num_nodes": 1, "logger": False, "num_sanity_val_steps": 0}
-"""How the trainer is set for the examination."""
+SINGLE_PROCESS = {"strategy": "auto", "devices": 1, "num_nodes": 1, "logger": False, "num_sanity_val_steps": 0}
+"""Trainer settings for the checks."""
 
 
 class DoctorCLI(RecipeCLI):
-    """A recipe under examination. Memory is estimated for the run that was asked for; all else is one process."""
+    """Checks a recipe: memory for the devices and strategy given, everything else in one process."""
 
     args: argparse.Namespace
 
     def before_instantiate_classes(self) -> None:
-        """Estimate from the configuration alone, before anything is loaded."""
+        """Estimate memory and disk from the configuration, before anything is loaded."""
         super().before_instantiate_classes()
         self.save_config_callback = None
         settings = self.config[self.subcommand]
         cuda = settings.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-        there, kind = memory_there(cuda)
+        available, kind = available_memory(cuda)
         if self.args.memory:
-            there, kind = int(self.args.memory * 2**30), "memory asked for"
+            available, kind = int(self.args.memory * 2**30), "--memory"
         local = local_processes(settings.trainer.devices, cuda)
         plan = plan_of(settings, local)
         self.estimate, self.ranks = needs(plan), plan.ranks
         sharing = 1 if cuda or self.args.memory else local
-        check = memory_check(self.estimate, plan, sharing, there, kind)
+        check = memory_check(self.estimate, plan, sharing, available, kind)
         self.checks = [check, disk_check(disk_bytes(plan), free_bytes(self._runs()), self._runs())]
         if cuda and local > torch.cuda.device_count():
-            found = f"{local} GPUs are asked for, {torch.cuda.device_count()} are here"
-            self.checks.append(Check("devices", False, found, "change --devices"))
+            detail = f"{local} GPUs are requested, {torch.cuda.device_count()} are available"
+            self.checks.append(Check("devices", False, detail, "change --devices"))
 
     def instantiate_classes(self) -> None:
-        """Unless there is nothing to load."""
+        """Skipped by `--no-load`."""
         if not self.args.no_load:
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """One process that neither logs nor validates first."""
         trainer = self._get(self.config_init, "trainer")
-        for key, value in ALONE.items():
+        for key, value in SINGLE_PROCESS.items():
             trainer[key] = value
         return super().instantiate_trainer(**kwargs)
 
     def after_instantiate_classes(self) -> None:
-        """Last checks, of the run that was asked for."""
+        """Check the minibatch size for all ranks of the run."""
         if not self.args.no_load:
             check_shares(self.model, self.datamodule, self.ranks)
 
@@ -70,20 +70,20 @@ class DoctorCLI(RecipeCLI):
         if self.args.no_load:
             return
         examination = Examination(self.args.problems)
-        callbacks_of(self.trainer)[:] = [examination]  # the built-in ones draw, save and evaluate
+        callbacks_of(self.trainer)[:] = [examination]  # without the built-in ones, which plot, save and evaluate
         self.trainer.fit(self.model, datamodule=self.datamodule)
         self.checks += examination.checks
 
 
 def doctor(args: argparse.Namespace, arguments: list[str]) -> int:
-    """Examine a recipe and print the report; 0 if all is good, else 1.
+    """Check a recipe and print the report; returns 0 if all checks pass, else 1.
 
     Args:
         args: see `sppo_lit.doctor.report.options`.
-        arguments: as for a run.
+        arguments: command line, as for a run.
 
     Raises:
-        InputError: anything the user can mend.
+        InputError: anything the user can fix.
     """
     kind: type[DoctorCLI] = type("DoctorCLI", (DoctorCLI,), {"args": args})
     cli = run(arguments, kind)
@@ -92,11 +92,11 @@ def doctor(args: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def plan_of(settings: Namespace, processes: int) -> Plan:
-    """What the recipe asks of a process.
+    """The sizes of a recipe's run.
 
     Args:
         settings: the parsed recipe.
-        processes: on each node.
+        processes: number of processes on each node.
     """
     trainer, data = settings.trainer, settings.data
     model = settings.model.get("init_args", settings.model)
@@ -126,7 +126,7 @@ def plan_of(settings: Namespace, processes: int) -> Plan:
 
 
 def local_processes(devices: int | str | Sequence[int], cuda: bool) -> int:
-    """Processes on this machine that Lightning's `devices` stands for."""
+    """Number of processes on this machine for Lightning's `devices`."""
     if isinstance(devices, (list, tuple)):
         return len(devices)
     text = str(devices)

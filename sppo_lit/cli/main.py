@@ -1,7 +1,7 @@
 """The command line: `lightning run RECIPE`, `sppo …`. A thin layer over LightningCLI.
 
-A recipe is a plain LightningCLI YAML; every `--trainer.*`, `--model.*`, `--data.*` overrides it. A user's mistake is
-answered with one line and exit code 2; `--debug` shows the traceback.
+A recipe is a plain LightningCLI YAML; every `--trainer.*`, `--model.*`, `--data.*` overrides it. A user's mistake
+prints one line and exits with code 2; `--debug` shows the traceback.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from jsonargparse import Namespace
 
 SHORT_FLAGS = ("strategy", "devices", "num_nodes", "accelerator", "precision", "max_epochs")
-"""Flags that stand for `--trainer.<flag>`."""
+"""Short forms of `--trainer.<flag>`."""
 
 USAGE = """\
 usage: {name} run [fit|validate] RECIPE [--flag value …]
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def lightning_main(argv: Sequence[str] | None = None) -> int:
-    """The `lightning` command: `run` is ours, anything else is handed to lightning-sdk if it is installed."""
+    """The `lightning` command: `run` is ours, anything else goes to lightning-sdk if it is installed."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["run"]:
         return _run("lightning", arguments)
@@ -74,13 +74,13 @@ def lightning_main(argv: Sequence[str] | None = None) -> int:
         entry = importlib.import_module("lightning_sdk.cli.entrypoint")
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "lightning_sdk":
-            raise  # it is there, but broken
+            raise  # installed, but broken
     else:
         return int(entry.main_cli() or 0)  # reads sys.argv
     if not arguments or arguments[0] in OWN:
         return _run("lightning", arguments)
     print(
-        f"lightning: '{arguments[0]}' is no command of sppo-lit (try 'lightning run RECIPE'); other commands need "
+        f"lightning: '{arguments[0]}' is not a command of sppo-lit (try 'lightning run RECIPE'); other commands need "
         "pip install lightning-sdk",
         file=sys.stderr,
     )
@@ -99,7 +99,7 @@ def _run(name: str, arguments: list[str]) -> int:
     try:
         if arguments[0] == "run":
             arguments = arguments[1:]
-        # Also after `run`: where lightning-sdk is installed, `lightning list` is its own.
+        # Also after `run`: if lightning-sdk is installed, `lightning list` is a command of its own.
         if arguments and (command := COMMANDS.get(arguments[0])):
             return command(arguments[1:])
         return train_or_validate(translate(arguments))
@@ -111,20 +111,20 @@ def _run(name: str, arguments: list[str]) -> int:
         return 2
     except Stopped as stop:
         if processes.launched():
-            return 0  # else Lightning would take it for a failure and kill the others
+            return 0  # otherwise Lightning would treat it as a failure and kill the other ranks
         if stop.line:
             print(f"{name}: {stop.line}", file=sys.stderr)
         return 128 + stop.signum
     except KeyboardInterrupt as interrupt:
         if debug:
             traceback.print_exc()
-        elif interrupt.args or interrupt.__cause__ is None:  # else the run's summary has said where it stopped
+        elif interrupt.args or interrupt.__cause__ is None:  # otherwise the run's summary has printed where it stopped
             print(f"{name}: {' '.join(map(str, interrupt.args)) or 'interrupted'}", file=sys.stderr)
         return 130
 
 
 def translate(arguments: Sequence[str]) -> list[str]:
-    """`[fit|validate] RECIPE --flag value` as LightningCLI wants it: `fit --config RECIPE --trainer.flag value`.
+    """`[fit|validate] RECIPE --flag value` as LightningCLI expects it: `fit --config RECIPE --trainer.flag value`.
 
     Raises:
         InputError: no recipe, unknown stage, missing file.
@@ -143,8 +143,8 @@ def translate(arguments: Sequence[str]) -> list[str]:
         return [stage, *flags]
     path = Path(find(recipe))
     if not path.is_file():
-        known = "a stage is one of " + ", ".join(STAGES) if not recipe.endswith((".yaml", ".yml")) else "no such file"
-        raise InputError(f"recipe {recipe}: {known}; 'sppo list' shows the recipes")
+        hint = "a stage is one of " + ", ".join(STAGES) if not recipe.endswith((".yaml", ".yml")) else "no such file"
+        raise InputError(f"recipe {recipe}: {hint}; 'sppo list' shows the recipes")
     return [stage, "--config", str(path), *flags]
 
 
@@ -154,11 +154,14 @@ def list_recipes(arguments: Sequence[str] = ()) -> int:
     from rich.padding import Padding
     from rich.text import Text
 
-    roots = (shipped_root() / "recipes", Path("recipes"))  # the user's own go before those shipped, as in `find`
-    found = {path.relative_to(root).as_posix(): path for root in roots for path in root.rglob("*.yaml")}
+    roots = (
+        shipped_root() / "recipes",
+        Path("recipes"),
+    )  # the user's own override those shipped, as in `find`
+    recipes = {path.relative_to(root).as_posix(): path for root in roots for path in root.rglob("*.yaml")}
     console = Console(highlight=False)
-    for name in sorted(found, key=lambda name: (name.count("/"), name)):
-        title = found[name].read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+    for name in sorted(recipes, key=lambda name: (name.count("/"), name)):
+        title = recipes[name].read_text(encoding="utf-8", errors="replace").partition("\n")[0]
         console.print(Text(f"recipes/{name}", "bold"))
         console.print(Padding(Text(title.removeprefix("#").strip()), (0, 0, 0, 2)))
     return 0
@@ -188,10 +191,10 @@ def audit_data(arguments: Sequence[str]) -> int:
 
 
 def run_study(arguments: Sequence[str]) -> int:
-    """Run what is not done yet of a grid of runs, and report on it; 1 if any run failed.
+    """Run the unfinished runs of a grid and report on it; returns 1 if any run failed.
 
     Raises:
-        InputError: anything the user can mend.
+        InputError: anything the user can fix.
     """
     from sppo_lit.study.command import study
 
@@ -202,7 +205,7 @@ def run_settings(arguments: Sequence[str]) -> Namespace:
     """Settings that `sppo run` would use for these arguments, defaults included; nothing is built.
 
     Raises:
-        InputError: anything the user can mend.
+        InputError: anything the user can fix.
     """
     from sppo_lit.cli.recipe_cli import settings_of
 
@@ -213,7 +216,7 @@ def draw_figure(arguments: Sequence[str]) -> int:
     """Draw one figure and print its numbers.
 
     Raises:
-        InputError: anything the user can mend.
+        InputError: anything the user can fix.
     """
     from sppo_lit.study.figure_command import figure
 
@@ -221,24 +224,24 @@ def draw_figure(arguments: Sequence[str]) -> int:
 
 
 def examine(arguments: Sequence[str]) -> int:
-    """Check a recipe before a long run; 0 if all is good, else 1.
+    """Check a recipe before a long run; returns 0 if all checks pass, else 1.
 
     Raises:
-        InputError: anything the user can mend.
+        InputError: anything the user can fix.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from sppo_lit.cli.doctor import doctor
     from sppo_lit.doctor.report import options
 
-    wishes, rest = options(arguments)
-    return doctor(wishes, translate(rest))
+    args, rest = options(arguments)
+    return doctor(args, translate(rest))
 
 
 def train_or_validate(arguments: list[str]) -> int:
-    """Parse a recipe, build everything, run; 0 if it went well.
+    """Parse a recipe, build everything and run; returns 0.
 
     Raises:
-        InputError: anything the user can mend.
+        InputError: anything the user can fix.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from sppo_lit.cli.recipe_cli import RecipeCLI, run
@@ -257,7 +260,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 """Besides `run`."""
 
 OWN = (*COMMANDS, "-h", "--help", "--version")
-"""Besides `run`, what `lightning` answers itself where there is no lightning-sdk."""
+"""Besides `run`, what `lightning` handles itself if lightning-sdk is not installed."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a user did wrong, told in one line from the exceptions of the libraries underneath."""
+"""One-line messages for users' mistakes, from the exceptions of the underlying libraries."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ OTHER_FOLDER = "choose another folder with --trainer.default_root_dir"
 
 
 def explain(error: BaseException, recipe: Path | None, arguments: Sequence[str], known: Sequence[str]) -> str | None:
-    """One line (what, where, what to do) for an error that the user can mend; None for any other, which is a bug.
+    """One line (what, where, what to do) for an error that the user can fix; None for any other, which is a bug.
 
     Args:
-        error: what was raised.
-        recipe: file that was parsed.
+        error: the exception.
+        recipe: recipe file.
         arguments: the command line.
         known: every key of a recipe, for suggestions.
     """
@@ -34,9 +34,17 @@ def explain(error: BaseException, recipe: Path | None, arguments: Sequence[str],
     if isinstance(error, ValueError) and (
         match := re.search(r"Union subtypes.*?Errors:\s+- ([^\n]+)", str(error), re.S)
     ):
-        return match[1]  # what an optional group of settings said of its values
+        if value := re.search(r"cannot represent an object', <(\w+)\.(\w+)", match[1]):
+            where = f"of type {value[1]} among trainer's callbacks or loggers cannot be written to config.yaml"
+            return f"a default {where}; write it into the recipe as text ({value[2]})"
+        return match[1]  # the error of an optional group of settings
     if isinstance(error, MisconfigurationException):
         return f"trainer: {text}"
+    if isinstance(error, RuntimeError) and (match := re.match(r"Early stopping conditioned on metric `(.+?)`", text)):
+        return (
+            f"trainer.callbacks: EarlyStopping looks at {match[1]}, which is not logged; 'val/…' needs data.val and an "
+            "evaluation in every iteration that it looks at (trainer.check_val_every_n_epoch)"
+        )
     if isinstance(error, torch.OutOfMemoryError):
         return (
             "the accelerator ran out of memory; lower model.memory.micro_batch_tokens or "
@@ -45,20 +53,20 @@ def explain(error: BaseException, recipe: Path | None, arguments: Sequence[str],
     if isinstance(error, FloatingPointError):
         return f"{text}; resume from an earlier checkpoint (previous.ckpt, best.ckpt) if the weights are broken"
     if is_lost_connection(error):
-        return "the connection to another rank was lost: it has ended, and so does this one; see what it said"
+        return "the connection to another rank was lost: it has ended, and this one ends too; see its output"
     if isinstance(error, OSError):
         return _disk_error(error)
     if isinstance(error, RuntimeError) and "PytorchStreamWriter" in text:
         return f"a checkpoint could not be written, the disk may be full; free some space or {OTHER_FOLDER}"
     if isinstance(error, RuntimeError) and "loading state_dict" in text:
-        return f"the checkpoint is of another model than this recipe's ({_first_difference(str(error))}); {_SAME}"
+        return f"the checkpoint is of a different model than this recipe's ({_first_difference(str(error))}); {_SAME}"
     if isinstance(error, ValueError) and "loaded state dict" in text:
         return f"the checkpoint's optimizers are not this recipe's ({text}); {_SAME}"
     return None
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Whether another rank has gone: the error tells nothing of why."""
+    """Whether another rank was lost; the error does not say why."""
     text = str(error)
     return isinstance(error, (dist.DistError, ConnectionError)) or (
         isinstance(error, RuntimeError) and "gloo" in text and ("onnection" in text or "peer" in text)
@@ -73,8 +81,8 @@ def parse_error(text: str, recipe: Path | None, arguments: Sequence[str], known:
 
     Args:
         text: the message, several lines.
-        recipe: file that was parsed.
-        arguments: the command line: what is not in it came from the recipe.
+        recipe: recipe file.
+        arguments: the command line; a key that is not in it comes from the recipe.
         known: every key, for suggestions.
     """
 
@@ -101,10 +109,10 @@ def parse_error(text: str, recipe: Path | None, arguments: Sequence[str], known:
     if match := re.search(r"'class_path': '(.+?)'", text):
         base = re.search(r"Subtypes: \[<class '(?:\S+\.)?(\w+)'>", text)
         kind = f" of {base[1]}" if base else " of the right kind"
-        return f"{where(key)}: class_path {match[1]} is no subclass{kind}, or there is none of that name; correct it"
+        return f"{where(key)}: class_path {match[1]} is not a subclass{kind}, or does not exist; correct it"
     if match := re.search(r"Unable to load config ['\"](.+?)['\"]", text):
         example = f"--{key}.path {match[1]}" if f"{key}.path" in known else f"--{key}.KEY VALUE"
-        return f"{where(key)}: {match[1]!r} is no mapping; set its entries, e.g. {example}"
+        return f"{where(key)}: {match[1]!r} is not a mapping; set its entries, e.g. {example}"
     value = re.search(r"(?:Got value|Given value): (.*)", text)
     kinds = re.findall(r"Expected an? (.+?)(?:\. Got value.*)?$", text, re.MULTILINE)
     if value is None or not kinds:
@@ -122,7 +130,7 @@ def one_line(error: BaseException) -> str:
 
 def _like(key: str, known: Sequence[str], prefix: str = "") -> str:
     name = key.rpartition(".")[2]
-    # A name without the groups above it is like no whole key.
+    # A name without its groups does not resemble any full key.
     ends = [k for k in known if difflib.get_close_matches(name, [k.rpartition(".")[2]], cutoff=0.8)]
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.8) or difflib.get_close_matches(key, ends, 1, 0.0)
     return f" (did you mean {prefix}{close[0]}?)" if close else ""
@@ -143,7 +151,7 @@ def _disk_error(error: OSError) -> str | None:
     if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR) and error.filename:
         return f"{error.filename} cannot be written or read ({error.strerror}); {OTHER_FOLDER}"
     if error.errno == errno.EFBIG:
-        return f"a file grew beyond what is allowed here{_at(error)} (see ulimit -f); {OTHER_FOLDER}"
+        return f"a file exceeded the size limit{_at(error)} (see ulimit -f); {OTHER_FOLDER}"
     return None
 
 

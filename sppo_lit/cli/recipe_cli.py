@@ -57,7 +57,7 @@ CALLBACKS = {
     "curves": Curves,
     "summary": RunSummary,
 }
-"""Built in; each is set by its top-level key in a recipe. Order is the order in which they act."""
+"""Built-in callbacks in the order in which they run, by their top-level key in a recipe."""
 
 TRAINER_DEFAULTS = {
     "max_epochs": 100,
@@ -67,6 +67,13 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
 }
 
+REFUSED = {
+    "barebones": (True, "it has loggers and callbacks; give a Trainer of your own barebones, in Python"),
+    "enable_checkpointing": (False, "a run keeps its last checkpoint; see checkpoint.every_n_iterations"),
+    "enable_progress_bar": (False, "a run shows its progress; see progress.plain_every_n_iterations"),
+}
+"""Settings of the trainer: the refused value, and why."""
+
 QUIET = (
     ".*LightningCLI's args parameter is intended to run.*",  # this command line translates its arguments
     ".*does not have many workers.*",
@@ -74,44 +81,45 @@ QUIET = (
     ".*Consider setting `persistent_workers.*",
     ".*is an instance of `nn.Module` and is already saved.*",
     ".*exists and is not empty.*",
-    ".*in eval mode at the start of training.*",  # transformers loads models so; their dropout is off anyway
+    ".*in eval mode at the start of training.*",  # transformers loads models in eval mode; dropout is off anyway
     ".*isinstance.treespec, LeafSpec.*",
-    ".*when logging on epoch level in distributed setting.*",  # the evaluation has reduced its numbers itself
+    ".*Total length of `list` across ranks is zero.*",  # no held-out problems
+    ".*when logging on epoch level in distributed setting.*",  # the evaluation reduces its metrics itself
     ".*deprecated.*",
 )
-"""Lightning's warnings that do not apply here, mostly because the one batch is made on the spot."""
+"""Lightning's warnings that do not apply here, mostly because the only batch is generated on demand."""
 
 QUIET_LOGGERS = (
     "lightning.pytorch.utilities.rank_zero",
     "lightning.fabric.utilities.seed",
     "lightning.fabric.utilities.distributed",
 )
-"""Say which devices there are, advertise other loggers, and tell the seed: nothing that a user has to know."""
+"""They list devices, advertise other loggers and print the seed."""
 
 
 class RecipeCLI(LightningCLI):
     """One recipe, one run.
 
     Args:
-        arguments: as LightningCLI takes them.
-        recipe: the file among them, if there is one.
-        made: this object is appended to it at once, so that it is known where construction (which runs) fails.
+        arguments: arguments of LightningCLI.
+        recipe: recipe file among them, if any.
+        created: this object is appended to it first, so that it is available if construction, which runs it all, fails.
 
     Attributes:
         keys: every key of a recipe.
     """
 
-    def __init__(self, arguments: list[str], recipe: Path | None, made: list[RecipeCLI]) -> None:
-        made.append(self)
+    def __init__(self, arguments: list[str], recipe: Path | None, created: list[RecipeCLI]) -> None:
+        created.append(self)
         self.recipe = recipe
         self.keys: list[str] = []
         self.started = 0  # iterations of the checkpoint that the run starts from
         self.new_folders: list[Path] = []
-        self.continued: Path | None = None
-        self._built: Trainer | None = None  # these two: once they are there
-        self._trained: TrainingModule | None = None
-        self.asked: dict[str, object] | None = None  # what the responses of an evaluation depend on
-        named = recipe is not None and names_a_class(recipe)
+        self.resumed_folder: Path | None = None
+        self.response_settings: dict[str, object] | None = None  # settings that the responses of `validate` depend on
+        self._built_trainer: Trainer | None = None
+        self._built_module: TrainingModule | None = None
+        named = recipe is not None and has_class_path(recipe)
         strict = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             LightningModule if named else SPPOModule,
@@ -128,11 +136,11 @@ class RecipeCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The stages that a recipe has."""
+        """Only the stages that recipes support."""
         return {stage: arguments for stage, arguments in LightningCLI.subcommands().items() if stage in STAGES}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The built-in callbacks, the run's name and wandb."""
+        """Add the built-in callbacks, the run's name and wandb."""
         for key, callback in CALLBACKS.items():
             parser.add_lightning_class_args(callback, key)
         parser.add_argument("--run_name", type=str | None, default=None, help="Folder of the run in lightning_logs.")
@@ -142,42 +150,42 @@ class RecipeCLI(LightningCLI):
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "validate":
-            parser.set_defaults({"verbose": False})  # Lightning's table says again what ours has said
+            parser.set_defaults({"verbose": False})  # Lightning's table repeats ours
         return parser
 
     def _parse_ckpt_path(self) -> None:
-        """Checkpoints hold no hyperparameters: the recipe does."""
+        """No-op: hyperparameters come from the recipe, not from the checkpoint."""
 
     def before_instantiate_classes(self) -> None:
         """Check checkpoint and trainer settings before anything is built or written."""
         settings = self.config[self.subcommand]
         check_trainer(settings.trainer)
         model = settings.model.get("init_args", settings.model)
-        if offload_asked_for(model) and settings.trainer.strategy != "fsdp":
-            raise InputError("model.memory.cpu_offload needs --strategy fsdp; add it, or leave it out")
+        if uses_cpu_offload(model) and settings.trainer.strategy != "fsdp":
+            raise InputError("model.memory.cpu_offload needs --strategy fsdp; add it, or remove the setting")
         if self.subcommand == "fit" and not settings.data.train.path:
             raise InputError(
                 f"{self.recipe or 'command line'}: data.train.path is missing; give it in the recipe or as "
-                "--data.train.path VALUE ('validate' does without)"
+                "--data.train.path VALUE ('validate' does not need it)"
             )
         settings.run_name = self._runs().name  # so that the run's config.yaml finds the same folder
         if settings.get("ckpt_path"):
             resume = self.subcommand == "fit"
             file, self.started = usable_checkpoint(settings.ckpt_path, self._runs(), resume)
             settings.ckpt_path = str(file)
-            self.continued = run_of(file, self._runs()) if resume else None
+            self.resumed_folder = run_of(file, self._runs()) if resume else None
             if resume and 0 <= (settings.trainer.max_epochs or -1) <= self.started:
                 raise InputError(
                     f"--ckpt_path {file}: it is from iteration {self.started} and the run ends at --max_epochs "
                     f"{settings.trainer.max_epochs}; raise --max_epochs to train on"
                 )
         if self.subcommand == "validate":
-            self.asked = response_settings(settings)
+            self.response_settings = response_settings(settings)
             if settings.evaluation.resume:
-                self.continued = unfinished_run(self._folder_of_runs(), self.asked)
+                self.resumed_folder = unfinished_run(self._folder_of_runs(), self.response_settings)
 
     def instantiate_classes(self) -> None:
-        """Without critic where weights are evaluated that come from no checkpoint."""
+        """Load no critic to evaluate weights that do not come from a checkpoint."""
         settings = self.config[self.subcommand]
         model = settings.model.get("init_args", settings.model)
         if "policy_only" in model:
@@ -188,33 +196,33 @@ class RecipeCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Last checks before anything is sampled."""
         try:
-            self._trained = training_module(self.model)
+            self._built_module = training_module(self.model)
         except InputError as error:
             raise InputError(f"{self.recipe}: model.class_path: {error}") from error
         for callback in callbacks_of(self.trainer):
-            if isinstance(callback, Evaluation) and self.asked is not None:
-                callback.keep_responses(self.asked)
-        self.config[self.subcommand].ckpt_path = None  # the config.yaml of a resumed run starts no resume by itself
+            if isinstance(callback, Evaluation) and self.response_settings is not None:
+                callback.keep_responses(self.response_settings)
+        self.config[self.subcommand].ckpt_path = None  # the saved config.yaml must not resume by itself
         if self.subcommand == "fit":
             check_shares(self.model, self.datamodule, self.trainer.world_size)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """With TensorBoard and CSV loggers in the run's folder, unless the recipe brings its own."""
+        """Add TensorBoard and CSV loggers in the run's folder, unless the recipe has its own."""
         if self._get(self.config_init, "trainer").get("logger") in (None, True):
             kwargs["logger"] = self._loggers()
         if self._get(self.config_init, "trainer").get("strategy") == "fsdp":
             model = self._get(self.config, "model")
-            offload = offload_asked_for(model.get("init_args", model))
+            offload = uses_cpu_offload(model.get("init_args", model))
             kwargs["strategy"] = ShardedStrategy(offload)  # Lightning's own needs a GPU and cannot hold two models
-        if self.continued:
+        if self.resumed_folder:
             kwargs["num_sanity_val_steps"] = 0  # the interrupted run has evaluated these weights
         try:
-            self._built = super().instantiate_trainer(**kwargs)
-            return self._built
+            self._built_trainer = super().instantiate_trainer(**kwargs)
+            return self._built_trainer
         except (ValueError, TypeError, MisconfigurationException, ModuleNotFoundError) as error:
-            raise InputError(
-                f"trainer: {one_line(error).rstrip('.')}; correct --accelerator, --devices, --strategy or --precision"
-            ) from error
+            text = one_line(error).rstrip(".")
+            flags = "trainer.callbacks" if "callback" in text else "--accelerator, --devices, --strategy or --precision"
+            raise InputError(f"trainer: {text}; correct {flags}") from error
 
     def _runs(self) -> Path:
         """Folder of this recipe's runs."""
@@ -226,17 +234,17 @@ class RecipeCLI(LightningCLI):
         return root / (name or "run")
 
     def _folder_of_runs(self) -> Path:
-        """Where this run's folder lies: evaluations lie beside the runs of training."""
+        """Parent of this run's folder: evaluations are kept beside training runs."""
         runs = self._runs()
         return runs if self.subcommand == "fit" else runs.with_name(f"{runs.name}-{self.subcommand}")
 
     def _loggers(self) -> list[Logger]:
         runs = self._folder_of_runs()
-        version = self.continued.name if self.continued else None
+        version = self.resumed_folder.name if self.resumed_folder else None
         csv = RunCSVLogger(runs.parent, runs.name, version, self.started)
         folder = Path(csv.log_dir)
         self.new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
-        purge = self.started + 1 if self.continued else None
+        purge = self.started + 1 if self.resumed_folder else None
         loggers: list[Logger] = [
             csv,
             TensorBoardLogger(runs.parent, name=runs.name, version=csv.version, purge_step=purge),
@@ -251,19 +259,19 @@ class RecipeCLI(LightningCLI):
         return loggers
 
     def launched_ranks(self) -> processes.Ranks:
-        """Processes that the trainer has launched."""
-        return [] if self._built is None else processes.launched_ranks(self._built)
+        """Processes launched by the trainer."""
+        return [] if self._built_trainer is None else processes.launched_ranks(self._built_trainer)
 
     @property
-    def goes_on(self) -> bool:
-        """Whether an evaluation has left responses that the same command goes on from."""
-        folder = self.continued or (self.new_folders[0] if self.new_folders else None)
+    def resumable(self) -> bool:
+        """Whether this is an interrupted evaluation that the same command would resume."""
+        folder = self.resumed_folder or (self.new_folders[0] if self.new_folders else None)
         return self.subcommand == "validate" and folder is not None and has_unfinished(folder / "evaluations")
 
     def discard_unused_folder(self) -> None:
-        """Remove the folders that this run made, if it ended without a finished iteration, response or finding."""
-        done = 0 if self._trained is None else self._trained.iteration
-        if rank() or not self.new_folders or (self.subcommand == "fit" and done > self.started) or self.goes_on:
+        """Remove the folders that this run created if they hold no finished iteration, response or bad minibatch."""
+        done = 0 if self._built_module is None else self._built_module.iteration
+        if rank() or not self.new_folders or (self.subcommand == "fit" and done > self.started) or self.resumable:
             return
         if any(self.new_folders[0].rglob("bad_minibatch-*")):
             return
@@ -277,42 +285,41 @@ C = TypeVar("C", bound=RecipeCLI)
 
 
 def run(arguments: list[str], kind: type[C]) -> C:
-    """Run LightningCLI, of this kind, on translated arguments, and return it.
+    """Run a LightningCLI of class `kind` on translated arguments, and return it.
 
     Raises:
-        InputError: anything the user can mend, in one line; a run folder that holds nothing yet is removed.
-        KeyboardInterrupt: Ctrl-C before anything runs; its argument, if any, is a line that was not printed yet.
+        InputError: anything the user can fix, in one line; an empty run folder is removed.
+        KeyboardInterrupt: Ctrl-C before anything runs; its argument, if any, is a line still to be printed.
         Stopped: SIGINT or SIGTERM.
     """
-    be_quiet()
+    silence_libraries()
     recipe = Path(arguments[2]) if arguments[1:2] == ["--config"] else None
-    made: list[RecipeCLI] = []
+    created: list[RecipeCLI] = []
     try:
         with processes.together():
-            return kind(arguments, recipe, made)
+            return kind(arguments, recipe, created)
     except BaseException as error:
-        others = [process for cli in made for process in cli.launched_ranks()]
+        others = [process for cli in created for process in cli.launched_ranks()]
         if is_lost_connection(error):
-            processes.wait_for_end(others)  # the rank that died first has said why, or will be named
-        for cli in made:
+            processes.wait_for_end(others)  # the rank that failed first prints why, or its watcher names it
+        for cli in created:
             cli.discard_unused_folder()
         processes.end(others, grace=processes.GRACE if isinstance(error, (InputError, Stopped)) else 0.0)
         interrupted = isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
         if interrupted or isinstance(error, Stopped):
-            told = made[0].subcommand == "fit"  # by RunSummary
-            more = "; the same command goes on from the responses on disk" if made[0].goes_on else ""
-            stop = "" if told else f"interrupted{more}"
+            hint = "; the same command resumes from the responses on disk" if created[0].resumable else ""
+            message = "" if created[0].subcommand == "fit" else f"interrupted{hint}"  # `RunSummary` prints that of fit
             if isinstance(error, Stopped):
-                raise Stopped(error.signum, stop) from error
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning has switched it off
-            raise KeyboardInterrupt(*([stop] if stop else [])) from error
-        if line := explain(error, recipe, arguments, made[0].keys if made else []):
+                raise Stopped(error.signum, message) from error
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning has disabled it
+            raise KeyboardInterrupt(*([message] if message else [])) from error
+        if line := explain(error, recipe, arguments, created[0].keys if created else []):
             raise InputError(line) from error
         raise
 
 
 class _Parsed(Exception):
-    """Raised in place of building anything."""
+    """Raised instead of building anything."""
 
 
 class _ParsingCLI(RecipeCLI):
@@ -321,32 +328,32 @@ class _ParsingCLI(RecipeCLI):
 
 
 def settings_of(arguments: list[str]) -> Namespace:
-    """All settings of a command line as `run` takes it, defaults included; nothing is built.
+    """All settings of a command line of `run`, defaults included; nothing is built.
 
     Raises:
         InputError: as `run` would.
     """
     recipe = Path(arguments[2]) if arguments[1:2] == ["--config"] else None
-    made: list[RecipeCLI] = []
-    be_quiet()
+    created: list[RecipeCLI] = []
+    silence_libraries()
     try:
-        _ParsingCLI(arguments, recipe, made)
+        _ParsingCLI(arguments, recipe, created)
     except _Parsed:
-        return made[0].config[made[0].subcommand]
+        return created[0].config[created[0].subcommand]
     except Exception as error:
-        if line := explain(error, recipe, arguments, made[0].keys if made else []):
+        if line := explain(error, recipe, arguments, created[0].keys if created else []):
             raise InputError(line) from error
         raise
     raise AssertionError("built something")
 
 
 def rank() -> int:
-    """Of this process, before and after Lightning has begun to distribute."""
+    """Global rank of this process, also before Lightning has launched the others."""
     return int(getattr(rank_zero_only, "rank", 0) or 0)
 
 
-def be_quiet() -> None:
-    """Leave the screen to this project's own lines; warnings that a user should read still come through."""
+def silence_libraries() -> None:
+    """Silence progress bars and messages of other libraries that do not concern the user."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -356,31 +363,31 @@ def be_quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def names_a_class(recipe: Path) -> bool:
-    """Whether the recipe's `model` says which LightningModule it is, instead of settings of `SPPOModule`.
+def has_class_path(recipe: Path) -> bool:
+    """Whether the recipe's `model` names a LightningModule by `class_path`, instead of settings of `SPPOModule`.
 
     Raises:
-        InputError: no valid YAML mapping.
+        InputError: the recipe is not a valid YAML mapping.
     """
     try:
         content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        what = f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else one_line(error)
-        raise InputError(f"{recipe}: no valid YAML ({what}); correct it") from error
+        place = f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else one_line(error)
+        raise InputError(f"{recipe}: not valid YAML ({place}); correct it") from error
     if not isinstance(content, dict):
-        raise InputError(f"{recipe}: no recipe; write a YAML mapping with the keys model, data and trainer")
+        raise InputError(f"{recipe}: not a recipe; write a YAML mapping with the keys model, data and trainer")
     return isinstance(content.get("model"), dict) and "class_path" in content["model"]
 
 
-def offload_asked_for(model: Namespace) -> bool:
-    """Whether a recipe's model settings keep networks in the CPU's memory."""
+def uses_cpu_offload(model: Namespace) -> bool:
+    """Whether a recipe's model settings offload networks to CPU memory."""
     memory = model.get("memory")
     return bool(memory and memory.get("cpu_offload"))
 
 
 def check_shares(model: LightningModule, data: LightningDataModule, ranks: int) -> None:
-    """Whether an iteration can be cut into minibatches and shared among the ranks; other modules judge for themselves.
+    """Check that an iteration divides into minibatches and ranks; custom modules check for themselves.
 
     Raises:
         InputError: it cannot.
@@ -390,13 +397,14 @@ def check_shares(model: LightningModule, data: LightningDataModule, ranks: int) 
 
 
 def check_trainer(settings: Namespace) -> None:
-    """Refuse what this project does not support, before anything is loaded.
+    """Reject unsupported trainer settings before anything is loaded.
 
     Args:
         settings: the recipe's `trainer`.
 
     Raises:
-        InputError: unknown strategy, float16, or clipping where Lightning would do it.
+        InputError: unknown strategy, float16, what the built-in callbacks are there for, or clipping where Lightning
+            would do it.
     """
     strategy, precision = settings.get("strategy"), str(settings.get("precision"))
     known = {"auto", *StrategyRegistry.available_strategies()} - {"fsdp_cpu_offload"}
@@ -404,6 +412,9 @@ def check_trainer(settings: Namespace) -> None:
         raise InputError(f"--strategy {strategy} is unknown; use auto, ddp or fsdp")
     if precision in ("16", "16-mixed", "16-true", "transformer-engine-float16"):
         raise InputError(f"--precision {precision} is not supported (float16 needs a gradient scaler); use bf16-mixed")
+    for key, (refused, why) in REFUSED.items():
+        if settings.get(key) is refused:
+            raise InputError(f"trainer.{key}: {str(refused).lower()} is not supported in a recipe: {why}")
     if settings.get("gradient_clip_val") is not None:
         raise InputError("trainer.gradient_clip_val has no effect here; set model.policy_optimizer.clip_norm instead")
     if settings.get("accumulate_grad_batches") not in (None, 1):

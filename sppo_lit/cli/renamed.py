@@ -1,4 +1,4 @@
-"""Settings and classes that had another name in earlier recipes."""
+"""Settings and classes that were renamed since earlier recipes."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ CLASSES = {
 
 
 def renamed(error: str, recipe: Path | None, arguments: Sequence[str]) -> str | None:
-    """One line with the new names of what a recipe and a command line call by old ones; None if nothing.
+    """One line with the new names of renamed settings in a recipe and command line; None if there are none.
 
     Args:
-        error: why they were refused.
-        recipe: a YAML mapping.
+        error: message of the parser.
+        recipe: recipe file, a YAML mapping.
         arguments: the command line.
     """
     flags = [part for a in arguments for part in a.removeprefix("--").partition("=")[::2]]
@@ -52,22 +52,22 @@ def renamed(error: str, recipe: Path | None, arguments: Sequence[str]) -> str | 
     kind = str(model.get("class_path", ""))
     own = bool(kind) and not kind.startswith("sppo_lit.")  # a user's class, which may have settings of these names
     written = [kind, *(f"model.{k}" for k in model), *(f"model.init_args.{k}" for k in _mapping(model, "init_args"))]
-    found: dict[str, tuple[str, str]] = {}
+    renames: dict[str, tuple[str, str]] = {}
     for where, names in (("command line", flags), (str(recipe), written)):
         for name in names:
             refused = not own or f"Option '{name.rpartition('.')[2]}' is not accepted" in error
             if refused and (new := new_name(name)):
-                found.setdefault(name, (where, new))
-    if not found:
+                renames.setdefault(name, (where, new))
+    if not renames:
         return None
-    (old, (where, new)), *others = found.items()
+    (old, (where, new)), *others = renames.items()
     line = f"{where}: {old} is now {new}"
     moved = [re.sub(r"^model\.(init_args\.)?", "", name) for _, (_, name) in others]
     return f"{line}; also moved: {', '.join(moved)}" if moved else line
 
 
 def new_name(old: str) -> str | None:
-    """What a dotted key or a class path of earlier recipes is called now; None if it is not one of these."""
+    """The new name of a dotted key or class path of earlier recipes; None if it was not renamed."""
     if match := re.fullmatch(r"(model\.(?:init_args\.)?)(\w+)", old):
         return match[1] + SETTINGS[match[2]] if match[2] in SETTINGS else None
     return CLASSES.get(old)

@@ -1,4 +1,4 @@
-"""Checkpoints that a run starts from, and how an interrupted run or evaluation goes on."""
+"""Checkpoints to start from, and resuming interrupted runs and evaluations."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def checkpoint_file(path: str, runs: Path) -> Path:
         runs: folder that holds `version_0`, `version_1`, … of this recipe.
 
     Raises:
-        InputError: missing, or no complete checkpoint file.
+        InputError: there is no such checkpoint.
     """
     if path in ("last", "best"):
-        found = sorted(runs.glob(f"version_*/checkpoints/{path}.ckpt"), key=lambda p: p.stat().st_mtime)
-        if not found:
+        candidates = sorted(runs.glob(f"version_*/checkpoints/{path}.ckpt"), key=lambda p: p.stat().st_mtime)
+        if not candidates:
             raise InputError(f"--ckpt_path {path}: no {path}.ckpt in any run under {runs}; train first or give a file")
-        return found[-1]
+        return candidates[-1]
     file = Path(path)
     if not file.exists():
         raise InputError(f"--ckpt_path {path}: no such checkpoint; give a .ckpt file, 'last' or 'best'")
@@ -46,15 +46,15 @@ def checkpoint_file(path: str, runs: Path) -> Path:
 
 
 def usable_checkpoint(path: str, runs: Path, resume: bool) -> tuple[Path, int]:
-    """The checkpoint that `--ckpt_path` names, and its iterations; a damaged `last` is replaced by the one before it.
+    """The checkpoint that `--ckpt_path` names, and its iterations; `previous` or `best` replaces a damaged `last`.
 
     Args:
-        path: as `checkpoint_file` takes it.
+        path: see `checkpoint_file`.
         runs: folder of this recipe's runs.
-        resume: whether training goes on from it.
+        resume: whether to resume training from it.
 
     Raises:
-        InputError: missing or damaged, and so are those before it.
+        InputError: it and its replacements are missing or damaged.
     """
     file = checkpoint_file(path, runs)
     others = [file.with_name(f"{name}.ckpt") for name in ("previous", "best")] if path == "last" else []
@@ -63,11 +63,11 @@ def usable_checkpoint(path: str, runs: Path, resume: bool) -> tuple[Path, int]:
     except DamagedError as error:
         for other in others:
             with suppress(InputError):
-                found = other, check_checkpoint(other, resume)
+                iterations = check_checkpoint(other, resume)
                 if not getattr(rank_zero_only, "rank", 0):
-                    line = f"{file} is damaged: going on from {other.name} (iteration {found[1]})"
+                    line = f"{file} is damaged: resuming from {other.name} (iteration {iterations})"
                     console.print(line, markup=False, soft_wrap=True)
-                return found
+                return other, iterations
         raise InputError(str(error)) from error
 
 
@@ -76,31 +76,31 @@ class DamagedError(InputError):
 
 
 def check_checkpoint(file: Path, resume: bool) -> int:
-    """Iterations that a checkpoint has behind it, read without its weights.
+    """Iterations completed in a checkpoint, read without loading its weights.
 
     Args:
-        file: a checkpoint; a folder (sharded) is left for Lightning to judge.
-        resume: whether training goes on from it, which needs the optimizers' state.
+        file: a checkpoint; a folder (sharded checkpoint) is not checked.
+        resume: whether to resume training from it, which needs the optimizer states.
 
     Raises:
-        DamagedError: missing, damaged, or no checkpoint.
-        InputError: not one of ours, or weights only where training goes on.
+        DamagedError: missing, damaged, or not a checkpoint.
+        InputError: not a checkpoint of sppo-lit, or without the optimizer states needed to resume.
     """
     if file.is_dir():
         return 0
     damaged = (
-        f"--ckpt_path {file}: the file is damaged or no checkpoint; take another one of its folder (previous.ckpt, "
+        f"--ckpt_path {file}: the file is damaged or not a checkpoint; use another one from its folder (previous.ckpt, "
         "best.ckpt)"
     )
     if not zipfile.is_zipfile(file):
         raise DamagedError(damaged)
     try:
         content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    except Exception as error:  # a reader of foreign bytes may raise anything
+    except Exception as error:  # unpickling unknown bytes may raise anything
         raise DamagedError(damaged) from error
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or "iterations_done" not in state:
-        raise InputError(f"--ckpt_path {file}: no checkpoint of sppo-lit; give one from a run's checkpoints folder")
+        raise InputError(f"--ckpt_path {file}: not a checkpoint of sppo-lit; give one from a run's checkpoints folder")
     if resume and "optimizer_states" not in content:
         raise InputError(
             f"--ckpt_path {file}: holds weights only, without the optimizers, and cannot be resumed; it can be "
@@ -110,21 +110,21 @@ def check_checkpoint(file: Path, resume: bool) -> int:
 
 
 def run_of(checkpoint: Path, runs: Path) -> Path | None:
-    """The run folder under `runs` that goes on if `checkpoint` is its last one or the one before; None: a new one."""
+    """The run folder under `runs` to continue if `checkpoint` is its `last` or `previous`; None starts a new one."""
     folder = checkpoint.resolve().parent.parent
     last = checkpoint.name in ("last.ckpt", "previous.ckpt") and checkpoint.parent.name == "checkpoints"
     return runs / folder.name if last and folder.parent == runs.resolve() else None
 
 
 THROUGHPUT = {"memory": None, "rollout": "max_concurrent", "evaluation": "chunk"}
-"""Groups of a model's settings -> the key in them (None: all) that changes how fast it answers, not what."""
+"""Groups of model settings -> the key (None: all) that affects only the speed of sampling, not the responses."""
 
 
 def response_settings(settings: Namespace) -> dict[str, Any]:
-    """What the responses of an evaluation depend on: two with equal settings may share responses.
+    """Settings that the responses of an evaluation depend on: evaluations with equal ones may share responses.
 
     Args:
-        settings: of the whole recipe.
+        settings: settings of the whole recipe.
     """
     content = settings.as_dict()
     model = content["model"].get("init_args", content["model"])
@@ -132,37 +132,37 @@ def response_settings(settings: Namespace) -> dict[str, Any]:
     for group, left_out in THROUGHPUT.items():
         kept[group] = {key: value for key, value in model[group].items() if left_out not in (None, key)}
     sources = [content["ckpt_path"], *(source["path"] for source in (model["policy"], model.get("critic")) if source)]
-    found: dict[str, object] = {
+    relevant: dict[str, object] = {
         "model": {**content["model"], "init_args": kept} if "init_args" in content["model"] else kept,
         "data": content["data"],
         "seed_everything": content["seed_everything"],
         "precision": content["trainer"]["precision"],
-        "weights": [stamp(Path(find(source))) for source in sources if source],
+        "weights": [fingerprint(Path(find(source))) for source in sources if source],
     }
-    as_json: dict[str, Any] = json.loads(json.dumps(found, default=str))
+    as_json: dict[str, Any] = json.loads(json.dumps(relevant, default=str))
     return as_json
 
 
-def stamp(path: Path) -> list[object]:
-    """What changes when weights on disk do: place, size and time of each file; only the name of what is not there."""
+def fingerprint(path: Path) -> list[object]:
+    """Path, size and modification time of each file of weights on disk; only the path if it does not exist."""
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] if path.is_file() else []
     return [str(path), *([str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in files)]
 
 
 def unfinished_run(runs: Path, settings: Mapping[str, object]) -> Path | None:
     """The newest folder under `runs` with an unfinished evaluation of these settings; None if there is none."""
-    found = [p for p in runs.glob("version_*") if unfinished_settings(p / "evaluations") == settings]
-    return max(found, key=lambda p: p.stat().st_mtime, default=None)
+    unfinished = [p for p in runs.glob("version_*") if unfinished_settings(p / "evaluations") == settings]
+    return max(unfinished, key=lambda p: p.stat().st_mtime, default=None)
 
 
 class RunCSVLogger(CSVLogger):
-    """Lightning's logger, but one that continues the `metrics.csv` of an interrupted run instead of deleting it.
+    """CSVLogger that continues the `metrics.csv` of an interrupted run instead of deleting it.
 
     Args:
         save_dir: folder of all runs.
         name: name of the recipe's runs.
-        version: folder of the run to go on with, e.g. "version_0"; None starts a new one.
-        iterations: of the checkpoint that the run goes on from; rows of later iterations are dropped.
+        version: folder of the run to continue, e.g. "version_0"; None starts a new one.
+        iterations: iterations of the checkpoint to resume from; rows of later iterations are dropped.
     """
 
     def __init__(self, save_dir: Path, name: str, version: str | None = None, iterations: int = 0) -> None:
@@ -181,19 +181,19 @@ class RunCSVLogger(CSVLogger):
         if rows:
             write_table(file, names, rows)
             writer.metrics_keys = sorted(names)
-        writer._rewrite_with_new_header = partial(rewrite, file)  # Lightning's own would lose all rows to a kill
+        writer._rewrite_with_new_header = partial(rewrite, file)  # Lightning's is not atomic
         return writer
 
 
 def rewrite(file: Path, names: list[str]) -> None:
-    """Give a `metrics.csv` more columns, at once or not at all."""
+    """Atomically rewrite a `metrics.csv` with more columns."""
     with file.open(newline="", encoding="utf-8") as opened:
         rows = list(csv.DictReader(opened))
     write_table(file, names, rows)
 
 
 def write_table(file: Path, names: list[str], rows: list[dict[str, str]]) -> None:
-    """A CSV file with these columns and rows, at once or not at all."""
+    """Atomically write a CSV file."""
     with written_whole(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as opened:
         table = csv.DictWriter(opened, names)
         table.writeheader()
@@ -201,7 +201,7 @@ def write_table(file: Path, names: list[str], rows: list[dict[str, str]]) -> Non
 
 
 def rows_until(file: Path, iterations: int) -> tuple[list[str], list[dict[str, str]]]:
-    """Column names of a `metrics.csv` and its rows of at most `iterations` iterations; a row cut short is dropped."""
+    """Column names of a `metrics.csv` and its rows of at most `iterations` iterations; incomplete rows are dropped."""
     with file.open(newline="", encoding="utf-8") as opened:
         reader = csv.DictReader(opened)
         rows = [row for row in reader if None not in row.values() and row.get("step")]

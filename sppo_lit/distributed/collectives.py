@@ -1,4 +1,4 @@
-"""What ranks do together: sums over ranks. One process needs none."""
+"""Collectives over all ranks; no-ops in a single process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 BUCKET = 2**25
-"""Gradient elements summed over ranks at a time (128 MiB in float32)."""
+"""Gradient elements per all-reduce (128 MiB in float32)."""
 
 
 def ranks() -> int:
@@ -19,14 +19,14 @@ def ranks() -> int:
 
 
 def reduced(value: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
-    """A tensor reduced over ranks, in place; elementwise, the same bits on every rank."""
+    """All-reduce a tensor in place; every rank gets the same bits."""
     if ranks() > 1:
         dist.all_reduce(value, op)
     return value
 
 
 def gathered(value: Tensor) -> Tensor:
-    """[N] of every rank, as many on each, in the order of the ranks: [N · ranks]."""
+    """Concatenate [N] of every rank, equally long on all, in rank order: [N · ranks]."""
     if ranks() == 1:
         return value
     parts = [torch.empty_like(value) for _ in range(ranks())]
@@ -37,7 +37,7 @@ def gathered(value: Tensor) -> Tensor:
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
     """Replace each gradient by its sum over ranks.
 
-    Those of a sharded model were averaged over ranks, and sharded, in the backward pass.
+    Gradients of a sharded model were already averaged over ranks in the backward pass.
     """
     n = ranks()
     if n == 1:

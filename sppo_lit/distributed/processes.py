@@ -1,4 +1,4 @@
-"""Processes that Lightning launches on this machine live and die together: none outlives another that failed."""
+"""Processes that Lightning launches on this machine: if one fails, all end."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 _LAUNCHER = "SPPO_LIT_LAUNCHER"
 GRACE = 3.0
-"""Seconds in which a process may end by itself, with an error of its own, after another one has ended."""
+"""Seconds for a process to end by itself, with its own error, after another one has ended."""
 
 Ranks = Sequence["subprocess.Popen[bytes]"]
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Around a run: a process that it launches will know it by this, and dies with it."""
+    """Context of a run: processes launched in it end when this one does."""
     if launched():
         threading.Thread(target=_watch_parent, args=(int(os.environ[_LAUNCHER]),), daemon=True).start()
         yield
@@ -36,19 +36,19 @@ def together() -> Iterator[None]:
 
 
 def launched() -> bool:
-    """Whether this process is a rank that another process of the run has launched (not torchrun or SLURM)."""
+    """Whether this process is a rank launched by another process of the run (not by torchrun or SLURM)."""
     return _LAUNCHER in os.environ and int(os.environ.get("LOCAL_RANK", 0)) > 0
 
 
 def launched_ranks(trainer: pl.Trainer) -> Ranks:
-    """The processes that this one has launched: ranks 1, 2, … of this machine."""
+    """The processes launched by this one: ranks 1, 2, … of this machine."""
     return getattr(getattr(trainer.strategy, "launcher", None), "procs", [])
 
 
 def watch_ranks(ranks: Ranks) -> None:
-    """From now on, a launched rank that dies ends all others and this process, with exit code 1."""
+    """Start a thread that ends all launched ranks and this process, with exit code 1, if a launched rank fails."""
     if ranks:
-        for thread in threading.enumerate():  # Lightning's own watch would kill this process before it can say why
+        for thread in threading.enumerate():  # Lightning's observer would kill this process before it prints why
             if thread.name == "child-process-observer" and hasattr(thread, "_child_processes"):
                 thread._child_processes = []
         threading.Thread(target=_watch_ranks, args=(ranks,), daemon=True).start()
@@ -66,7 +66,7 @@ def end(ranks: Ranks, grace: float = 0.0) -> None:
 
 
 def wait_for_end(ranks: Ranks) -> None:
-    """After another rank was lost: give whoever watches the time to name it, which ends this process."""
+    """After another rank was lost, wait for the watcher, which names it and ends this process."""
     if ranks or launched():
         time.sleep(2 * GRACE)
 

@@ -16,14 +16,14 @@ from sppo_lit.errors import InputError
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """FSDP2 over all processes; a checkpoint is one file, which loads under any strategy and number of processes.
+    """FSDP2 over all processes; a checkpoint is one file that loads under any strategy and number of processes.
 
     Args:
-        offload: pieces of networks stay in the CPU's memory while they are not at work.
+        offload: keep shards in CPU memory while they are not in use.
     """
 
     def __init__(self, offload: bool = False) -> None:
-        # Norms and checkpoints of pieces that are in the CPU's memory are added up there.
+        # Norms and checkpoints of offloaded shards need collectives on the CPU.
         backend = "cpu:gloo,cuda:nccl" if offload and torch.cuda.is_available() else None
         super().__init__(
             data_parallel_size=1,
@@ -34,12 +34,12 @@ class ShardedStrategy(ModelParallelStrategy):
         self.offload = offload
 
     def setup_environment(self) -> None:
-        """Every process is a rank of its own; Lightning's "auto" would give all of them the same batch."""
+        """Make every process a data-parallel rank; Lightning's "auto" would give all of them the same batch."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
     def model_to_device(self) -> None:
-        """Everything but pieces that stay in the CPU's memory."""
+        """Move everything except offloaded shards."""
         super().model_to_device()
         assert self.lightning_module is not None
         for network in self.lightning_module.children() if self.offload else ():
@@ -50,14 +50,14 @@ class ShardedStrategy(ModelParallelStrategy):
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        """Restored by `load_optimizer_state_dict`."""
+        """Optimizers are restored by `load_optimizer_state_dict`."""
         return True
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Load the weights; optimizers come later.
+        """Load the weights; optimizers are restored later.
 
         Raises:
-            InputError: they are another model's.
+            InputError: the checkpoint is of a different model.
         """
         if Path(checkpoint_path).is_file():
             assert self.lightning_module is not None
@@ -66,8 +66,8 @@ class ShardedStrategy(ModelParallelStrategy):
             for name in sorted(own.keys() | saved.keys()):
                 if name not in own or name not in saved or own[name].shape != saved[name].shape:
                     raise InputError(
-                        f"the checkpoint is of another model than this recipe's ({name} is in one only or of another "
-                        "shape); use the recipe it was trained with: config.yaml in its run folder"
+                        f"the checkpoint is of a different model than this recipe's ({name} is missing in one or has "
+                        "another shape); use the recipe it was trained with: config.yaml in its run folder"
                     )
         optimizers, self.optimizers = self.optimizers, []
         try:
@@ -76,10 +76,10 @@ class ShardedStrategy(ModelParallelStrategy):
             self.optimizers = optimizers
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """The state as an unsharded optimizer would have it, on rank zero; empty on the others. Collective.
+        """The state dict of an unsharded optimizer on rank zero; empty on the others. Collective.
 
-        (Torch's own gathering begins a fresh optimizer by a step with zero gradients, which Adam counts: saving during
-        the critic's warm-up would change what the policy learns afterwards.)
+        (Torch's own gathering initialises a fresh optimizer by a step with zero gradients, which Adam counts: saving
+        during the critic's warm-up would change how the policy trains afterwards.)
         """
         state = getattr(optimizer, "_optimizer", optimizer).state_dict()
         gathered = {}
@@ -89,14 +89,14 @@ class ShardedStrategy(ModelParallelStrategy):
         return {**state, "state": gathered} if self.is_global_zero else {}
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Give each rank its pieces of the saved state."""
+        """Shard the saved state over the ranks."""
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            pieces = {
+            shards = {
                 key: {name: _like(value, parameters[key]) for name, value in entries.items()}
                 for key, entries in state["state"].items()
             }
-            optimizer.load_state_dict({**state, "state": pieces})
+            optimizer.load_state_dict({**state, "state": shards})
 
 
 def _like(value: Tensor, parameter: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Checks before a long run, on the recipe's own models and problems: each is green or red, and red says what to do."""
+"""Checks before a long run, on the recipe's own models and problems; a failed check says what to do."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sppo_lit.utils.console import visible
 Trainee = SPPOModule | SupervisedModule
 
 GOLDS = 300
-"""Rows whose gold answer is judged."""
+"""Number of gold answers verified."""
 
 GAP = {torch.float32: 1e-3, torch.bfloat16: 0.05}
 """Largest mean difference of log-probabilities (or of V) that rounding explains, by precision of the passes."""
@@ -32,13 +32,13 @@ GAP = {torch.float32: 1e-3, torch.bfloat16: 0.05}
 
 @dataclass
 class Sample:
-    """A few problems answered by the policy as it is, n of them, and the tensors of an update over them.
+    """n problems answered by the untrained policy, and the tensors of an update over them.
 
     Attributes:
-        module: the recipe's.
+        module: the recipe's module.
         encoded: problems with their prompt ids.
-        completions: one response each.
-        correct: whether each was judged right.
+        completions: one response to each.
+        correct: whether each response is correct.
     """
 
     module: Trainee
@@ -62,76 +62,78 @@ class Sample:
         return terms.logprobs
 
     def all_logprobs(self, pieces: Sequence[Tensor]) -> Tensor:
-        """The same of all rows, computed in pieces, [n, T], without gradient."""
+        """The same for all rows, in micro-batches, [n, T], without gradient."""
         result = torch.zeros_like(self.sampled)
         for rows in pieces:
-            found = self.logprobs(rows).detach()
-            result[rows, : found.shape[1]] = found.to(result.dtype)
+            logprobs = self.logprobs(rows).detach()
+            result[rows, : logprobs.shape[1]] = logprobs.to(result.dtype)
         return result
 
     def gap(self, a: Tensor, b: Tensor) -> float:
-        """Mean difference over response tokens."""
+        """Mean absolute difference over response tokens."""
         lengths = self.sequences.response_lengths
         mask = response_mask(lengths, self.sequences.response_ids.shape[1])
         return float(masked_sum((a - b).abs(), mask) / lengths.sum())
 
     @property
     def tolerance(self) -> float:
-        """Of differences that rounding explains."""
+        """Largest difference that rounding explains."""
         precision = str(self.module.trainer.precision)
         return GAP[torch.bfloat16 if "bf16" in precision else torch.float32]
 
 
 def tokenizer_check(module: Trainee, encoded: Sequence[Encoded]) -> Check:
-    """End-of-sequence and pad tokens, one beginning, and a chat template that keeps the text and ends its turns."""
+    """End-of-sequence and pad tokens, a single BOS, and a chat template that keeps the text and ends its turns."""
     tokenizer = module.tokenizer
     ends = eos_token_ids(module.policy.model, tokenizer)
     problem, ids = encoded[0]
     text = str(tokenizer.decode(ids, skip_special_tokens=False))
     start = tokenizer.bos_token_id
-    wrong = []
+    defects = []
     if start is not None and ids[:2] == [start, start]:
-        wrong.append((f"prompts begin with {tokenizer.bos_token} twice", "take one out of the chat template"))
+        defects.append((f"prompts begin with {tokenizer.bos_token} twice", "remove one from the chat template"))
     if "".join(problem.prompt.split()) not in "".join(text.split()):
-        wrong.append(("a prompt decodes to another text", "use the tokenizer and the chat template of this model"))
+        defects.append(("a prompt decodes to another text", "use the tokenizer and the chat template of this model"))
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
-        wrong.append(("a prompt has unknown tokens", "use the tokenizer of this model"))
+        defects.append(("a prompt has unknown tokens", "use the tokenizer of this model"))
     if (turn := _end_of_turn(tokenizer)) and not set(turn) & set(ends):
         written = visible(str(tokenizer.decode(turn)))
         advice = "add its id to eos_token_id in the model's generation_config.json"
-        wrong.append((f"the chat template ends an answer with {written}, which ends no response", advice))
+        defects.append((f"the chat template ends an answer with {written}, which ends no response", advice))
     names = ", ".join(visible(str(tokenizer.decode([i]))) for i in ends)
-    found = f"ends with {names}; pads with {visible(tokenizer.pad_token)}; {len(ids)} tokens in the first prompt"
-    told = ["; ".join(dict.fromkeys(texts)) for texts in zip(*wrong, strict=True)] if wrong else [found]
-    return Check("tokenizer", not wrong, *told)
+    tokens = f"ends with {names}; pads with {visible(tokenizer.pad_token)}; {len(ids)} tokens in the first prompt"
+    if not defects:
+        return Check("tokenizer", True, tokens)
+    detail, advice = ("; ".join(dict.fromkeys(texts)) for texts in zip(*defects, strict=True))
+    return Check("tokenizer", False, detail, advice)
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the chat template writes after an assistant's answer; empty without a template that tells."""
+    """Tokens that the chat template writes after an assistant's answer; empty if unknown."""
     if not tokenizer.chat_template:
         return []
     answer = "The answer is 12345."
     turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": answer}]
     try:
         text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except Exception:  # a template may refuse anything
+    except Exception:  # a template may raise anything
         return []
     after = text.rpartition(answer)[2].strip()
     return list(tokenizer(after, add_special_tokens=False)["input_ids"]) if after else []
 
 
 def ratio_check(sample: Sample) -> Check:
-    """π / π_old of the first minibatch: the same micro-batches twice, once as old and once with gradient."""
+    """π / π_old of the first minibatch: the same micro-batches without and with gradient."""
     with torch.no_grad():
         old = sample.all_logprobs(sample.pieces)
     with torch.enable_grad():
         new = sample.all_logprobs(sample.pieces)
-    away = float(((new - old).exp() - 1).abs().max())
+    deviation = float(((new - old).exp() - 1).abs().max())
     return Check(
         "first ratio",
-        away <= 1e-6,
-        f"largest |ratio − 1| is {away:.1e}",
-        "something in the policy is random or depends on gradients (dropout?): the ratio of the loss is noise",
+        deviation <= 1e-6,
+        f"largest |ratio − 1| is {deviation:.1e}",
+        "something in the policy is random or depends on gradients (dropout?): the loss's ratio is noise",
     )
 
 
@@ -151,11 +153,11 @@ def padding_check(sample: Sample) -> Check:
 
 @torch.no_grad()
 def critic_check(sample: Sample) -> Check:
-    """V of each prompt alone against V in a ragged batch, with a made-up head where the critic's is still zero."""
+    """V of each prompt alone against V in a ragged batch, with a random head if the critic's is still zero."""
     critic = sample.module.critic
     if critic is None:
         return Check("padding, critic", True, "no critic")
-    with sample.module.trainer.precision_plugin.train_step_context(), _some_head(critic.model):
+    with sample.module.trainer.precision_plugin.train_step_context(), _nonzero_head(critic.model):
         gaps = []
         for rows in sample.pieces:
             together = critic(*critic.inputs(sample.sequences.select(rows))).sigmoid()
@@ -173,22 +175,22 @@ def critic_check(sample: Sample) -> Check:
 
 
 @contextmanager
-def _some_head(model: PreTrainedModel) -> Iterator[None]:
-    """A critic that has not learned answers 0.5 to anything: give it a head for as long as it is looked at."""
+def _nonzero_head(model: PreTrainedModel) -> Iterator[None]:
+    """Give an untrained critic, whose zero head always predicts 0.5, a random head inside the block."""
     weight = model.get_parameter("score.weight")
-    kept = weight.detach().clone()
-    if not kept.any():
+    original = weight.detach().clone()
+    if not original.any():
         generator = torch.Generator().manual_seed(0)
         weight.copy_(torch.randn(weight.shape, generator=generator) * weight.shape[1] ** -0.5)
     try:
         yield
     finally:
-        weight.copy_(kept)
+        weight.copy_(original)
 
 
 @torch.no_grad()
 def sampler_check(sample: Sample) -> Check:
-    """Log-probabilities taken while sampling against those of the update."""
+    """Log-probabilities computed while sampling against those of the update."""
     gap = sample.gap(sample.sampled, sample.all_logprobs(sample.pieces))
     return Check(
         "sampler",
@@ -199,27 +201,27 @@ def sampler_check(sample: Sample) -> Check:
 
 
 def gold_check(module: Trainee, problems: Sequence[Problem]) -> Check:
-    """The real judges must give every gold answer 1 and an empty response 0."""
+    """The verifier must give every gold answer 1 and an empty response 0."""
     golds = [p.answer for p in problems]
     verdicts = module.verifier.score([f"\\boxed{{{gold}}}" for gold in golds], golds)
-    [nothing] = module.verifier.score([""], golds[:1])
+    [empty] = module.verifier.score([""], golds[:1])
     failed = [(p, v) for p, v in zip(problems, verdicts, strict=True) if v.reward != 1]
-    found = f"{len(golds) - len(failed)} of {len(golds)} gold answers are judged right"
+    detail = f"{len(golds) - len(failed)} of {len(golds)} gold answers are judged correct"
     if failed:
         problem, verdict = failed[0]
-        found += f"; not {problem.key}: {visible(problem.answer)[:60]!r} ({verdict.reason})"
-    if nothing.reward:
-        found += "; an empty response too"
+        detail += f"; not {problem.key}: {visible(problem.answer)[:60]!r} ({verdict.reason})"
+    if empty.reward:
+        detail += "; an empty response too"
     return Check(
         "gold answers",
-        len(failed) <= 0.01 * len(golds) and not nothing.reward,
-        found,
-        "see 'sppo audit' for all of them; give answers as numbers or LaTeX, without \\boxed",
+        len(failed) <= 0.01 * len(golds) and not empty.reward,
+        detail,
+        "'sppo audit' lists all of them; give answers as numbers or LaTeX, without \\boxed",
     )
 
 
 def truncation_check(sample: Sample) -> Check:
-    """How many responses were cut off."""
+    """Share of truncated responses."""
     cut = sum(not c.finished for c in sample.completions)
     n, mean = len(sample.completions), float(sample.sequences.response_lengths.float().mean())
     return Check(
@@ -231,16 +233,15 @@ def truncation_check(sample: Sample) -> Check:
 
 
 def accuracy_check(sample: Sample) -> Check:
-    """How many problems are solved before training."""
+    """Share of problems solved before training."""
     right, n = sum(sample.correct), len(sample.correct)
-    easy = "all are solved already: take harder problems"
     return Check(
         "accuracy",
         0 < right < n,
         f"{right} of {n} problems solved at temperature {sample.module.sampling.temperature:g}",
-        easy
+        "all are solved already: use harder problems"
         if right
-        else "none is solved, so there is nothing to reinforce: take easier problems or warm the policy up",
+        else "none is solved, so there is nothing to reinforce: use easier problems or warm the policy up",
     )
 
 
@@ -252,14 +253,14 @@ CHECKS: tuple[Callable[[Sample], Check], ...] = (
     truncation_check,
     accuracy_check,
 )
-"""Looks at sampled responses, in this order."""
+"""Checks of sampled responses, in this order."""
 
 
 class Examination(pl.Callback):
-    """Runs the checks where training would begin, everything being set up as for a run, and ends the run there.
+    """Runs the checks in place of training, with everything set up as for a run.
 
     Args:
-        problems: how many are sampled.
+        problems: number of problems sampled.
     """
 
     def __init__(self, problems: int) -> None:
@@ -267,7 +268,7 @@ class Examination(pl.Callback):
         self.checks: list[Check] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look at everything; nothing is trained or written."""
+        """Run all checks and stop; nothing is trained or written."""
         module, data = pl_module, trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(module, (SPPOModule, SupervisedModule)) and isinstance(data, MathDataModule)
         assert data.stream is not None and module.sampler is not None
@@ -289,7 +290,7 @@ class Examination(pl.Callback):
 
 
 def raw_problems(data: MathDataModule, count: int) -> list[Problem]:
-    """The first training problems as they are in their source, before any is dropped for its gold answer."""
+    """The first training problems of their source, before any is dropped for its gold answer."""
     if data.train.path == "arithmetic":
         return [data.arithmetic.problem(i, data.train.split or "train") for i in range(count)]
     limit = min(count, data.train.limit or count)

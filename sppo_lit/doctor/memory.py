@@ -1,4 +1,4 @@
-"""How much memory and disk a run needs, told from configurations alone: no weights are read, nothing is allocated."""
+"""Memory and disk needs of a run, estimated from configurations: no weights are read, nothing is allocated."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LOGIT_COPIES = 6
 """Float32 tensors of a chunk's size alive at once: logits, divided, normalised, two of the entropy, one gradient."""
 
 CHECKPOINTS = 4
-"""On disk at once, of four iterations: the best, the one before the last, the last, and the one being written."""
+"""Checkpoints on disk at once: best, previous, last, and the one being written."""
 
 CriticKind = Literal["none", "scalar", "token"]
 
@@ -37,23 +37,23 @@ DRAW_BYTES = 24
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run asks of one process.
+    """The sizes of a run that determine its memory.
 
     Attributes:
         policy: where the policy comes from.
         critic: where the critic comes from.
-        critic_kind: what it reads; "none" if there is none.
+        critic_kind: kind of critic; "none" without one.
         reference: where the frozen reference policy comes from; None for none.
-        precision: Lightning's name.
-        ranks: processes of the run.
-        sharded: weights, gradients and optimizer states are divided among the ranks.
-        micro_batch_tokens: most tokens of one forward pass with gradient.
+        precision: Lightning's `precision`.
+        ranks: number of processes.
+        sharded: weights, gradients and optimizer states are sharded over the ranks.
+        micro_batch_tokens: maximum tokens of one forward pass with gradient.
         prompt_tokens: longest prompt.
         response_tokens: longest response.
         concurrent: sequences decoded at once.
-        gradient_checkpointing: each layer's activations are computed again in the backward pass.
+        gradient_checkpointing: each layer's activations are recomputed in the backward pass.
         lora: adapters trained instead of the policy's weights.
-        cpu_offload: weights, gradients and optimizer states are elsewhere, in the CPU's memory.
+        cpu_offload: weights, gradients and optimizer states are kept in CPU memory.
     """
 
     policy: ModelSource
@@ -83,11 +83,11 @@ class Network:
 
     Attributes:
         weights: all parameters.
-        trained: those that get gradients.
-        vocabulary: rows of its embedding.
+        trained: parameters with gradients.
+        vocabulary: rows of the embedding (a count).
         largest_layer: parameters of the largest decoder layer.
-        around: parameters outside the decoder layers.
-        activations: kept for the backward pass of one micro-batch.
+        outside_layers: parameters outside the decoder layers.
+        activations: saved for the backward pass of one micro-batch.
         per_token: keys and values of one token in all layers.
     """
 
@@ -95,14 +95,14 @@ class Network:
     trained: int
     vocabulary: int
     largest_layer: int
-    around: int
+    outside_layers: int
     activations: int
     per_token: int
 
 
 @dataclass(frozen=True)
 class Need:
-    """One line of an estimate: what is held, in bytes while sampling and in bytes while updating, on each process."""
+    """One line of an estimate: bytes held by each process while sampling and while updating."""
 
     what: str
     sampling: int
@@ -110,9 +110,9 @@ class Need:
 
 
 def needs(plan: Plan) -> list[Need]:
-    """What each process holds at the worst moment of sampling and of updating.
+    """Peak memory of each process while sampling and while updating.
 
-    The worst is: every sequence as long as allowed, every micro-batch full.
+    Assumes that every sequence is as long as allowed and every micro-batch full.
 
     Raises:
         InputError: a configuration that cannot be read.
@@ -120,23 +120,23 @@ def needs(plan: Plan) -> list[Need]:
     trained, share = networks(plan), plan.ranks if plan.sharded else 1
     policy = trained[0]
     frozen = network(replace(plan, lora=None), plan.reference).weights if plan.reference else 0
-    weights, learned = sum(n.weights for n in trained), sum(n.trained for n in trained)
+    weights, learnable = sum(n.weights for n in trained), sum(n.trained for n in trained)
     cache = plan.concurrent * (plan.prompt_tokens + plan.response_tokens) * policy.per_token
     chunk = min(LOGITS_PER_CHUNK, plan.micro_batch_tokens * policy.vocabulary)
 
-    def piece(size: int) -> int:
+    def shard(size: int) -> int:
         return 0 if plan.cpu_offload else -(-size // share)
 
-    # A sharded network has its embeddings, its head and up to two layers whole while they are at work.
-    gathered = max(n.around + 2 * n.largest_layer for n in trained) if plan.sharded else 0
+    # FSDP gathers embeddings, head and up to two layers at a time.
+    gathered = max(n.outside_layers + 2 * n.largest_layer for n in trained) if plan.sharded else 0
     return [
-        Need("weights of policy and critic", piece(weights), piece(weights)),
-        Need("two AdamW moments of each", 2 * piece(learned), 2 * piece(learned)),
-        Need("weights of the reference policy", piece(frozen), piece(frozen)),
-        Need("whole copy of the policy that decodes", *([policy.weights] * 2 if plan.sharded else [0, 0])),
+        Need("weights of policy and critic", shard(weights), shard(weights)),
+        Need("two AdamW moments of each", 2 * shard(learnable), 2 * shard(learnable)),
+        Need("weights of the reference policy", shard(frozen), shard(frozen)),
+        Need("unsharded copy of the policy for sampling", *([policy.weights] * 2 if plan.sharded else [0, 0])),
         Need("keys and values of the longest sequences", cache, 0),
         Need("probabilities of the next token", plan.concurrent * policy.vocabulary * DRAW_BYTES, 0),
-        Need("gradients of one network at a time", 0, max(piece(n.trained) for n in trained)),
+        Need("gradients of one network at a time", 0, max(shard(n.trained) for n in trained)),
         Need("activations of one micro-batch", 0, max(n.activations for n in trained)),
         Need("logits of one chunk of tokens", 0, LOGIT_COPIES * 4 * chunk),
         Need("layers gathered from the other ranks", 0, 2 * gathered),  # with their gradients
@@ -144,12 +144,12 @@ def needs(plan: Plan) -> list[Need]:
 
 
 def peak(estimate: list[Need]) -> int:
-    """Bytes of one process in the worse of the two phases."""
+    """Bytes of one process in the larger of the two phases."""
     return max(sum(n.sampling for n in estimate), sum(n.updating for n in estimate))
 
 
 def disk_bytes(plan: Plan) -> int:
-    """Bytes of a run's folder: `CHECKPOINTS` checkpoints and the exported models."""
+    """Size of a run's folder: `CHECKPOINTS` checkpoints and the exported models."""
     return sum(CHECKPOINTS * (n.weights + 2 * n.trained) + n.weights for n in networks(plan))
 
 
@@ -162,7 +162,7 @@ def networks(plan: Plan) -> list[Network]:
 
 
 def network(plan: Plan, source: ModelSource, critic: CriticKind = "none") -> Network:
-    """Sizes of a policy's or a critic's network in this run, from a forward pass over made-up tensors.
+    """Sizes of a policy's or a critic's network in this run, from a forward pass over fake tensors.
 
     Raises:
         InputError: a configuration that cannot be read.
@@ -172,7 +172,7 @@ def network(plan: Plan, source: ModelSource, critic: CriticKind = "none") -> Net
         with torch.device("meta"):
             add_adapters(model, plan.lora.rank, plan.lora.alpha, plan.lora.targets)
     with FakeTensorMode():
-        _pretend(model)
+        _to_fake_tensors(model)
         model.config.use_cache = False
         if model.config._attn_implementation == "sdpa":
             model.set_attn_implementation(CAUSAL)
@@ -183,25 +183,25 @@ def network(plan: Plan, source: ModelSource, critic: CriticKind = "none") -> Net
             kept, states = kept_bytes(model.base_model, ids)
             per_token = cache_bytes(model) if critic == "none" else 0
         layers = [m for m in model.modules() if type(m).__name__ in set(model._no_split_modules or ())]
-        if plan.gradient_checkpointing and layers:  # each layer keeps what it read; one at a time is computed again
+        if plan.gradient_checkpointing and layers:  # each layer saves its input; one at a time is recomputed
             kept = len(layers) * states + kept // len(layers)
         sizes = [_bytes(layer) for layer in layers] or [0]
-        everything = _bytes(model)
+        total = _bytes(model)
         return Network(
-            weights=everything,
+            weights=total,
             trained=sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad),
             vocabulary=vocabulary(model),
             largest_layer=max(sizes),
-            around=everything - sum(sizes),
+            outside_layers=total - sum(sizes),
             activations=kept,
             per_token=per_token,
         )
 
 
 def kept_bytes(model: nn.Module, ids: Tensor) -> tuple[int, int]:
-    """What a forward pass over [B, L] token ids keeps for the backward pass, and its last hidden states, in bytes.
+    """Bytes that a forward pass over [B, L] token ids saves for the backward pass, and bytes of its last hidden states.
 
-    Parameters are not counted, whatever is kept twice counts once.
+    Parameters are not counted; tensors saved twice count once.
     """
     own = {p.untyped_storage()._cdata for p in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
@@ -209,7 +209,7 @@ def kept_bytes(model: nn.Module, ids: Tensor) -> tuple[int, int]:
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
-            kept[storage._cdata] = storage  # held, so that its address stays its own
+            kept[storage._cdata] = storage  # kept alive, so that its address is not reused
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -218,7 +218,7 @@ def kept_bytes(model: nn.Module, ids: Tensor) -> tuple[int, int]:
 
 
 def cache_bytes(model: PreTrainedModel) -> int:
-    """Keys and values of one token in the sampler's cache, in bytes."""
+    """Bytes of one token's keys and values in the sampler's cache."""
     columns, start = 16, torch.zeros(1, dtype=torch.int64)
     cache = SlotCache(columns, model.dtype, torch.device("cpu"))
     cache.begin_prefill(1, 0, start, start, start + columns, columns)
@@ -232,22 +232,22 @@ def cache_bytes(model: PreTrainedModel) -> int:
 def _causal_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """What a real pass without padding does; on fake tensors transformers would make a mask that no real pass has."""
+    """Attention of a real pass without padding; on fake tensors transformers would add a mask."""
     return sdpa_attention_forward(module, query, key, value, None, **{**options, "is_causal": True})
 
 
 AttentionInterface.register(CAUSAL, _causal_attention)
 
 
-def _pretend(model: nn.Module) -> None:
-    """Fake tensors, which have a device, in place of those on the meta device; shared ones stay shared."""
-    made: dict[int, nn.Parameter] = {}
+def _to_fake_tensors(model: nn.Module) -> None:
+    """Replace meta tensors by fake tensors, which have a device; tied ones stay tied."""
+    converted: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, p in list(module._parameters.items()):
             if p is not None:
-                if id(p) not in made:
-                    made[id(p)] = nn.Parameter(torch.empty(p.shape, dtype=p.dtype), p.requires_grad)
-                module._parameters[name] = made[id(p)]
+                if id(p) not in converted:
+                    converted[id(p)] = nn.Parameter(torch.empty(p.shape, dtype=p.dtype), p.requires_grad)
+                module._parameters[name] = converted[id(p)]
         for name, b in list(module._buffers.items()):
             if b is not None:
                 module._buffers[name] = torch.empty(b.shape, dtype=b.dtype)

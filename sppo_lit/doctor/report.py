@@ -1,4 +1,4 @@
-"""The report of an examination, and the flags of `sppo doctor`."""
+"""The report of `sppo doctor`, and its flags."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class Check:
     """One line of the report.
 
     Attributes:
-        name: what was looked at.
-        good: green or red.
-        found: the numbers.
-        advice: what to do if it is red.
+        name: what is checked.
+        good: whether it passed.
+        detail: the numbers.
+        advice: what to do if it failed.
     """
 
     name: str
     good: bool
-    found: str
+    detail: str
     advice: str = ""
 
 
@@ -41,7 +41,7 @@ def size(count: int) -> str:
 
 def show(checks: Sequence[Check], estimate: Sequence[Need], console: Console) -> None:
     """Print the estimate and the table of checks."""
-    memory = Table("memory of one process", "sampling", "updating", title="Memory at worst", title_justify="left")
+    memory = Table("memory of one process", "sampling", "updating", title="Peak memory", title_justify="left")
     for column in memory.columns[1:]:
         column.justify = "right"
     for n in estimate:
@@ -51,10 +51,10 @@ def show(checks: Sequence[Check], estimate: Sequence[Need], console: Console) ->
     totals = (sum(n.sampling for n in estimate), sum(n.updating for n in estimate))
     memory.add_row("together", *map(size, totals), style="bold")
     console.print(memory)
-    table = Table("check", "", "found", "what to do", show_lines=True, title="Checks", title_justify="left")
+    table = Table("check", "", "result", "what to do", show_lines=True, title="Checks", title_justify="left")
     for c in checks:
         verdict = Text("good", "green") if c.good else Text("bad", "bold red")
-        table.add_row(Text(c.name), verdict, Text(c.found), Text("" if c.good else c.advice))
+        table.add_row(Text(c.name), verdict, Text(c.detail), Text("" if c.good else c.advice))
     console.print(table)
     bad = sum(not c.good for c in checks)
     end = f"[bold red]{bad} of {len(checks)} checks are bad" if bad else f"[green]all {len(checks)} checks are good"
@@ -62,10 +62,10 @@ def show(checks: Sequence[Check], estimate: Sequence[Need], console: Console) ->
 
 
 def options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The flags of `sppo doctor` itself, and all others, which are those of a run.
+    """Parse the flags of `sppo doctor`; returns them and the remaining arguments, those of a run.
 
     Raises:
-        InputError: a value of another type.
+        InputError: an invalid value.
     """
     parser = CommandParser(prog="sppo doctor", allow_abbrev=False, add_help=False)
     parser.add_argument("--no-load", action="store_true")

@@ -1,4 +1,4 @@
-"""Memory and disk: what a run needs against what there is."""
+"""Memory and disk: needs of a run against what is available."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from sppo_lit.doctor.memory import Need, Plan, peak
 from sppo_lit.doctor.report import Check, size
 
 
-def memory_check(estimate: Sequence[Need], plan: Plan, processes: int, there: int, kind: str) -> Check:
-    """Estimated need of some processes against the memory they share.
+def memory_check(estimate: Sequence[Need], plan: Plan, processes: int, available: int, kind: str) -> Check:
+    """Estimated need of processes against the memory they share.
 
     Args:
-        estimate: what a process holds.
-        plan: what was asked for.
-        processes: that share the memory.
-        there: bytes.
-        kind: what memory it is.
+        estimate: memory of one process.
+        plan: the sizes of the run.
+        processes: number of processes that share the memory.
+        available: bytes available.
+        kind: name of that memory.
     """
-    share = there // processes
+    share = available // processes
     sampling, updating = sum(n.sampling for n in estimate), sum(n.updating for n in estimate)
     advice = []
     if sampling > share:
         most = most_concurrent(estimate, plan.concurrent, share)
         advice.append(
-            f"model.rollout.max_concurrent: {most} at most" if most else "lower model.sampling.max_new_tokens"
+            f"model.rollout.max_concurrent: at most {most}" if most else "lower model.sampling.max_new_tokens"
         )
     if updating > share:
         longest = plan.prompt_tokens + plan.response_tokens
@@ -39,19 +39,19 @@ def memory_check(estimate: Sequence[Need], plan: Plan, processes: int, there: in
             advice.append("--precision bf16-true")
         advice.append("more devices" if plan.sharded else "--strategy fsdp on several devices")
     shared = f" for {processes} processes" if processes > 1 else ""
-    found = f"needs about {size(peak(list(estimate)) * processes)}{shared} at worst, there are {size(there)} of {kind}"
-    return Check("memory", max(sampling, updating) <= share, found, "; ".join(advice))
+    detail = f"needs about {size(peak(list(estimate)) * processes)}{shared} at peak; {kind}: {size(available)}"
+    return Check("memory", max(sampling, updating) <= share, detail, "; ".join(advice))
 
 
-def most_concurrent(estimate: Sequence[Need], concurrent: int, there: int) -> int:
-    """How many of the longest sequences a process can decode at once in so many bytes, if `concurrent` do not fit."""
-    moving = sum(n.sampling for n in estimate if not n.updating)
-    fixed = sum(n.sampling for n in estimate) - moving
-    return max(0, min(concurrent, (there - fixed) * concurrent // max(moving, 1)))
+def most_concurrent(estimate: Sequence[Need], concurrent: int, available: int) -> int:
+    """How many sequences of the greatest length a process can decode at once in `available` bytes."""
+    scaling = sum(n.sampling for n in estimate if not n.updating)
+    fixed = sum(n.sampling for n in estimate) - scaling
+    return max(0, min(concurrent, (available - fixed) * concurrent // max(scaling, 1)))
 
 
 def disk_check(needed: int, free: int, folder: object) -> Check:
-    """Room for the checkpoints that a run has at once and the exported models."""
+    """Disk space for a run's checkpoints and exported models."""
     return Check(
         "disk",
         needed <= free,
@@ -60,8 +60,8 @@ def disk_check(needed: int, free: int, folder: object) -> Check:
     )
 
 
-def memory_there(cuda: bool) -> tuple[int, str]:
-    """Free bytes of the first GPU, or available ones of RAM, and what it is."""
+def available_memory(cuda: bool) -> tuple[int, str]:
+    """Free bytes of the first GPU, or available bytes of RAM, and the name of that memory."""
     if cuda:
         return torch.cuda.mem_get_info(0)[0], f"free memory of the {torch.cuda.get_device_name(0)}"
     return psutil.virtual_memory().available, "available RAM"

@@ -14,7 +14,7 @@ from sppo_lit.types import Sequences
 class ScalarCritic(nn.Module):
     """Predicts from the prompt alone whether the policy will solve it: V(s_p) = sigmoid(logit).
 
-    Its network is its own and may be far smaller than the policy (paper: a 1.5B critic for a 7B policy).
+    Its network is separate and may be far smaller than the policy (paper: a 1.5B critic for a 7B policy).
 
     Args:
         model: a sequence classifier with one label and a linear head named `score`.
@@ -25,26 +25,26 @@ class ScalarCritic(nn.Module):
         self.model = model
 
     def inputs(self, sequences: Sequences) -> tuple[Tensor, ...]:
-        """What it reads: the prompts alone, [B, P] ids and [B] lengths."""
+        """Inputs of `forward`: [B, P] prompt ids and [B] lengths."""
         return sequences.prompt_ids, sequences.prompt_lengths
 
     def lengths(self, sequences: Sequences) -> Tensor:
-        """Tokens that it reads of each sequence, [B] int64 on the CPU."""
+        """Input tokens of each sequence, [B] int64 on the CPU."""
         return sequences.prompt_lengths.cpu()
 
     def mask(self, sequences: Sequences) -> Tensor:
-        """Which of its outputs count, [B] bool: all."""
+        """Valid outputs, [B] bool: all."""
         return torch.ones_like(sequences.prompt_lengths, dtype=torch.bool)
 
     def empty_pass(self, device: torch.device) -> Tensor:
-        """A pass over one made-up token that changes nothing: the scalar 0, with a graph."""
+        """A forward pass over one dummy token: the scalar 0, with a graph."""
         return self(*one_token(device)).sum() * 0.0
 
     def forward(self, prompt_ids: Tensor, prompt_lengths: Tensor) -> Tensor:
-        """The logit at the last prompt token, found by length.
+        """The logit at the last prompt token, by its length.
 
-        (The classifier's own pooling looks for the last token that is not the pad id, which is the wrong one where
-        pad is also a real token.)
+        (The classifier's own pooling looks for the last token that is not the pad id, which is wrong if the
+        pad id is also a real token.)
 
         Args:
             prompt_ids: [B, P] int64, padded on the right; never a response token.
@@ -60,7 +60,7 @@ class ScalarCritic(nn.Module):
 
 
 class TokenCritic(nn.Module):
-    """Predicts before each token of a response what it will be paid: V(s_t), s_t = prompt and earlier tokens (PPO).
+    """Predicts the return before each token of a response: V(s_t), s_t = prompt and earlier tokens (PPO).
 
     Args:
         model: a token classifier with one label and a linear head named `score`.
@@ -71,19 +71,19 @@ class TokenCritic(nn.Module):
         self.model = model
 
     def inputs(self, sequences: Sequences) -> tuple[Tensor, ...]:
-        """What it reads: [B, P] prompt ids and [B] lengths, [B, T] response ids and [B] lengths."""
+        """Inputs of `forward`: [B, P] prompt ids and [B] lengths, [B, T] response ids and [B] lengths."""
         return sequences.tokens
 
     def lengths(self, sequences: Sequences) -> Tensor:
-        """Tokens that it reads of each sequence, [B] int64 on the CPU."""
+        """Input tokens of each sequence, [B] int64 on the CPU."""
         return sequences.lengths()
 
     def mask(self, sequences: Sequences) -> Tensor:
-        """Which of its outputs count, [B, T] bool: those before a response token."""
+        """Valid outputs, [B, T] bool: those before a response token."""
         return response_mask(sequences.response_lengths, sequences.response_ids.shape[1])
 
     def empty_pass(self, device: torch.device) -> Tensor:
-        """A pass over one made-up token that changes nothing: the scalar 0, with a graph."""
+        """A forward pass over one dummy token: the scalar 0, with a graph."""
         return self(*one_token(device), *one_token(device)).sum() * 0.0
 
     def forward(

@@ -1,4 +1,4 @@
-"""From a recipe's model entry to a Hugging Face model and tokenizer, with one clear line for what cannot be loaded."""
+"""Loading of Hugging Face models and tokenizers from a recipe's entry, with one-line errors."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from sppo_lit.settings import ModelSource
 from sppo_lit.utils.paths import find
 
 NEW_HEADS = ("score.", "classifier.")
-"""Parameters that a sequence classifier made from a causal language model is expected to lack."""
+"""Prefixes of parameters that are missing when a causal language model is loaded as a classifier."""
 
 
 def locate(source: ModelSource) -> dict[str, Any]:
     """Keyword arguments of `from_pretrained` for a source.
 
     Raises:
-        InputError: no such folder or file, or the extra that reads it is missing.
+        InputError: no such folder or file, or the extra for GGUF is missing.
     """
     path = find(source.path)
     if not path.endswith(".gguf"):
@@ -54,12 +54,12 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """The tokenizer of a source, with a pad token.
 
     Raises:
-        InputError: none found, or it has no end-of-sequence token.
+        InputError: it cannot be loaded, or has no end-of-sequence token.
     """
     where = locate(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where)
-    except Exception as error:  # whatever the reader of each format raises at a bad file
+    except Exception as error:  # each format's reader raises its own exceptions
         raise InputError(
             f"{source.path}: no tokenizer could be loaded ({_first_line(error)}); check model.policy.path"
         ) from error
@@ -74,8 +74,7 @@ def load_causal_lm(source: ModelSource, tokenizer: PreTrainedTokenizerBase, empt
     """The policy's network, float32, dropout off; if `empty`, without its weights (on the meta device).
 
     Raises:
-        InputError: not found, no causal language model, weights missing, or fewer embeddings than the tokenizer has
-            tokens.
+        InputError: not found, not a causal language model, missing weights, or fewer embeddings than tokens.
     """
     model = skeleton(source, torch.float32, "none") if empty else _load(source, AutoModelForCausalLM, {})[0]
     return _finish(source, model, tokenizer)
@@ -94,17 +93,17 @@ def load_critic(
 ) -> PreTrainedModel:
     """The critic's network: a classifier of sequences or of tokens with one label, float32, dropout off.
 
-    A source that is a causal language model gives its backbone; the head starts at zero, so that every prompt, or every
-    token, is worth the same.
+    Of a causal language model the backbone is used; the head is initialised to zero, so that V is the same for every
+    prompt or token.
 
     Args:
-        source: where from.
+        source: where the critic comes from.
         tokenizer: the policy's; the critic reads the same prompt ids.
-        kind: "scalar" reads a prompt, "token" the response as well.
-        empty: without its weights (on the meta device), and hence without what can be told from them.
+        kind: "scalar" reads only the prompt, "token" also the response.
+        empty: without its weights (on the meta device), and without the checks that need them.
 
     Raises:
-        InputError: not found, no such architecture, weights missing, or another vocabulary.
+        InputError: not found, unsupported architecture, missing weights, or a different vocabulary.
     """
     if empty:
         return _finish(source, skeleton(source, torch.float32, kind), tokenizer)
@@ -113,7 +112,7 @@ def load_critic(
         try:
             other = AutoTokenizer.from_pretrained(**where)
         except Exception:
-            other = None  # a bare model folder: the size of its embedding decides below
+            other = None  # a model folder without tokenizer: `_finish` checks the size of its embedding
         if other is not None and other.get_vocab() != tokenizer.get_vocab():
             raise InputError(
                 f"critic {source.path}: its vocabulary ({len(other)} tokens) is not the policy's ({len(tokenizer)}); "
@@ -123,8 +122,8 @@ def load_critic(
     head = getattr(model, "score", None)
     if not isinstance(head, nn.Linear):
         raise InputError(
-            f"critic {source.path}: {type(model).__name__} has no linear head named score, so it is not made from a "
-            "causal language model; choose one that is in model.critic.path"
+            f"critic {source.path}: {type(model).__name__} has no linear head named score, so it is not based on "
+            "a causal language model; choose one that is in model.critic.path"
         )
     if new_head:
         for parameter in head.parameters():
@@ -133,12 +132,12 @@ def load_critic(
 
 
 def skeleton(source: ModelSource, dtype: torch.dtype, critic: Literal["none", "scalar", "token"]) -> PreTrainedModel:
-    """A network without weights (on the meta device), of which nothing but the configuration is read.
+    """A network without weights (on the meta device), from its configuration alone.
 
     Args:
-        source: where its configuration comes from.
-        dtype: of the weights it would have.
-        critic: the kind of critic it is; "none" is a causal language model.
+        source: where the configuration comes from.
+        dtype: dtype of the weights.
+        critic: kind of critic; "none" for a causal language model.
 
     Raises:
         InputError: no such configuration or architecture.
@@ -147,7 +146,7 @@ def skeleton(source: ModelSource, dtype: torch.dtype, critic: Literal["none", "s
     try:
         with torch.device("meta"):
             return _from_config(source, CRITICS.get(critic, AutoModelForCausalLM), overrides, dtype)
-    except Exception as error:  # whatever the reader of each format raises at a bad file
+    except Exception as error:  # each format's reader raises its own exceptions
         raise InputError(f"{source.path}: no model configuration ({_first_line(error)}); check its path") from error
 
 
@@ -159,9 +158,9 @@ def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Switch dropout off in every module, whatever mode the model is in: π and π_old must be the same function.
+    """Disable dropout in every module, also in training mode: π and π_old must be the same function.
 
-    The configuration keeps its values, so that an exported model is trained elsewhere as its authors meant.
+    The configuration keeps its values, so that an exported model can be trained elsewhere with its own dropout.
     """
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -172,7 +171,7 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 def _load(source: ModelSource, auto: AutoClass, overrides: dict[str, Any]) -> tuple[PreTrainedModel, bool]:
-    """A model with its weights, and whether its head is a new one that the source has no weights for."""
+    """A model with its weights, and whether its head is newly initialised."""
     where = locate(source)
     try:
         if source.init == "random":
@@ -180,11 +179,11 @@ def _load(source: ModelSource, auto: AutoClass, overrides: dict[str, Any]) -> tu
         with _without_report():
             loaded = auto.from_pretrained(**where, **overrides, dtype=torch.float32, output_loading_info=True)
         model, info = cast(tuple[PreTrainedModel, dict[str, list[str]]], loaded)
-    except Exception as error:  # whatever the reader of each format raises at a bad file
+    except Exception as error:  # each format's reader raises its own exceptions
         kind = "causal language model" if auto is AutoModelForCausalLM else "critic (a classifier)"
         why = _first_line(error)
         if "ignore_mismatched_sizes" in why:
-            why = "its weights are of other shapes than its config.json says"
+            why = "the shapes of its weights do not match its config.json"
         raise InputError(f"{source.path}: no {kind} could be loaded from it ({why}); check the model's path") from error
     new_head = [key for key in info["missing_keys"] if key.startswith(NEW_HEADS)]
     missing = sorted(set(info["missing_keys"]) - set(new_head))
@@ -206,21 +205,21 @@ def _from_config(
 
 @contextmanager
 def _without_report() -> Iterator[None]:
-    """Keep back transformers' table of missing weights: a new critic has to lack its head, and all else is checked."""
+    """Silence transformers' report of missing weights: a new critic lacks its head, and everything else is checked."""
     logger = logging.getLogger("transformers.modeling_utils")
-    logger.addFilter(_is_no_report)
+    logger.addFilter(_is_not_load_report)
     try:
         yield
     finally:
-        logger.removeFilter(_is_no_report)
+        logger.removeFilter(_is_not_load_report)
 
 
-def _is_no_report(record: logging.LogRecord) -> bool:
+def _is_not_load_report(record: logging.LogRecord) -> bool:
     return "LOAD REPORT" not in record.getMessage()
 
 
 def _dequantised(model: PreTrainedModel) -> PreTrainedModel:
-    """The same weights in a model that no longer believes itself quantised, so that it can be saved."""
+    """The same weights in a model that is no longer marked as quantised, so that it can be saved."""
     config = model.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -243,9 +242,9 @@ def _finish(source: ModelSource, model: PreTrainedModel, tokenizer: PreTrainedTo
 
 
 def checkpoint_layers(model: PreTrainedModel) -> None:
-    """Compute each layer's activations again in the backward pass instead of keeping them.
+    """Recompute each layer's activations in the backward pass instead of keeping them.
 
-    Layers heed this in training mode only, which pretrained models are not in.
+    Layers do so only in training mode, which pretrained models are not in.
     """
     model.gradient_checkpointing_enable({"use_reentrant": False})
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) by PEFT, put into a model in place: only they are trained.
+"""Low-rank adapters (LoRA, arXiv 2106.09685) by PEFT, injected into a model in place; only they are trained.
 
 W x becomes W x + alpha / rank · B A x, with W [O, I] frozen, A [rank, I] and B [O, rank]; B starts at zero.
 """
@@ -20,16 +20,16 @@ BASE = ".base_layer."
 
 
 def add_adapters(model: PreTrainedModel, rank: int, alpha: float, targets: str | Sequence[str]) -> None:
-    """Give linear layers adapters, and freeze everything else.
+    """Add adapters to linear layers, and freeze everything else.
 
     Args:
         model: a causal language model.
-        rank: of every adapter.
+        rank: rank of every adapter.
         alpha: numerator of the scale.
-        targets: "all-linear" (all but the output layer), or ends of the layers' names.
+        targets: "all-linear" (all but the output layer), or suffixes of layer names.
 
     Raises:
-        InputError: PEFT is not installed, or the targets name no layers, or layers that cannot be adapted.
+        InputError: PEFT is not installed, or the targets match no layers or unsupported ones.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -44,19 +44,19 @@ def add_adapters(model: PreTrainedModel, rank: int, alpha: float, targets: str |
         raise InputError(f"model.lora.targets {targets}: {str(error).splitlines()[0][:200]}") from error
     for name, layer in adapters(model).items():
         if not isinstance(layer, Linear):
-            raise InputError(f"model.lora.targets {targets}: {name} is no linear layer; leave it out")
+            raise InputError(f"model.lora.targets {targets}: {name} is not a linear layer; leave it out")
     if model.config.tie_word_embeddings and hasattr(model.get_output_embeddings(), "lora_A"):
         raise InputError(f"model.lora.targets {targets}: the output layer shares its weights with the embedding")
 
 
 def adapters(model: nn.Module) -> dict[str, Any]:
-    """Layers with an adapter, by the name that they have without."""
+    """Layers with an adapter, by their name in the model without adapters."""
     return {name: layer for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
 
 
 @contextmanager
 def without_adapters(model: nn.Module) -> Iterator[None]:
-    """The model as it was before training, for as long as the block lasts; no gradients in there."""
+    """Disable the adapters inside the block, which must not need gradients."""
     layers = adapters(model).values()
     for layer in layers:
         layer.enable_adapters(False)
@@ -70,12 +70,12 @@ def without_adapters(model: nn.Module) -> Iterator[None]:
 def merged(
     model: nn.Module, named: Iterator[tuple[str, Tensor]], whole: Callable[[Tensor], Tensor]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of a model as one without adapters has them: W + alpha / rank · B A under the name of W.
+    """Tensors of a model with its adapters merged: W + alpha / rank · B A under the name of W.
 
     Args:
-        model: with or without adapters.
-        named: its own names and tensors of any shapes, W [O, I] among them.
-        whole: gives a tensor's value without gradient, in one piece where ranks share it (then collective).
+        model: a model with or without adapters.
+        named: its names and tensors of any shapes, W [O, I] among them.
+        whole: returns the unsharded value of a tensor without gradient (collective if it is sharded).
     """
     layers = adapters(model)
     for name, tensor in named:
@@ -94,10 +94,10 @@ def save_adapters(folder: Path | None, model: nn.Module, base: str, whole: Calla
     """Write a folder that `peft.PeftModel.from_pretrained` loads.
 
     Args:
-        folder: where to; None on ranks that only take part.
-        model: with adapters, A [rank, I] and B [O, rank].
+        folder: target; None on ranks that do not write.
+        model: model with adapters, A [rank, I] and B [O, rank].
         base: path of the model they belong to.
-        whole: as for `merged`.
+        whole: see `merged`.
     """
     from safetensors.torch import save_file
 

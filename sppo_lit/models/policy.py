@@ -1,4 +1,4 @@
-"""The policy: token log-probabilities of sampled responses, without ever holding [B, T, vocabulary] in float32."""
+"""The policy: token log-probabilities of sampled responses, without a [B, T, vocabulary] tensor in float32."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ LOGITS_PER_CHUNK = 2**24
 
 
 class TokenTerms(NamedTuple):
-    """What the policy says of sampled tokens, both [B, T] float32, zero on padding.
+    """Log-probability and entropy of sampled tokens, both [B, T] float32, zero on padding.
 
     Attributes:
         logprobs: log π(token | prompt, earlier tokens) at the sampling temperature, with gradient.
-        entropy: of the distribution the token was drawn from, in nats, without gradient
-            unless the policy was made with `entropy_gradient`.
+        entropy: entropy of the token's distribution in nats, with gradient only with `entropy_gradient`.
     """
 
     logprobs: Tensor
@@ -31,9 +30,9 @@ class TokenTerms(NamedTuple):
 
 
 def join_rows(prompt_ids: Tensor, prompt_lengths: Tensor, response_ids: Tensor, response_lengths: Tensor) -> Tensor:
-    """Each prompt followed at once by its response, padded on the right.
+    """Concatenate each prompt and its response, padded on the right.
 
-    With padding on the right a causal model needs neither an attention mask nor position ids: no real token sees a pad.
+    With right padding a causal model needs neither an attention mask nor position ids: no real token sees a pad.
 
     Args:
         prompt_ids: [B, P] int64, padded on the right.
@@ -42,7 +41,7 @@ def join_rows(prompt_ids: Tensor, prompt_lengths: Tensor, response_ids: Tensor, 
         response_lengths: [B] int64.
 
     Returns:
-        [B, L] int64, L the longest joined row; padding is 0, a valid id that nothing reads.
+        [B, L] int64, L the longest joined row; padding is 0, a valid id that has no effect.
     """
     total = prompt_lengths + response_lengths
     column = torch.arange(int(total.max()), device=prompt_ids.device)[None, :]
@@ -54,12 +53,12 @@ def join_rows(prompt_ids: Tensor, prompt_lengths: Tensor, response_ids: Tensor, 
 
 
 def one_token(device: torch.device) -> tuple[Tensor, Tensor]:
-    """A batch of one made-up token: ids [B, P] and lengths [B], int64, with B = P = 1."""
+    """A batch of one dummy token: ids [B, P] and lengths [B], int64, with B = P = 1."""
     return torch.zeros((1, 1), dtype=torch.int64, device=device), torch.ones(1, dtype=torch.int64, device=device)
 
 
 class Policy(nn.Module):
-    """A causal language model seen as a policy over responses.
+    """A causal language model as a policy over responses.
 
     Args:
         model: any transformers causal LM whose logits are `lm_head(base_model(ids))`; checked at construction if it
@@ -67,7 +66,7 @@ class Policy(nn.Module):
         entropy_gradient: whether the entropy of `TokenTerms` carries a gradient, for an entropy bonus.
 
     Raises:
-        InputError: the architecture does something else to its logits (soft-capping, scaling), or reads later tokens.
+        InputError: the architecture transforms its logits (soft-capping, scaling), or attends to later tokens.
     """
 
     def __init__(self, model: PreTrainedModel, entropy_gradient: bool = False) -> None:
@@ -104,15 +103,15 @@ class Policy(nn.Module):
         return TokenTerms(empty.index_put((row, step), logprobs), empty.index_put((row, step), entropy))
 
     def empty_pass(self, device: torch.device) -> Tensor:
-        """A pass over one made-up token that changes nothing: the scalar 0, with a graph."""
+        """A forward pass over one dummy token: the scalar 0, with a graph."""
         return self(*one_token(device), *one_token(device), 1.0).logprobs.sum() * 0.0
 
     def without_adapters(self) -> AbstractContextManager[None]:
-        """The policy as it was before its adapters were trained, where it has any; no gradients in there."""
+        """Disable the adapters, if any, inside a block that must not need gradients."""
         return without_adapters(self.model)
 
     def _in_chunks(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """[N, D] states and [N] ids to [N] log-probabilities and entropies; logits are recomputed in the backward."""
+        """[N, D] states and [N] ids to [N] log-probabilities and entropies; recomputes logits in the backward pass."""
         size = max(1, LOGITS_PER_CHUNK // self.model.get_output_embeddings().weight.shape[0])
         pieces = []
         for states, ids in zip(hidden.split(size), targets.split(size), strict=True):
@@ -133,27 +132,27 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def _check_head(self) -> None:
-        """Made-up logits in place of the output layer's must leave the model as they are, later tokens unread."""
+        """Check that fake logits of the output layer leave the model unchanged, and that later tokens are not read."""
         training = [module for module in self.model.modules() if module.training]
         layer = self.model.get_output_embeddings()
         self.model.eval()
         ids = torch.arange(1, 4, device=self.model.device)[None, :]
         states: list[Tensor] = []
 
-        def made_up(layer: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor:
+        def fake_logits(layer: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor:
             states.append(inputs[0])
             return torch.linspace(-100, 100, logits.numel(), dtype=logits.dtype, device=logits.device).view_as(logits)
 
-        with layer.register_forward_hook(made_up):
+        with layer.register_forward_hook(fake_logits):
             whole = self.model(input_ids=ids, use_cache=False).logits
         ids[0, -1] = 0
         ours = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         for module in training:
             module.training = True
         gap, scale = (states[0] - ours)[:, :-1].abs().max(), ours.abs().max()
-        if not torch.equal(whole, made_up(layer, (ours,), whole)) or gap > 1e-4 * scale:
+        if not torch.equal(whole, fake_logits(layer, (ours,), whole)) or gap > 1e-4 * scale:
             raise InputError(
                 f"{type(self.model).__name__}: its logits are not its output layer applied to states of earlier tokens "
-                "(soft-capping, scaling, a larger head or attention to both sides), which is not supported: choose "
+                "(soft-capping, scaling, a larger head or bidirectional attention), which is not supported: choose "
                 "another model in model.policy.path"
             )

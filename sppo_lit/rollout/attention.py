@@ -1,6 +1,7 @@
-"""One query token against slots of a cache, on a CPU.
+"""Attention of one query token to the slots of a cache, on a CPU.
 
-PyTorch's CPU kernel is made for long queries; for one token per row, two batched matrix products take half the time.
+PyTorch's CPU kernel is optimised for long queries; for one token per row, two batched matrix products take half the
+time.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def decode_attention(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Softmax attention in the signature of `transformers`; longer queries and special options go to its SDPA.
+    """Softmax attention in the signature of `transformers`; longer queries and special options fall back to its SDPA.
 
     Args:
         module: the attention layer.
@@ -33,12 +34,12 @@ def decode_attention(
         key: [N, key/value heads, K, D].
         value: [N, key/value heads, K, D].
         attention_mask: [N or 1, 1, Q, K], additive.
-        dropout: ignored for Q = 1, where this decodes.
+        dropout: ignored for Q = 1.
         scaling: factor of the dot products; D**-0.5 if None.
-        options: whatever else the model hands over.
+        options: further arguments of the model.
 
     Returns:
-        [N, Q, heads, D], and no attention weights.
+        [N, Q, heads, D], and None for the attention weights.
     """
     special = any(options.get(name) is not None for name in ("softcap", "position_bias", "cache"))
     if query.shape[2] > 1 or attention_mask is None or special:
@@ -56,7 +57,7 @@ AttentionInterface.register(NAME, decode_attention)
 
 
 def attention_for_slots(model: PreTrainedModel) -> str:
-    """The attention implementation to decode with: one that takes our additive 4D masks."""
+    """The attention implementation for decoding: one that supports additive 4D masks."""
     present = model.config._attn_implementation
     if present == "eager" or not model._supports_sdpa:
         return "eager"

@@ -1,4 +1,4 @@
-"""What can be decoded, checked before the first token: each mistake is one clear line."""
+"""Checks of models and inputs before decoding, with one-line errors."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from sppo_lit.errors import InputError
 from sppo_lit.types import Sampling
 
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
-_ELSEWHERE = "choose another model, or name an engine of your own in model.rollout.engine"
+_ELSEWHERE = "choose another model, or name a custom engine in model.rollout.engine"
 
 
 def vocabulary(model: PreTrainedModel) -> int:
-    """Number of token ids that the model reads and scores."""
+    """Vocabulary size: number of input token ids."""
     embeddings = model.get_input_embeddings()
     assert isinstance(embeddings.weight, Tensor)
     return embeddings.weight.shape[0]
 
 
 def takes_logits_to_keep(model: PreTrainedModel) -> bool:
-    """Whether the model can leave out the logits of all but the last position."""
+    """Whether the model can compute the logits of the last position only."""
     return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
 def check_model(model: PreTrainedModel, ids: Sequence[int]) -> None:
-    """Refuse models whose cache is not one row of keys and values per token.
+    """Reject models whose cache is not one row of keys and values per token.
 
     Raises:
-        InputError: see above; or one of `ids` is not in the vocabulary.
+        InputError: such a model; or one of `ids` is not in the vocabulary.
     """
     name = type(model).__name__
     lacking = {"attention_mask", "position_ids", "past_key_values"} - set(inspect.signature(model.forward).parameters)
     if lacking:
-        raise InputError(f"{name} cannot be sampled by the torch engine (takes no {min(lacking)}): {_ELSEWHERE}")
+        raise InputError(f"{name} cannot be sampled by the torch engine (no argument {min(lacking)}): {_ELSEWHERE}")
     other = set(_layer_types(model)) - _ATTENTION
     if other:
         raise InputError(f"{name} has {min(other)} layers, which the torch engine cannot sample: {_ELSEWHERE}")
@@ -52,7 +52,7 @@ def check_inputs(
     sampling: Sampling,
     keys: Sequence[int] | None,
 ) -> None:
-    """Refuse what cannot be generated.
+    """Reject invalid arguments of `TorchEngine.generate`.
 
     Raises:
         InputError: see `TorchEngine.generate`.
@@ -93,7 +93,7 @@ def _layer_types(model: PreTrainedModel) -> list[str]:
 
 
 def _positions(model: PreTrainedModel) -> int:
-    """The longest sequence under full attention: position embeddings and attention windows both limit it."""
+    """Longest sequence with full attention, limited by position embeddings and attention windows."""
     config, types = model.config.get_text_config(), _layer_types(model)
     limits = [getattr(config, "max_position_embeddings", None)]
     if "sliding_attention" in types:

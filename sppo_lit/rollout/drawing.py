@@ -9,13 +9,13 @@ from sppo_lit.types import Sampling
 
 
 def truncate(weights: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Set to zero what the sampling distribution leaves out: all but the k largest, then all beyond the nucleus.
+    """Zero the weights outside the top k, then those outside the nucleus.
 
     The nucleus is the smallest set of most likely tokens whose mass, after top-k, is at least `top_p` (never empty).
 
     Args:
         weights: [N, V] non-negative, unnormalised probabilities.
-        top_k: most tokens kept; 0 keeps all.
+        top_k: number of tokens kept; 0 keeps all.
         top_p: mass kept, in (0, 1]; 1 keeps all.
 
     Returns:
@@ -32,7 +32,7 @@ def truncate(weights: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 def draw(logits: Tensor, u: Tensor | None, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """One token per row.
+    """Draw one token per row.
 
     Args:
         logits: [N, V], any floating dtype; at least one finite per row.
@@ -40,7 +40,7 @@ def draw(logits: Tensor, u: Tensor | None, sampling: Sampling) -> tuple[Tensor, 
         sampling: temperature and truncation.
 
     Returns:
-        Tokens [N] int64, never one of zero probability; and their log-probabilities [N] float32 under
+        Tokens [N] int64, never one with zero probability, and their log-probabilities [N] float32 under
         softmax(logits / temperature) before truncation (temperature 1 when greedy).
     """
     logits = logits.float()
@@ -57,14 +57,14 @@ def draw(logits: Tensor, u: Tensor | None, sampling: Sampling) -> tuple[Tensor, 
     if sampling.top_k > 0 or sampling.top_p < 1:
         cdf = truncate(weights, sampling.top_k, sampling.top_p).cumsum(-1, dtype=cdf.dtype)
         total = cdf[:, -1]
-    # The first token whose cdf exceeds u * total has positive weight, provided that u * total is below total: rounding
-    # may lift it there, hence the minimum.
+    # The first token whose cdf exceeds u * total has positive weight, provided that u * total < total; the minimum
+    # guards against rounding.
     target = torch.minimum(u * total, torch.nextafter(total, torch.zeros_like(total)))
     tokens = torch.searchsorted(cdf, target[:, None], right=True)
-    tokens.clamp_(max=logits.shape[-1] - 1)  # beyond the end only if logits are NaN
+    tokens.clamp_(max=logits.shape[-1] - 1)  # out of range only if logits are NaN
     return tokens[:, 0], (logits.gather(1, tokens)[:, 0] - shift - log_total).float()
 
 
 def _cdf_dtype(tensor: Tensor) -> torch.dtype:
-    """float64, but for the one backend that has none."""
+    """float64, except on MPS, which lacks it."""
     return torch.float32 if tensor.device.type == "mps" else torch.float64

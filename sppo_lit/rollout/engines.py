@@ -1,4 +1,4 @@
-"""The one place that makes rollout engines; nothing else names one."""
+"""Factory of rollout engines."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ def make_engine(
     """The engine that `model.rollout.engine` names.
 
     Args:
-        settings: of the rollouts.
-        model: the policy's; an engine may decode with it, or with a copy that it makes.
+        settings: settings of the rollouts.
+        model: the policy's model; an engine may decode with it or with a copy.
         eos_ids: a response ends with any of these tokens.
-        pad_id: fills up short prompts.
-        device: where it computes.
-        sharded: each rank holds pieces of the model, so that no rank can decode with it alone.
+        pad_id: id that pads short prompts.
+        device: device of the engine.
+        sharded: the model is sharded, so that a rank cannot decode with it alone.
 
     Raises:
-        InputError: no such engine, or it cannot sample this model.
+        InputError: unknown engine, or one that does not support this model.
     """
     if settings.engine in ENGINES:
         factory = ENGINES[settings.engine]
@@ -59,7 +59,7 @@ def make_engine(
         factory = load_object(settings.engine, "model.rollout.engine")
     else:
         raise InputError(
-            f"model.rollout.engine {settings.engine!r} is unknown; choose one of: {', '.join(ENGINES)}, or name your "
-            "own (path/to/file.py:factory)"
+            f"model.rollout.engine {settings.engine!r} is unknown; choose one of: {', '.join(ENGINES)}, or name a "
+            "custom one (path/to/file.py:factory)"
         )
     return factory(settings, model, eos_ids, pad_id, device, sharded)

@@ -1,7 +1,7 @@
 """Random numbers that belong to a sequence, not to a batch.
 
-A response is drawn from its own row of uniforms, keyed by what names it (seed, iteration, problem, sample index).
-Batch size, order, refills and the number of ranks then change nothing of what is sampled, a resumed run needs no
+A response is drawn from its own row of uniforms, keyed by (seed, iteration, problem, sample index). Then samples do not
+depend on batch size, order, refills or the number of ranks, a resumed run needs no
 generator state, and one response can be replayed alone.
 """
 
@@ -17,7 +17,7 @@ _MASK64 = 2**64 - 1
 
 
 def sequence_key(*parts: int | str) -> int:
-    """A 64-bit key from the parts that name a response, e.g. ``sequence_key(seed, iteration, problem.key, sample)``.
+    """A 64-bit key of the parts that name a response, e.g. ``sequence_key(seed, iteration, problem.key, sample)``.
 
     The same on every machine and in every process. ``1`` and ``"1"`` differ, and so do
     ``("ab", "c")`` and ``("a", "bc")``.
@@ -32,10 +32,10 @@ def sequence_key(*parts: int | str) -> int:
 def uniforms(keys: Sequence[int], length: int) -> NDArray[np.float64]:
     """One row of uniforms in [0, 1) per key: the Philox-4x64 counter stream under that key.
 
-    A row depends on its key alone, and a shorter row is the beginning of a longer one.
+    A row depends on its key alone, and a shorter row is a prefix of a longer one.
 
     Args:
-        keys: N integers; their low 64 bits count.
+        keys: N integers, of which the low 64 bits are used.
         length: numbers per row.
 
     Returns:

@@ -1,8 +1,8 @@
 """A key/value cache of fixed slots, one sequence per slot, that `transformers` models use as their own.
 
-Slot r holds its sequence from column 0 on, without padding, whatever the lengths of its neighbours. The slots in use
-are always the first ones, so that a model reads them as a view, and a sequence that ends frees its slot by one copy of
-a row.
+Slot r holds its sequence from column 0 on, without padding, regardless of the other slots. The slots in use
+are always the first ones, so that a model reads them as a view; when a sequence ends, its slot is filled by copying one
+row.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-_ALIGNMENT = 16  # of the number of columns: some kernels want aligned masks, and the store need not grow as often
+_ALIGNMENT = 16  # of the number of columns: some kernels need aligned masks, and the store grows less often
 
 
 class SlotCache(Cache):
@@ -19,11 +19,11 @@ class SlotCache(Cache):
 
     Call `begin_prefill` or `begin_decode` before each forward pass of the model, and pass `attention_mask` along.
 
-    The number of columns follows the longest sequence closely. Attention then reads memory almost without gaps, which
-    on a CPU is worth far more than the copies cost, and responses that end early never take the memory of the longest.
+    The number of columns follows the longest sequence closely: attention reads almost contiguous memory, which on a CPU
+    saves far more than the copies cost, and memory grows only with the longest sequence so far.
 
     Args:
-        bound: most columns a sequence will ever need.
+        bound: maximum number of columns of a sequence.
         dtype: the model's dtype, which an additive mask must have.
         device: the model's device.
     """
@@ -34,7 +34,7 @@ class SlotCache(Cache):
         self.mask = torch.empty((0, 0), dtype=dtype, device=device)
         self.attention_mask = self.mask
         self._rows = torch.empty(0, dtype=torch.int64, device=device)
-        self._used = 0  # the first slots, whose contents count
+        self._used = 0  # number of slots in use
         self._columns = 0
         self._targets = self._rows
         self._source: Tensor | None = None  # while prefilling
@@ -46,12 +46,12 @@ class SlotCache(Cache):
         """The next forward pass reads right-padded prompts [U, columns]; slot targets[i] takes over row source[i].
 
         Args:
-            slots: how many slots there are to be.
-            used: how many of the first slots have contents to keep if the cache has to grow.
+            slots: number of slots needed.
+            used: number of first slots whose contents must be kept if the cache grows.
             targets: [M] int64, the slots to fill.
-            source: [M] int64, which of the U prompts goes into each of them.
+            source: [M] int64, the prompt of each of them.
             lengths: [M] int64, tokens of each.
-            columns: width of the prompts; 0 (nothing to store) needs no forward pass at all.
+            columns: width of the prompts; with 0 there is nothing to store and no forward pass.
         """
         self._reserve(slots, columns, used)
         self._targets, self._source, self._columns = targets, source, columns
@@ -69,7 +69,7 @@ class SlotCache(Cache):
         """The next forward pass reads one token for each of the first N slots.
 
         Args:
-            slots: how many slots there are to be, N or more.
+            slots: number of slots needed, N or more.
             positions: [N] int64, the column that each token goes to.
             columns: at least max(positions) + 1.
         """
@@ -80,7 +80,7 @@ class SlotCache(Cache):
         self.attention_mask = self.mask[: len(positions), None, None, : self._columns]
 
     def move(self, origins: Tensor, targets: Tensor) -> None:
-        """After decoding: slot targets[i] becomes what slot origins[i] is ([M] int64 each, disjoint)."""
+        """After decoding: copy slot origins[i] to slot targets[i] ([M] int64 each, disjoint)."""
         self.mask[targets] = self.mask[origins]
         for layer in self.layers:
             assert isinstance(layer, SlotLayer)
@@ -111,7 +111,7 @@ class SlotCache(Cache):
         return key_states, value_states
 
     def _reserve(self, slots: int, columns: int, used: int) -> None:
-        """Widen by an eighth at least, so that all copies of a long generation cost as much as eight steps of it."""
+        """Grow by at least an eighth, so that all copies of a long generation cost about eight decoding steps."""
         self._used = used
         room, wide = self.mask.shape
         if columns <= wide and slots <= room:
@@ -127,17 +127,17 @@ class SlotCache(Cache):
 
 
 class SlotLayer(CacheLayerMixin):
-    """One layer's keys and values. `SlotCache` writes and reads them; the rest answers what models may ask.
+    """One layer's keys and values. `SlotCache` writes and reads them; the rest is the interface that models expect.
 
-    What attention may see is always initialised: a NaN behind a mask would still spoil the sum.
+    All columns that attention reads are initialised: a masked NaN would still propagate.
     """
 
     is_sliding = False
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Take over number of heads, head size, dtype and device, which only the model knows.
+        """Set number of heads, head size, dtype and device from the first states.
 
-        Under autocast rotated keys are float32; attention would round them to the values' dtype at every step.
+        Under autocast, rotated keys are float32; they are stored in the values' dtype, as attention would round them.
         """
         self.keys = value_states.new_empty((0, key_states.shape[1], 0, key_states.shape[3]))
         self.values = value_states.new_empty((0, value_states.shape[1], 0, value_states.shape[3]))
@@ -149,7 +149,7 @@ class SlotLayer(CacheLayerMixin):
         return self.keys, self.values
 
     def reserve(self, slots: int, columns: int, used: int) -> None:
-        """Make it exactly `slots` x `columns`; the first `used` slots keep their contents, the others lose them."""
+        """Resize to `slots` × `columns`, keeping the contents of the first `used` slots."""
         keys, values = self.stores()
         if (keys.shape[0], keys.shape[2]) != (slots, columns):
             self.keys, self.values = _resized(keys, slots, columns, used), _resized(values, slots, columns, used)
@@ -162,7 +162,7 @@ class SlotLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Not in use.
+        """Not used.
 
         Raises:
             NotImplementedError: always.
@@ -174,7 +174,7 @@ class SlotLayer(CacheLayerMixin):
         return query_length, 0
 
     def get_seq_length(self) -> int:
-        """Tokens in the cache as the model sees it: none, positions are handed over."""
+        """Tokens in the cache for the model: none, since positions are passed explicitly."""
         return 0
 
     def get_max_length(self) -> int:

@@ -1,4 +1,4 @@
-"""Our own sampler around any `transformers` causal language model: one process, one device, one copy of the weights."""
+"""Sampler for any `transformers` causal language model: one process, one device, no extra copy of the weights."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from sppo_lit.rollout.slot_cache import SlotCache
 from sppo_lit.types import Completion, Sampling
 
 Progress = Callable[[int, int, int], None]
-_PREFILL_TOKENS = 16_384  # most prompt tokens, padding included, in one forward pass
-_EFFICIENT_TOKENS = 512  # from here on a forward pass of its own costs less than the padding it avoids
+_PREFILL_TOKENS = 16_384  # maximum prompt tokens, padding included, of one forward pass
+_EFFICIENT_TOKENS = 512  # above this, a separate forward pass costs less than the padding it avoids
 _SECONDS_BETWEEN_REPORTS = 0.1
 
 
 def whole_copy(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """A model of the same architecture and precision, unsharded, without adapters; its weights are yet to be set."""
+    """A model of the same architecture and precision, unsharded and without adapters; weights must be synced."""
     with torch.random.fork_rng(), torch.device(device):
         copy: Any = type(model)(model.config)
     return copy.to(model.dtype).requires_grad_(False).eval()
@@ -37,21 +37,21 @@ def whole_copy(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
 class TorchEngine:
     """Decodes with the given model object itself, so that a policy passed in needs no weight transfer.
 
-    Every sequence draws from random numbers of its own, hence neither `max_concurrent` nor the order of the prompts
-    changes what is sampled (but for rounding in the logits). Autocast and device placement are the caller's.
+    Every sequence has its own random numbers, hence samples depend neither on `max_concurrent` nor on the order of the
+    prompts (except for rounding in the logits). Autocast and device placement are the caller's.
 
     Args:
         model: a causal language model with full attention (or a sliding window that is never exceeded).
         eos_ids: a response ends with any of these tokens; may be empty.
-        pad_id: fills up short prompts; hidden from attention.
+        pad_id: id that pads short prompts; masked in attention.
         max_concurrent: most sequences decoded at a time; halved for the rest of the run when CUDA memory runs out.
-        shares_weights: the policy is trained on `model` itself; False where it is a copy.
+        shares_weights: the policy is trained on `model` itself; False if it is a copy.
 
     Attributes:
-        deterministic: True; a response depends on its key and the weights alone, but for rounding in the logits.
+        deterministic: True; a response depends only on its key and the weights, except for rounding in the logits.
 
     Raises:
-        InputError: the model cannot be decoded here, or an id is outside its vocabulary.
+        InputError: unsupported model, or an id outside its vocabulary.
     """
 
     deterministic = True
@@ -74,19 +74,19 @@ class TorchEngine:
         self.shares_weights = shares_weights
 
     def sleep(self) -> None:
-        """Nothing is held between two calls of `generate` but the weights."""
+        """No-op: between calls of `generate` only the weights are held."""
 
     def wake(self) -> None:
-        """Nothing was given up."""
+        """No-op."""
 
     def close(self) -> None:
-        """Nothing is held that ends later than this object."""
+        """No-op: memory is freed with this object."""
 
     def sync_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Copy the policy's weights into this engine's model; tensors that it already shares are left alone.
+        """Copy the policy's weights into this engine's model; tensors that it already shares are skipped.
 
         Raises:
-            InputError: an unknown name, another shape, or a parameter that was left out.
+            InputError: an unknown name, a different shape, or a missing parameter.
         """
         own = dict(self.model.named_parameters(remove_duplicate=False)) | dict(self.model.named_buffers())
         missing = {parameter.data_ptr(): name for name, parameter in self.model.named_parameters()}
@@ -94,8 +94,8 @@ class TorchEngine:
             for name, tensor in named_tensors:
                 target = own.get(name)
                 if target is None or target.shape != tensor.shape:
-                    known = "no such tensor" if target is None else f"shape {tuple(target.shape)}"
-                    raise InputError(f"weight {name} {tuple(tensor.shape)}: the rollout model has {known}")
+                    expected = "no such tensor" if target is None else f"shape {tuple(target.shape)}"
+                    raise InputError(f"weight {name} {tuple(tensor.shape)}: the rollout model has {expected}")
                 missing.pop(target.data_ptr(), None)
                 if target.data_ptr() != tensor.data_ptr():
                     target.copy_(tensor)
@@ -121,7 +121,7 @@ class TorchEngine:
         limits = [sampling.max_new_tokens] * len(prompts) if max_new_tokens is None else list(max_new_tokens)
         check_inputs(self.model, prompts, limits, sampling, keys)
         results: list[Completion | None] = [None] * len(prompts)
-        # Longest first: what is admitted last then ends soon, and prompts prefilled together are of like length.
+        # Longest first: the last ones are short, and prompts prefilled together have similar lengths.
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]) - limits[i])
         with _decoding(self.model):
             while True:
@@ -138,14 +138,14 @@ class TorchEngine:
                 self.max_concurrent //= 2
                 torch.cuda.empty_cache()
                 warnings.warn(
-                    f"out of GPU memory while sampling: going on with max_concurrent={self.max_concurrent}",
+                    f"out of GPU memory while sampling: continuing with max_concurrent={self.max_concurrent}",
                     stacklevel=2,
                 )
 
 
 @contextmanager
 def _decoding(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode without gradients, and an attention that takes our masks; all put back afterwards."""
+    """Evaluation mode without gradients, and attention for slots; both are restored afterwards."""
     training = [module for module in model.modules() if module.training]
     attention = model.config._attn_implementation
     ours = attention_for_slots(model)
@@ -190,7 +190,7 @@ class _Decoder:
         self.is_eos[engine.eos_ids] = True
         # Rows of `state`: last token, its position, next cell of the tables below to fill, end of the cells.
         self.state = torch.zeros((4, self.slots), dtype=torch.int64, device=self.device)
-        # What a sequence draws from and writes to stays in one row of these while the sequence moves between slots.
+        # A sequence keeps its row of these tables while it moves between slots.
         self.free = list(range(self.slots))
         self.owner = [0] * self.slots
         self.tokens = torch.zeros((self.slots, self.width), dtype=torch.int64, device=self.device)
@@ -212,7 +212,7 @@ class _Decoder:
             self.report()
 
     def admit(self) -> None:
-        """Prefill the next prompts into free slots, all but their last token: the first decoding step reads that."""
+        """Prefill free slots with the next prompts, except their last token, which the first decoding step reads."""
         used, chosen = self.n, self.waiting[self.next : self.next + self.slots - self.n]
         self.next += len(chosen)
         self.n += len(chosen)
@@ -234,7 +234,7 @@ class _Decoder:
             self.prefill(heads, [slots_of[head] for head in heads], used)
 
     def prefill(self, heads: list[tuple[int, ...]], slots: list[list[int]], used: int) -> None:
-        """Run the model over some prompts, the longest first, and keep the keys and values of each in its slots."""
+        """Run the model over prompts, the longest first, and store the keys and values of each in its slots."""
         columns = len(heads[0])
         source = torch.tensor([u for u, copies in enumerate(slots) for _ in copies], device=self.device)
         targets = torch.tensor([slot for copies in slots for slot in copies], device=self.device)
@@ -251,10 +251,10 @@ class _Decoder:
             )
 
     def step(self) -> None:
-        """One token for every active sequence."""
+        """Decode one token of every active sequence."""
         token, position, cell, end = self.state[:, : self.n].unbind()
         self.columns += 1
-        # Once nobody waits, memory is taken only for those who are left.
+        # When no prompt is waiting, allocate only for the active sequences.
         slots = self.n if self.next == len(self.waiting) else self.slots
         self.cache.begin_decode(slots, position, self.columns)
         logits = self.model(
@@ -277,7 +277,7 @@ class _Decoder:
             self.finish(done)
 
     def finish(self, done: list[int]) -> None:
-        """Hand over the sequences in slots `done` and close the gaps with the last active ones."""
+        """Record the completions of slots `done`, and fill these slots with the last active sequences."""
         last, _, cells, _ = self.state[:, done].tolist()
         for token, cell in zip(last, cells, strict=True):
             record, length = divmod(cell - 1, self.width)

@@ -1,1 +1,1 @@
-"""Training: LightningModules, the DataModule and the parts they are made of."""
+"""Training: LightningModules, the DataModule and their parts."""

@@ -1,4 +1,4 @@
-"""How many tokens a forward pass may hold, and what is left of that when memory runs out."""
+"""Token budget of a forward pass, halved when memory runs out."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch import Tensor
 from sppo_lit.algorithms.batching import micro_batches
 
 KEY = "token_budget"
-"""Of its state in a checkpoint."""
+"""Key of the budget's state in a checkpoint."""
 
 
 class TokenBudget:
-    """Most tokens, padding included, of one forward pass; halved for the rest of the run when memory runs out.
+    """Maximum tokens, padding included, of one forward pass; halved for the rest of the run when memory runs out.
 
-    One budget serves policy, critic and the passes without gradient: it is the memory of one device.
+    Policy, critic and the passes without gradient share one budget, that of one device.
 
     Args:
         tokens: `model.memory.micro_batch_tokens`.
 
     Attributes:
-        tokens: of one forward pass now.
+        tokens: current budget of one forward pass.
         out_of_memory: how often memory ran out in this iteration.
     """
 
@@ -32,38 +32,38 @@ class TokenBudget:
         self._configured = tokens
 
     def cut(self, rows: Tensor, lengths: Tensor) -> list[Tensor]:
-        """Cut some rows into micro-batches.
+        """Cut rows into micro-batches.
 
         Args:
             rows: [N] int64.
             lengths: [B] int64 on the CPU, tokens of every row of the batch.
 
         Returns:
-            index tensors, together a permutation of `rows`.
+            Index tensors, together a permutation of `rows`.
         """
         return [rows[piece] for piece in micro_batches(lengths[rows], self.tokens)]
 
     def recut(self, pieces: Sequence[Tensor], lengths: Tensor) -> list[Tensor]:
-        """Cut micro-batches again that were cut for a larger budget."""
+        """Cut again micro-batches that were cut for a larger budget."""
         return self.cut(torch.cat(list(pieces)), lengths) if pieces else []
 
     def halve(self) -> None:
-        """Memory has run out."""
+        """Halve the budget after memory ran out."""
         self.out_of_memory += 1
         self.tokens = max(1, self.tokens // 2)
 
     def end_iteration(self) -> dict[str, float]:
-        """Begin the next iteration; returns the metrics of this one."""
+        """Start the next iteration; returns the metrics of this one."""
         metrics = {"update/micro_batch_tokens": float(self.tokens), "update/out_of_memory": float(self.out_of_memory)}
         self.out_of_memory = 0
         return metrics
 
     def save_to(self, checkpoint: dict[str, Any]) -> None:
-        """Add what a resumed run has to know so as not to run out of memory again."""
+        """Save the budget, so that a resumed run does not run out of memory again."""
         checkpoint[KEY] = {"configured": self._configured, "tokens": self.tokens}
 
     def load_from(self, checkpoint: Mapping[str, Any]) -> None:
-        """Go on with the budget of the run that is resumed, unless the setting has been changed since."""
+        """Restore the budget of the resumed run, unless the setting has changed since."""
         state = checkpoint.get(KEY)  # older checkpoints do not have it
         if state and state["configured"] == self._configured:
             self.tokens = state["tokens"]

@@ -1,7 +1,7 @@
-"""From problems to a batch to learn from: sample, judge, value, advantage (paper, section 3).
+"""From problems to a training batch: responses, verdicts, values, advantages (paper, section 3).
 
-Everything here is taken from the weights before any update of the iteration. What differs between algorithms is a row
-of `algorithms.specs.ALGORITHMS`.
+Everything is computed with the weights before any update of the iteration. Algorithms differ in their row of
+`algorithms.specs.ALGORITHMS`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from sppo_lit.models.policy import Policy
 from sppo_lit.rewards.shaping import overlong_penalty
 from sppo_lit.settings import AdvantageSettings, KLSettings, RewardSettings
 from sppo_lit.training.budget import TokenBudget
+from sppo_lit.training.metrics import GREEDY
 from sppo_lit.training.passes import ValueReader, read_logprobs
 from sppo_lit.training.runtime import Runtime
-from sppo_lit.training.sampler import GREEDY, Sampler, scored_responses
+from sppo_lit.training.sampler import Sampler, scored_responses
 from sppo_lit.training.stopping import StopControl
 from sppo_lit.training.timing import PhaseTimer
 from sppo_lit.types import Completion, Encoded, Rollouts, Sampling, Scored, TrainingBatch, Verdict
@@ -36,11 +37,11 @@ class ReferencePolicy:
     """Log-probabilities under the frozen policy that a KL penalty refers to.
 
     Args:
-        policy: the reference; with adapters, the policy under training, whose adapters are left out.
-        trained: the policy under training, whose dtype it takes.
-        budget: of tokens of one forward pass.
-        temperature: of the sampling.
-        runtime: of this rank.
+        policy: the reference; with LoRA, the trained policy, whose adapters are disabled.
+        trained: the trained policy, whose dtype is used.
+        budget: token budget of one forward pass.
+        temperature: sampling temperature.
+        runtime: runtime of this rank.
     """
 
     def __init__(
@@ -51,9 +52,9 @@ class ReferencePolicy:
 
     @torch.no_grad()
     def logprobs(self, rollouts: Rollouts) -> Tensor:
-        """[B, T] float32, zeros on padding."""
+        """Log-probabilities of the responses, [B, T] float32, zeros on padding."""
         if self._policy is not self._trained:
-            self._policy.to(self._trained.model.dtype)  # Lightning converts only what the module holds
+            self._policy.to(self._trained.model.dtype)  # Lightning converts only submodules of the module
             if not is_sharded(self._policy):
                 self._policy.to(self._runtime.device)
         logprobs = torch.zeros_like(rollouts.logprobs)
@@ -64,22 +65,22 @@ class ReferencePolicy:
 
 
 class Collector:
-    """One iteration's rollouts and what the update has to know of them.
+    """Makes the training batch of an iteration.
 
     Args:
         spec: the algorithm.
-        sampler: draws and judges.
-        sampling: how responses are drawn.
+        sampler: samples and verifies responses.
+        sampling: sampling parameters.
         samples: N, responses to each problem.
         minibatch_size: sequences of one optimizer step, over all ranks.
-        reward: what the policy is paid.
+        reward: how verdicts become rewards.
         advantage: how rewards become advantages.
-        kl: penalty for moving away from the reference policy.
-        values: reads the critic's V; None without a critic.
+        kl: penalty on the KL divergence from the reference policy.
+        values: computes the critic's V; None without a critic.
         reference: the reference policy; None without a penalty.
-        runtime: of this rank.
-        timer: of the phases.
-        stop: asked whether to go on.
+        runtime: runtime of this rank.
+        timer: measures phases.
+        stop: stops the run on a signal.
     """
 
     def __init__(
@@ -105,14 +106,14 @@ class Collector:
         self._runtime, self._timer, self._stop = runtime, timer, stop
 
     def collect(self, problems: Sequence[Encoded], iteration: int) -> TrainingBatch:
-        """Responses of the current policy, sampled, judged and valued, with advantages.
+        """Sample responses of the current policy, verify them, and compute values and advantages.
 
         Args:
-            problems: of this rank, with their prompt ids.
+            problems: problems of this rank, with their prompt ids.
             iteration: 0-based.
 
         Returns:
-            problems × samples sequences on this rank's device.
+            Problems × samples sequences on this rank's device.
 
         Raises:
             InputError: the sequences cannot be cut into minibatches.
@@ -126,26 +127,26 @@ class Collector:
         return self._training_batch(rollouts, values, usable, bad_values, reference)
 
     def _rollouts(self, problems: Sequence[Encoded], iteration: int) -> Rollouts:
-        """Sample and judge."""
-        asked = [problem for problem in problems for _ in range(self._samples)]
+        """Sample and verify."""
+        repeated = [problem for problem in problems for _ in range(self._samples)]
         samples = list(range(self._samples)) * len(problems)
         with self._stop.interruptible(boundary=True):
             with self._timer("rollout"):
-                completions = self._draw(asked, self._sampling, samples, iteration, "sampling")
+                completions = self._draw(repeated, self._sampling, samples, iteration, "sampling")
                 greedy = self._draw_greedy(problems, iteration) if self._spec.greedy else []
             with self._timer("verify"):
-                texts, verdicts = self._sampler.judge(asked, completions)
-                rewards = self._pay(asked, completions, texts, verdicts)
-                baseline = self._pay(problems, greedy, *self._sampler.judge(problems, greedy)) if greedy else None
+                texts, verdicts = self._sampler.judge(repeated, completions)
+                rewards = self._rewards(repeated, completions, texts, verdicts)
+                baseline = self._rewards(problems, greedy, *self._sampler.judge(problems, greedy)) if greedy else None
         device, sampled = self._runtime.device, [*completions, *greedy]
         return Rollouts(
-            *pad_rows([ids for _, ids in asked], device),
+            *pad_rows([ids for _, ids in repeated], device),
             *pad_rows([c.response_ids for c in completions], device),
             logprobs=pad_rows([c.logprobs for c in completions], device, torch.float32)[0],
             rewards=rewards,
             labels=torch.tensor([float(v.reward) for v in verdicts], device=device),
             greedy_rewards=None if baseline is None else baseline.repeat_interleave(self._samples),
-            scored=scored_responses(asked, completions, texts, verdicts, samples),
+            scored=scored_responses(repeated, completions, texts, verdicts, samples),
             sampled_tokens=sum(len(c.response_ids) for c in sampled),
             sampled_sequences=len(sampled),
         )
@@ -155,29 +156,29 @@ class Collector:
     ) -> list[Completion]:
         start = time.perf_counter()
 
-        def on_progress(finished: int, asked: int, tokens: int) -> None:
+        def on_progress(finished: int, total: int, tokens: int) -> None:
             self._stop.break_off(boundary=True)
             rate = tokens / max(time.perf_counter() - start, 1e-9)
-            self._timer.report(phase, finished, asked, tokens=tokens, tokens_per_second=rate)
+            self._timer.report(phase, finished, total, tokens=tokens, tokens_per_second=rate)
 
         return self._sampler.draw(problems, sampling, f"train/{iteration}", samples, iteration, on_progress)
 
     def _draw_greedy(self, problems: Sequence[Encoded], iteration: int) -> list[Completion]:
-        """The most likely response to each problem (the baseline of ReMax)."""
+        """The greedy response to each problem (baseline of ReMax)."""
         greedy = Sampling(temperature=0.0, max_new_tokens=self._sampling.max_new_tokens)
         return self._draw(problems, greedy, [GREEDY] * len(problems), iteration, "greedy baseline")
 
-    def _pay(
+    def _rewards(
         self,
         problems: Sequence[Encoded],
         completions: Sequence[Completion],
         texts: Sequence[str],
         verdicts: Sequence[Verdict],
     ) -> Tensor:
-        """The policy's reward of every response, [B] float32."""
+        """The policy's reward for every response, [B] float32."""
         reward, limit = self._reward, self._sampling.max_new_tokens
         custom = self._sampler.custom_rewards(problems, texts) if reward.custom else {}
-        paid = []
+        rewards = []
         for i, (completion, verdict) in enumerate(zip(completions, verdicts, strict=True)):
             extra = sum(weight * custom[name][i] for name, weight in reward.custom.items())
             overlong = (
@@ -187,11 +188,11 @@ class Collector:
                     len(completion.response_ids), limit, reward.overlong_cache, reward.overlong_factor
                 )
             )
-            paid.append(reward.correctness * verdict.reward + extra + overlong)
-        return torch.tensor(paid, dtype=torch.float32, device=self._runtime.device)
+            rewards.append(reward.correctness * verdict.reward + extra + overlong)
+        return torch.tensor(rewards, dtype=torch.float32, device=self._runtime.device)
 
     def _trusted_values(self, rollouts: Rollouts) -> tuple[Tensor, Tensor, int]:
-        """V, 0 where it is not finite; [B] which responses have a usable one; how many have not, over all ranks."""
+        """V, 0 where not finite; [B] whether it is finite; number of responses over all ranks where it is not."""
         usable = torch.ones_like(rollouts.rewards, dtype=torch.bool)
         if self._values is None:
             return torch.zeros_like(rollouts.rewards), usable, 0
@@ -199,7 +200,7 @@ class Collector:
         usable = values.reshape(len(rollouts), -1).isfinite().all(dim=1)
         bad = int(reduced((~usable).sum()))
         if bad:
-            self._runtime.say(f"critic: {bad} values are not finite; the policy does not learn from those responses")
+            self._runtime.say(f"critic: {bad} values are not finite; the policy is not trained on those responses")
         return torch.where(_like(usable, values), values, 0.0), usable, bad
 
     def _training_batch(
@@ -228,18 +229,18 @@ class Collector:
             advantages = whiten(advantages, usable if advantages.ndim == 1 else mask & usable[:, None], reduced)
         targets = rollouts.labels
         if values.ndim == 2:
-            ahead = gae(rollouts.labels, values, lengths, gamma=settings.gamma, lam=critic_lam)
-            targets = torch.where(mask, ahead + values, 0.0)
-        learned = usable
+            estimates = gae(rollouts.labels, values, lengths, gamma=settings.gamma, lam=critic_lam)
+            targets = torch.where(mask, estimates + values, 0.0)
+        trainable = usable
         if settings.drop_equal_groups:
-            learned = usable & ~equal_groups(outcomes.totals, self._samples)
+            trainable = usable & ~equal_groups(outcomes.totals, self._samples)
         inherited = {f.name: getattr(rollouts, f.name) for f in fields(rollouts)}
         return TrainingBatch(
             **{**inherited, "scored": self._with_advantages(rollouts, values, advantages)},
             values=values,
             targets=targets,
             advantages=advantages,
-            loss_mask=mask & learned[:, None],
+            loss_mask=mask & trainable[:, None],
             reference=reference,
             bad_values=bad_values,
         )
@@ -253,16 +254,16 @@ class Collector:
         return lam, lam if critic_lam is None else critic_lam
 
     def _with_advantages(self, rollouts: Rollouts, values: Tensor, advantages: Tensor) -> list[Scored]:
-        """The responses for reading, with V(prompt) and the mean advantage of their tokens."""
+        """The responses as text, with V(prompt) and the mean advantage of their tokens."""
         means = advantages if advantages.ndim == 1 else advantages.sum(dim=1) / rollouts.response_lengths
-        at_prompt = (values if values.ndim == 1 else values[:, 0]).tolist()
-        known = at_prompt if self._values is not None else [None] * len(rollouts)
+        first = (values if values.ndim == 1 else values[:, 0]).tolist()
+        prompt_values = first if self._values is not None else [None] * len(rollouts)
         return [
             replace(s, value=value, advantage=advantage)
-            for s, value, advantage in zip(rollouts.scored, known, means.tolist(), strict=True)
+            for s, value, advantage in zip(rollouts.scored, prompt_values, means.tolist(), strict=True)
         ]
 
 
 def _like(rows: Tensor, tensor: Tensor) -> Tensor:
-    """[B] made to broadcast against [B] or [B, T]."""
+    """Reshape [B] to broadcast against [B] or [B, T]."""
     return rows.view(-1, *[1] * (tensor.ndim - 1))

@@ -1,4 +1,4 @@
-"""Streams problems and has rollouts generated for every epoch: one epoch, one batch, one iteration."""
+"""Streams problems and generates rollouts for every epoch: one epoch = one batch = one iteration."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class ProblemSet:
     Attributes:
         path: "arithmetic" (procedural, see `data.arithmetic`), a name such as "gsm8k", a Hub id, or a local file or
             folder.
-        split: split to read; the source's own where None.
-        limit: at most this many problems; how many are generated, for arithmetic (where None: 1,000 held-out ones,
-            training ones without end).
-        name: what keys and results call it; by default the source's own name.
-        streaming: read a large Hub source as it goes instead of all at once (training only; then in source order).
-        skip_bad_rows: count rows without problem or answer and corrupt lines, instead of stopping at the first.
+        split: split to read; None uses the source's default.
+        limit: maximum number of problems; for arithmetic, the number generated (None: 1,000 for validation, endless for
+            training).
+        name: name in keys and results; the source's own by default.
+        streaming: stream a large Hub source instead of loading it (training only; in source order).
+        skip_bad_rows: skip and count rows without problem or answer and corrupt lines, instead of raising an error.
     """
 
     path: str
@@ -50,7 +50,7 @@ class ProblemSet:
 
 
 class ProblemStream(Protocol):
-    """An endless sequence of problems with a position."""
+    """An endless sequence of problems with random access."""
 
     def take(self, start: int, count: int) -> list[Encoded]:
         """Problems `start` … `start + count − 1` of the stream."""
@@ -59,13 +59,13 @@ class ProblemStream(Protocol):
 class MathDataModule(pl.LightningDataModule):
     """Problems for training and validation.
 
-    Iteration i trains on problems i·n … (i+1)·n − 1 of an endless stream, so a resumed run needs no saved position.
-    Rank r of w takes every w-th of them.
+    Iteration i trains on problems i·n … (i+1)·n − 1 of an endless stream, so that resuming needs no saved position.
+    Each of w ranks takes every w-th of them.
 
     Args:
-        train: what to train on; needed only to train.
-        val: held-out sets.
-        arithmetic: the procedural task, where `train` or `val` names it.
+        train: training problems; needed only for training.
+        val: validation sets.
+        arithmetic: the procedural task, if `train` or `val` names it.
         problems_per_epoch: n, problems of one iteration over all ranks.
         max_prompt_tokens: longer prompts are dropped and counted.
         system: system message for tokenizers with a chat template.
@@ -94,7 +94,7 @@ class MathDataModule(pl.LightningDataModule):
 
     @property
     def module(self) -> TrainingModule:
-        """The module under training, which has the tokenizer, the verifier and the collector."""
+        """The trained module, which has tokenizer, verifier and collector."""
         assert self.trainer is not None
         return training_module(self.trainer.lightning_module)
 
@@ -104,27 +104,26 @@ class MathDataModule(pl.LightningDataModule):
         return list(self.val_sets)
 
     def setup(self, stage: str) -> None:
-        """Read, check and encode the problems that this stage needs.
+        """Read, check and encode the problems of this stage.
 
         Raises:
-            InputError: missing or empty source, bad row, no prompt short enough.
+            InputError: missing or empty source, bad row, or all prompts too long.
         """
         if stage == "fit" and self.stream is None:
             self.stream = self._open_train()
         if not self.val_sets:
             for problem_set in self.val:
                 encoded = self._load(problem_set, "val")
-                self.val_sets[_unused(_name_of(problem_set, encoded), self.val_sets)] = encoded
+                self.val_sets[_unique(_name_of(problem_set, encoded), self.val_sets)] = encoded
 
     def train_dataloader(self) -> DataLoader[Intact[Sequences]]:
         """One batch: the rollouts of this iteration on this rank."""
         return _loader(_IterationRollouts(self))
 
     def val_dataloader(self) -> list[DataLoader[Intact[list[Encoded]]]]:
-        """Per set this rank's share of the problems: in one batch, but in `validate` in chunks.
+        """This rank's share of each set: in one batch, or in chunks in `validate`, which can be resumed.
 
-        (Chunks cost some speed, since the last responses of each are sampled by themselves; in `fit` a run goes on from
-        its checkpoint.)
+        (Chunks cost some speed, since the last responses of each are decoded in small batches.)
         """
         size = None
         if self.trainer is not None and self.trainer.state.fn == "validate":
@@ -133,7 +132,7 @@ class MathDataModule(pl.LightningDataModule):
         return [_loader(_chunks(self.trainer, encoded, size)) for encoded in self.val_sets.values()]
 
     def transfer_batch_to_device(self, batch: T, device: torch.device, dataloader_idx: int) -> T:
-        """Batches are made on their device by the collector; problems have no tensors."""
+        """No-op: the collector creates batches on their device, and problems have no tensors."""
         return batch
 
     def problems_of(self, iteration: int) -> list[Encoded]:
@@ -143,6 +142,8 @@ class MathDataModule(pl.LightningDataModule):
         return _share(self.trainer, self.stream.take(iteration * n, n))
 
     def _open_train(self) -> ProblemStream:
+        if not self.train.path:
+            raise InputError("data.train.path is missing: name the problems to train on, e.g. ProblemSet('gsm8k')")
         seed = self.module.seed
         generated = self.train.path == "arithmetic"
         if generated and self.train.limit is None:
@@ -152,7 +153,7 @@ class MathDataModule(pl.LightningDataModule):
         return _Shuffled(self._load(self.train, "train"), seed)
 
     def _load(self, problem_set: ProblemSet, use: str) -> list[Encoded]:
-        """A whole set, checked, encoded and reported in one line."""
+        """Read, check and encode a set, and print one line about it."""
         dropped: Counter[str] = Counter()
         if problem_set.path == "arithmetic":
             split = problem_set.split or use
@@ -173,7 +174,7 @@ class MathDataModule(pl.LightningDataModule):
         return encoded
 
     def open_source(self, problem_set: ProblemSet) -> ProblemSource:
-        """The problems of a set as they are in their source; see `open_problems`."""
+        """The source of a set; see `open_problems`."""
         return open_problems(
             problem_set.path,
             problem_set.split,
@@ -184,9 +185,9 @@ class MathDataModule(pl.LightningDataModule):
         )
 
     def parsable(self, problems: Sequence[Problem]) -> tuple[list[Problem], int]:
-        """Problems whose gold answer is judged equal to itself, and how many are not.
+        """Problems whose gold answer is verified as correct, and the number of the others.
 
-        At one sample per prompt a gold answer that nothing equals would give a false advantage.
+        With one sample per prompt, a gold answer that cannot be matched would give a wrong advantage.
         """
         golds = [p.answer for p in problems]
         verdicts = self.module.verifier.score([f"\\boxed{{{gold}}}" for gold in golds], golds)
@@ -194,10 +195,10 @@ class MathDataModule(pl.LightningDataModule):
         return kept, len(problems) - len(kept)
 
     def encode(self, problems: Sequence[Problem], path: str, limit: int) -> tuple[list[Encoded], int]:
-        """Problems with their prompt ids, and how many were left out for a prompt of more than `limit` tokens.
+        """Problems with their prompt ids, and the number of those dropped for a prompt of more than `limit` tokens.
 
         Raises:
-            InputError: every prompt is longer; `path` is named.
+            InputError: every prompt of `path` is longer.
         """
         try:
             return encode_problems(problems, self.module.tokenizer, limit, self.system)
@@ -205,14 +206,14 @@ class MathDataModule(pl.LightningDataModule):
             raise InputError(f"{path}: {error}") from error
 
     def report(self, what: str, kept: int, dropped: Counter[str]) -> None:
-        """Print how many problems were kept and why others were not."""
+        """Print how many problems were kept and why others were dropped."""
         if self.trainer is not None and self.trainer.is_global_zero:
             reasons = ", ".join(f"{n:,} {reason}" for reason, n in sorted(dropped.items()) if n)
             console.print(f"{what}: {kept:,} problems" + (f"; dropped {reasons}" if reasons else ""))
 
 
 class _IterationRollouts(Dataset[Intact[Sequences]]):
-    """The only batch of an epoch, made when it is asked for."""
+    """The only batch of an epoch, generated on demand."""
 
     def __init__(self, data: MathDataModule) -> None:
         self.data = data
@@ -226,7 +227,7 @@ class _IterationRollouts(Dataset[Intact[Sequences]]):
 
 
 class _Generated:
-    """The arithmetic task's own endless stream; every seed of a run has its own."""
+    """Endless stream of the arithmetic task, different for every seed."""
 
     STRIDE = 10_000_000
     ATTEMPTS = 100
@@ -239,7 +240,7 @@ class _Generated:
         return [self._problem(self.offset + i) for i in range(start, start + count)]
 
     def _problem(self, index: int) -> Encoded:
-        """Problem `index`, or another in its place where its prompt is too long: iterations are of one size."""
+        """Problem `index`, or a replacement if its prompt is too long, so that all iterations have the same size."""
         data, shortest = self.data, 10**9
         for attempt in range(self.ATTEMPTS):
             problem = data.arithmetic.problem(index + attempt * self.STRIDE * 1_000_000, self.split)
@@ -254,7 +255,7 @@ class _Generated:
 
 
 class _Shuffled:
-    """A finite set, in a new random order each time it has been gone through."""
+    """A finite set, shuffled anew in every pass."""
 
     def __init__(self, encoded: list[Encoded], seed: int) -> None:
         self.encoded, self.seed = encoded, seed
@@ -272,7 +273,7 @@ class _Shuffled:
 
 
 class _Streamed:
-    """A source too large to hold, read in its order; a resumed run reads up to its position and goes on."""
+    """A streamed source in its own order; a resumed run skips to its position."""
 
     CHUNK = 256
 
@@ -305,28 +306,28 @@ class _Streamed:
             if not kept:
                 reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(dropped.items()) if n)
                 raise InputError(
-                    f"{data.train.path}: no usable problem in it ({reasons}); raise data.max_prompt_tokens or take "
+                    f"{data.train.path}: no usable problem in it ({reasons}); raise data.max_prompt_tokens or use "
                     "other data"
                 )
             data.report(f"train: {data.train.path}, one pass", kept, dropped + source.dropped)
 
 
 def _loader(batches: Dataset[T] | list[T]) -> DataLoader[T]:
-    # A list is as good as a data set: it has a length and takes an index.
-    return DataLoader(cast(Dataset[T], batches), batch_size=None, collate_fn=_as_it_is)
+    # A list works as a map-style dataset.
+    return DataLoader(cast(Dataset[T], batches), batch_size=None, collate_fn=_identity)
 
 
-def _as_it_is(batch: T) -> T:
+def _identity(batch: T) -> T:
     return batch
 
 
 def _share(trainer: pl.Trainer | None, entries: list[Encoded]) -> list[Encoded]:
-    """Every world-size-th entry, beginning at this rank."""
+    """This rank's share: every world-size-th entry."""
     return entries if trainer is None else entries[trainer.global_rank :: trainer.world_size]
 
 
 def _chunks(trainer: pl.Trainer | None, entries: list[Encoded], size: int | None) -> list[Intact[list[Encoded]]]:
-    """This rank's entries in chunks of `size`, equally many on all ranks; the last may be empty. None: in one."""
+    """This rank's entries in chunks of `size` (None: one), equally many on all ranks; the last may be empty."""
     share = _share(trainer, entries)
     most = len(entries) if trainer is None else -(-len(entries) // trainer.world_size)
     size = size or most
@@ -337,5 +338,5 @@ def _name_of(problem_set: ProblemSet, encoded: list[Encoded]) -> str:
     return problem_set.name or encoded[0][0].source or problem_set.path
 
 
-def _unused(name: str, taken: Collection[str]) -> str:
+def _unique(name: str, taken: Collection[str]) -> str:
     return name if name not in taken else f"{name}_{len(taken)}"

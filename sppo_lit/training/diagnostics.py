@@ -1,4 +1,4 @@
-"""What practitioners read of an iteration, over all ranks: of its rollouts, and of its optimizer steps."""
+"""Metrics of an iteration over all ranks: of its rollouts and of its optimizer steps."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from sppo_lit.types import Reason, TrainingBatch
 
 
 def rollout_metrics(batch: TrainingBatch, old_logprobs: Tensor, seconds: float, critic: bool) -> dict[str, float]:
-    """Of all ranks' rollouts and advantages, before any update.
+    """Metrics of rollouts and advantages over all ranks, before any update.
 
     Args:
-        batch: this rank's.
+        batch: batch of this rank.
         old_logprobs: [B, T] float32, under the weights before any update.
-        seconds: wall-clock of sampling on this rank.
-        critic: whether the batch's values are a critic's.
+        seconds: wall-clock time of sampling on this rank.
+        critic: whether the batch has values of a critic.
     """
     mask = response_mask(batch.response_lengths, batch.response_ids.shape[1])
     gap = reduced(masked_sum((batch.logprobs - old_logprobs).abs(), mask))
     slowest = reduced(gap.new_tensor(seconds), dist.ReduceOp.MAX)
     names = get_args(Reason)
-    found = Counter(s.verdict.reason for s in batch.scored)
+    reasons = Counter(s.verdict.reason for s in batch.scored)
     truncated = sum(not s.finished for s in batch.scored)
-    counts = reduced(gap.new_tensor([*(found[name] for name in names), truncated], dtype=torch.int64))
+    counts = reduced(gap.new_tensor([*(reasons[name] for name in names), truncated], dtype=torch.int64))
     rewards, labels, lengths = gathered(batch.rewards), gathered(batch.labels), gathered(batch.response_lengths).float()
     kept = gathered(batch.loss_mask.any(dim=1).to(torch.int32)).float()
     *shares, truncation = (counts / len(rewards)).tolist()
@@ -54,24 +54,24 @@ def rollout_metrics(batch: TrainingBatch, old_logprobs: Tensor, seconds: float, 
 
 
 def _sampled(batch: TrainingBatch) -> dict[str, float]:
-    """All that was drawn for the batch, greedy responses included."""
+    """Responses and tokens sampled for the batch, greedy responses included."""
     counts = batch.response_lengths.new_tensor([batch.sampled_sequences, batch.sampled_tokens])
     sequences, tokens = reduced(counts).tolist()
     return {"rollout/sampled_sequences": sequences, "rollout/sampled_tokens": tokens}
 
 
 def _spread(advantages: Tensor, mask: Tensor) -> dict[str, float]:
-    """Mean and standard deviation of the advantages: over responses, or over tokens where it varies by token."""
+    """Mean and standard deviation of the advantages: over responses, or over tokens for a token-level estimator."""
     weights = mask if advantages.ndim == 2 else torch.ones_like(advantages, dtype=torch.bool)
     mean, squares, count = masked_moments(advantages, weights, reduced)
     return {"advantage/mean": float(mean), "advantage/std": float((squares / count).sqrt())}
 
 
 def _critic_metrics(batch: TrainingBatch) -> dict[str, float]:
-    """How well V before the update foretold the verdicts.
+    """How well V before the update predicted the verdicts.
 
-    A token-level critic is read at the prompt, where it knows as much as a scalar one; `critic/brier_at_end` is of its
-    prediction before the last token.
+    Of a token-level critic V at the prompt is used, as of a scalar one; `critic/brier_at_end` is of its prediction
+    before the last token.
     """
     labels = gathered(batch.labels)
     by_token = batch.values.ndim == 2
@@ -89,16 +89,16 @@ def _critic_metrics(batch: TrainingBatch) -> dict[str, float]:
 
 
 def _reference_metrics(batch: TrainingBatch, reference: Tensor, mask: Tensor) -> dict[str, float]:
-    """KL(π ‖ π_ref) per token, of the policy that sampled (k3)."""
+    """KL(π ‖ π_ref) per token of the sampling policy (k3)."""
     kl = reduced(masked_sum(approx_kl(reference, batch.logprobs), mask))
     return {"rollout/kl_reference": float(kl / reduced(mask.sum()))}
 
 
 def step_metrics(steps: Sequence[Terms]) -> dict[str, float]:
-    """Optimizer steps of an iteration as one number each: extremes of the ratio, means of everything else.
+    """Aggregate the terms of an iteration's optimizer steps: extremes of the ratio, means of everything else.
 
-    `policy/first_ratio_deviation` is max |r − 1| of the first minibatch: 0, or π and π_old are not the same function.
-    A step skipped for a gradient that is not finite is left out of the mean norm and counted in `*/skipped_steps`.
+    `policy/first_ratio_deviation` is max |r − 1| of the first minibatch; unless it is 0, π and π_old differ.
+    Skipped steps are excluded from the mean gradient norm and counted in `*/skipped_steps`.
     """
     metrics: dict[str, float] = {}
     names = sorted({name for step in steps for name in step})

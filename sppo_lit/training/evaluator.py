@@ -1,4 +1,4 @@
-"""How a policy answers held-out problems: greedily, and with k samples each."""
+"""Evaluation on held-out problems: greedy responses, and k samples each."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ import lightning.pytorch as pl
 from sppo_lit.algorithms.batching import pad_rows
 from sppo_lit.distributed.collectives import ranks
 from sppo_lit.settings import EvalSettings
-from sppo_lit.training.metrics import ValidationResults
+from sppo_lit.training.metrics import GREEDY, ValidationResults
 from sppo_lit.training.passes import ValueReader
 from sppo_lit.training.protocols import ResponseStore, callbacks_of, validation_names
 from sppo_lit.training.runtime import Runtime
-from sppo_lit.training.sampler import GREEDY, Sampler, scored_responses
+from sppo_lit.training.sampler import Sampler, scored_responses
 from sppo_lit.training.stopping import StopControl
 from sppo_lit.training.timing import PhaseTimer
 from sppo_lit.types import Completion, Encoded, Problem, Sampling, Scored, Sequences
 
-Known = Callable[[int, Problem, int], "Scored | None"]
-"""(number of the validation set, problem, sample) -> the response, if an interrupted evaluation has left it on disk."""
+ResponseLookup = Callable[[int, Problem, int], "Scored | None"]
+"""(number of the validation set, problem, sample) -> the response, if an interrupted evaluation stored it."""
 
 
 class Evaluator:
-    """Answers of one policy to held-out problems.
+    """Samples and verifies responses to held-out problems.
 
     Args:
-        sampler: draws and judges.
+        sampler: samples and verifies responses.
         settings: greedy or not, samples, temperature.
-        max_new_tokens: longest response in tokens, unless the settings say otherwise.
-        values: reads the critic's V of every response; None for no values.
-        runtime: of this rank.
-        timer: told how far the evaluation is.
-        stop: asked whether to go on.
+        max_new_tokens: longest response in tokens, if the settings have no limit.
+        values: computes the critic's V of every response; None for no values.
+        runtime: runtime of this rank.
+        timer: receives the progress.
+        stop: stops the run on a signal.
 
     Attributes:
-        results: of the running or the latest evaluation.
+        results: results of the running or latest evaluation.
     """
 
     def __init__(
@@ -53,26 +53,26 @@ class Evaluator:
         self._sampler, self._settings, self._values = sampler, settings, values
         self._limit = settings.max_new_tokens or max_new_tokens
         self._runtime, self._timer, self._stop = runtime, timer, stop
-        self._known: Sequence[Known] = ()
+        self._lookups: Sequence[ResponseLookup] = ()
         self.results = ValidationResults((), runtime.device)
         self._done = self._total = 0
 
     def begin(self, trainer: pl.Trainer) -> None:
-        """An evaluation begins: count what is to come, and ask who knows responses that need not be sampled again."""
+        """Start an evaluation: count its responses, and find callbacks that store those of an interrupted one."""
         loaders = trainer.val_dataloaders or []
         problems = sum(len(batch.content) for loader in loaders for batch in loader.dataset)
         self._done, self._total = 0, problems * self._settings.responses
-        self._known = [c.stored_response for c in callbacks_of(trainer) if isinstance(c, ResponseStore)]
+        self._lookups = [c.stored_response for c in callbacks_of(trainer) if isinstance(c, ResponseStore)]
         self.results = ValidationResults(validation_names(trainer), self._runtime.device)
 
     def answer(self, problems: Sequence[Encoded], number: int, iteration: int) -> list[Scored]:
-        """All responses to some problems; those already known are not sampled again.
+        """All responses to some problems; stored ones are not sampled again.
 
-        Ranks do this equally often, also with no problem at all: sharded weights are gathered by all together.
+        All ranks must call this equally often, even without problems: sharded weights are gathered collectively.
 
         Args:
-            problems: of this rank, with their prompt ids.
-            number: of the validation set that they are from.
+            problems: problems of this rank, with their prompt ids.
+            number: number of their validation set.
             iteration: iterations completed, the version of the weights.
         """
         settings = self._settings
@@ -96,13 +96,13 @@ class Evaluator:
         return scored
 
     def _find(self, number: int, problem: Problem, sample: int) -> Scored | None:
-        return next((s for known in self._known if (s := known(number, problem, sample)) is not None), None)
+        return next((s for lookup in self._lookups if (s := lookup(number, problem, sample)) is not None), None)
 
     def _sample(self, problems: list[Encoded], sampling: Sampling, samples: list[int], iteration: int) -> list[Scored]:
         start = time.perf_counter()
 
-        def on_progress(finished: int, asked: int, tokens: int) -> None:
-            if ranks() == 1 or self._values is None:  # reading values is joint: no rank may leave alone
+        def on_progress(finished: int, total: int, tokens: int) -> None:
+            if ranks() == 1 or self._values is None:  # computing values is collective: no rank may leave alone
                 self._stop.break_off(boundary=False)
             rate = tokens / max(time.perf_counter() - start, 1e-9)
             done = self._done + finished
@@ -117,7 +117,7 @@ class Evaluator:
     def _with_values(
         self, problems: list[Encoded], completions: list[Completion], scored: list[Scored], reader: ValueReader
     ) -> list[Scored]:
-        """The responses with V(prompt); of a token-level critic also with V before each token."""
+        """Add V(prompt); with a token-level critic also V before each token."""
         if not problems:
             reader.join()
             return scored

@@ -1,4 +1,4 @@
-"""How good are the responses: greedy accuracy, avg@k, pass@k, maj@k with their intervals, and the critic's quality.
+"""Metrics of responses (greedy accuracy, avg@k, pass@k, maj@k with intervals) and of the critic.
 
 The functions are pure; `AccuracyAtK` gathers the samples of a problem from all ranks before it calls them.
 """
@@ -19,6 +19,8 @@ from sppo_lit.types import Scored
 
 NO_ANSWER = -1
 GREEDY = -1
+"""Sample index of the greedy response to a problem."""
+
 Z95 = 1.959964  # 97.5 % quantile of the normal distribution
 
 
@@ -35,11 +37,11 @@ def avg_at_k(correct: Tensor) -> Tensor:
 
 
 def pass_at_k(correct: Tensor, k: int | None = None) -> Tensor:
-    """pass@k: the probability that at least one of k samples is correct, 1 − C(n−c, k) / C(n, k), without bias.
+    """pass@k: the probability that at least one of k samples is correct, 1 − C(n−c, k) / C(n, k), unbiased.
 
     Args:
         correct: [N, n], 1 where the sample is correct.
-        k: samples allowed, at most n; all n by default.
+        k: number of samples, at most n; n by default.
 
     Returns:
         [N] float64 in [0, 1], one value per problem.
@@ -60,7 +62,7 @@ def pass_at_k(correct: Tensor, k: int | None = None) -> Tensor:
 def maj_at_k(correct: Tensor, answers: Tensor) -> Tensor:
     """maj@k: the probability that the most frequent answer of the k samples is correct.
 
-    Answers that tie for the most votes win equally often. Samples without an answer win only where no sample has one.
+    Tied answers are equally likely to win. Samples without an answer win only if no sample has one.
 
     Args:
         correct: [N, k], 1 where the sample is correct.
@@ -79,8 +81,8 @@ def maj_at_k(correct: Tensor, answers: Tensor) -> Tensor:
 def confidence_interval(scores: Tensor) -> float:
     """Half width of the 95 % interval of the mean over problems.
 
-    Wilson's interval where every score is 0 or 1 (greedy, or k equal samples), so that it never has width 0; else the
-    normal one over problems, which counts the k samples of a problem as one cluster.
+    Wilson's interval if every score is 0 or 1 (greedy, or k equal samples), so that its width is never 0; else the
+    normal interval over problems, with the k samples of a problem as one cluster.
 
     Args:
         scores: [N] in [0, 1], one value per problem, e.g. of `avg_at_k`.
@@ -104,7 +106,7 @@ def explained_variance(values: Tensor, targets: Tensor) -> Tensor:
 
     Args:
         values: [B] predictions.
-        targets: [B] what they predict.
+        targets: [B] targets.
 
     Returns:
         Scalar float32.
@@ -128,10 +130,10 @@ def brier(values: Tensor, labels: Tensor) -> Tensor:
 
 
 def auroc(scores: Tensor, labels: Tensor, strata: Tensor | None = None) -> float:
-    """Area under the ROC curve: how often a success has the higher score than a failure, ties counted half.
+    """Area under the ROC curve: how often a success scores higher than a failure, ties counted half.
 
     Args:
-        scores: [B], higher for likelier success.
+        scores: [B], higher for more likely success.
         labels: [B], 1 for success, 0 for failure.
         strata: [B] int64; only pairs of the same stratum are compared. None compares all.
 
@@ -150,12 +152,12 @@ def auroc(scores: Tensor, labels: Tensor, strata: Tensor | None = None) -> float
 
 
 def stable_id(text: str) -> int:
-    """A number of 62 bits that is the same for equal texts in every process."""
+    """A 62-bit hash that is the same in every process."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big") >> 2
 
 
 def normalise_answer(answer: str) -> str:
-    r"""The answer without what writers vary freely: spaces, dollar signs, \left and \right, \dfrac, a full stop."""
+    r"""The answer without typographic variants: spaces, dollar signs, \left and \right, \dfrac, a full stop."""
     for drop in (r"\left", r"\right", r"\!", r"\,", r"\;", "$"):
         answer = answer.replace(drop, "")
     answer = answer.replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac")
@@ -163,7 +165,7 @@ def normalise_answer(answer: str) -> str:
 
 
 def answer_id(answer: str | None) -> int:
-    """`stable_id` of the normalised answer; `NO_ANSWER` where nothing, or only spaces, was extracted."""
+    """`stable_id` of the normalised answer; `NO_ANSWER` if nothing, or only spaces, was extracted."""
     text = normalise_answer(answer or "")
     return stable_id(text) if text else NO_ANSWER
 
@@ -171,8 +173,8 @@ def answer_id(answer: str | None) -> int:
 class AccuracyAtK(Metric):
     """Accuracy of one set of problems: greedy, avg@k, pass@k, maj@k, length and truncation.
 
-    The responses may lie spread over ranks and come in any order; a response that several ranks saw (same problem key,
-    same sample index) counts once. Where problems have differently many samples, k is the smallest number.
+    Responses may be spread over ranks and come in any order; a response seen by several ranks (same problem key and
+    sample index) counts once. If problems have different numbers of samples, k is the smallest.
     """
 
     full_state_update = False
@@ -185,9 +187,9 @@ class AccuracyAtK(Metric):
         self.reset()
 
     def reset(self) -> None:
-        """Forget all responses."""
+        """Remove all responses."""
         super().reset()
-        self.update([])  # a rank without problems still takes part in the gathering, with the right shape and dtype
+        self.update([])  # a rank without problems still takes part in gathering, with the right shape and dtype
 
     def update(self, scored: Sequence[Scored]) -> None:
         """Add responses.
@@ -210,11 +212,11 @@ class AccuracyAtK(Metric):
         self.rows.append(torch.tensor(rows, dtype=torch.int64, device=self.device).reshape(-1, 6))
 
     def compute(self) -> dict[str, float]:
-        """The numbers over all ranks.
+        """The metrics over all ranks.
 
         Returns:
-            problems, k, length (mean tokens), truncation_rate; greedy and greedy_ci if greedy responses were seen;
-            avg_at_k, avg_at_k_ci, pass_at_k, maj_at_k if samples were. Empty without responses.
+            problems, k, length (mean tokens), truncation_rate; greedy and greedy_ci with greedy responses;
+            avg_at_k, avg_at_k_ci, pass_at_k, maj_at_k with samples. Empty without responses.
         """
         rows = dim_zero_cat(self.rows).cpu()
         if rows.shape[0] == 0:
@@ -246,42 +248,42 @@ class AccuracyAtK(Metric):
 
 
 Result = dict[str, float]
-"""Numbers of one validation set, as `AccuracyAtK.compute` gives them."""
+"""Metrics of one validation set, see `AccuracyAtK.compute`."""
 
 MEAN = "mean"
-"""Name of the mean over sets, beside those of the sets."""
+"""Name of the mean over sets."""
 
 
 def accuracy(result: Result) -> float:
-    """The one number of a set: greedy accuracy, or avg@k where there is none."""
+    """Main metric of a set: greedy accuracy, or avg@k without greedy responses."""
     return result.get("greedy", result.get("avg_at_k", float("nan")))
 
 
 def mean(results: dict[str, Result]) -> Result:
-    """The mean over sets of every number that all of them have, each set counted once; ``problems`` is the sum.
+    """The unweighted mean over sets of their common metrics; ``problems`` is the sum.
 
-    ``_ci`` is that of the mean: sets are independent.
+    ``_ci`` is the interval of the mean, with sets taken as independent.
     """
     common = [key for key in next(iter(results.values())) if all(key in r for r in results.values())]
-    found = {key: [r[key] for r in results.values()] for key in common}
+    by_key = {key: [r[key] for r in results.values()] for key in common}
     means = {
         key: math.hypot(*values) / len(values) if key.endswith("_ci") else sum(values) / len(values)
-        for key, values in found.items()
+        for key, values in by_key.items()
     }
-    return means | {"problems": sum(found["problems"])}
+    return means | {"problems": sum(by_key["problems"])}
 
 
 def with_mean(results: dict[str, Result]) -> dict[str, Result]:
-    """Numbers by set, and of several sets their `mean` at the end."""
+    """Metrics by set; with several sets, followed by their `mean`."""
     return {**results, MEAN: mean(results)} if len(results) > 1 else results
 
 
 def flatten(results: dict[str, Result]) -> Result:
-    """What is logged of numbers by set.
+    """Names and values to log.
 
     ``val/<set>/`` greedy, greedy_ci, avg_at_k, avg_at_k_ci, pass_at_k, maj_at_k, k, problems, length (tokens),
-    truncation_rate; of several sets ``val/mean/`` the same, each set counted once; and ``val/accuracy``, the mean over
-    sets of the greedy accuracy, or of avg@k where no greedy response was asked for. ``_ci`` is the half width of the
+    truncation_rate; with several sets ``val/mean/`` the same, each set counted once; and ``val/accuracy``, the mean
+    over sets of the greedy accuracy, or of avg@k without greedy responses. ``_ci`` is the half width of the
     95 % interval.
     """
     flat = {
@@ -293,16 +295,16 @@ def flatten(results: dict[str, Result]) -> Result:
 
 
 def file_name(name: str) -> str:
-    """The name of a data set as part of a metric's or a file's name."""
+    """The name of a data set as used in metric and file names."""
     return re.sub(r"[^\w.-]+", "_", name)
 
 
 class ValidationResults:
-    """The numbers of each validation set over all ranks.
+    """Metrics of each validation set over all ranks.
 
     Args:
-        names: of the sets, in the order of their data loaders.
-        device: of this rank.
+        names: names of the sets, in the order of their data loaders.
+        device: device of this rank.
     """
 
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
@@ -311,11 +313,11 @@ class ValidationResults:
         self._computed: dict[str, Result] | None = None
 
     def update(self, number: int, scored: Sequence[Scored]) -> None:
-        """Add responses to the problems of a set."""
+        """Add responses to problems of set `number`."""
         self._metrics[self._names[number]].update(scored)
 
     def compute(self) -> dict[str, Result]:
-        """Numbers by set, of those sets that have any; computed once. Collective."""
+        """Metrics by set, without empty sets; computed once. Collective."""
         if self._computed is None:
             computed = {name: metric.compute() for name, metric in self._metrics.items()}
             self._computed = {name: result for name, result in computed.items() if result}

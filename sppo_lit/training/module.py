@@ -1,7 +1,7 @@
 """Sequence-Level PPO, and the baselines it is compared with, as a LightningModule.
 
 The order of one iteration (paper, section 3): responses are sampled and verified; V and the old log-probabilities are
-taken from the weights before any update; the advantages follow; then PPO epochs × minibatches × micro-batches, the
+computed with the weights before any update; advantages follow; then PPO epochs × minibatches × micro-batches, the
 critic's step before the policy's. What differs between algorithms is a row of `algorithms.specs.ALGORITHMS`.
 """
 
@@ -56,6 +56,7 @@ from sppo_lit.training.runtime import Runtime
 from sppo_lit.training.sampler import Sampler
 from sppo_lit.training.stopping import StopControl
 from sppo_lit.training.timing import PhaseTimer, listeners
+from sppo_lit.training.trainer_checks import check_trainer, content
 from sppo_lit.training.updater import Terms, Updater, adamw
 from sppo_lit.types import Encoded, Intact, Rollouts, Sampling, Scored, TrainingBatch
 
@@ -83,28 +84,28 @@ class SPPOModule(pl.LightningModule):
 
     Args:
         policy: where the policy comes from.
-        critic: where the critic comes from; None takes the policy's source. May be far smaller than the policy.
-        algorithm: a name of `ALGORITHMS`, or a row of your own as ``path/to/file.py:SPEC`` or ``package.module.SPEC``.
-        sampling: how training responses are drawn (paper: temperature 0.6).
+        critic: where the critic comes from; None uses the policy's source. May be far smaller than the policy.
+        algorithm: a name in `ALGORITHMS`, or a custom spec as ``path/to/file.py:SPEC`` or ``package.module.SPEC``.
+        sampling: how training responses are sampled (paper: temperature 0.6).
         evaluation: how held-out problems are answered.
         batch: how an iteration's problems become optimizer steps.
         ppo: the update: epochs, clip range, aggregation, old log-probabilities.
         advantage: how rewards become advantages.
-        kl: penalty for moving away from a reference policy; off by default.
-        reward: what the policy is paid beside the verdict; the critic's labels stay the verdicts.
-        verifier: judges answers.
-        rollout: what samples the responses.
+        kl: penalty on the KL divergence from a reference policy; off by default.
+        reward: the policy's reward; the critic's labels are always the verdicts.
+        verifier: how answers are verified.
+        rollout: the engine that samples the responses.
         policy_optimizer: learning rate, schedule and clipping of the policy.
-        critic_optimizer: the same of the critic.
-        memory: what a training step may take of the accelerator's memory.
+        critic_optimizer: the same for the critic.
+        memory: limits on the accelerator memory of a training step.
         lora: train adapters of the policy instead of its weights.
-        policy_only: load nothing but the policy, to evaluate weights that come from no checkpoint.
+        policy_only: load only the policy, to evaluate weights that come from no checkpoint.
 
     Attributes:
-        last_rollouts: of the latest iteration.
+        last_rollouts: rollouts of the latest iteration.
 
     Raises:
-        InputError: unknown algorithm or impossible settings.
+        InputError: unknown algorithm or invalid settings.
     """
 
     automatic_optimization = False
@@ -166,15 +167,22 @@ class SPPOModule(pl.LightningModule):
 
     # ------------------------------------------------------------------------------------------------------- assembly
 
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Refuse what a trainer cannot do with this module; no callbacks of its own."""
+        check_trainer(self.trainer, [self.policy_optimizer, self.critic_optimizer])
+        return []
+
     def setup(self, stage: str) -> None:
-        """Refuse what cannot be trained."""
+        """Reject training with `policy_only`."""
         if stage == "fit" and self.policy_only:
-            raise InputError("model.policy_only is for 'validate': training needs what the algorithm asks for")
+            raise InputError("model.policy_only is for 'validate': training needs all networks of the algorithm")
 
     def configure_model(self) -> None:
-        """Load the networks (once; Lightning calls this before every fit, validate and test), and make the parts."""
+        """Load the networks (once; Lightning calls this before every fit, validate and test), and create the parts."""
         if not self._loaded:
             self._load_networks()
+        if self._trainer is None:  # in `load_from_checkpoint`
+            return
         self.runtime = Runtime.of(self)
         self.timer = PhaseTimer(self.runtime.device, listeners(self.trainer))
         self.stop = StopControl(self.trainer, self.timer, lambda: self.iteration)
@@ -220,7 +228,7 @@ class SPPOModule(pl.LightningModule):
         self._loaded = True
 
     def _reference(self) -> ReferencePolicy | None:
-        """The reference policy of a KL penalty; the policy without its adapters, where it has any."""
+        """The reference policy of a KL penalty; with LoRA, the policy without its adapters."""
         if not self.kl.coef or self.trainer.state.fn != "fit":
             return None
         policy = self.policy
@@ -235,7 +243,7 @@ class SPPOModule(pl.LightningModule):
         return [policy] if self.critic is None else [policy, adamw(self.critic, self.critic_optimizer)]
 
     def on_train_start(self) -> None:
-        """Hand the optimizers, as Lightning wraps them, to the updaters."""
+        """Create the updaters with the optimizers wrapped by Lightning."""
         optimizers = self.optimizers()
         wrapped = cast(list[torch.optim.Optimizer], optimizers if isinstance(optimizers, list) else [optimizers])
         common = (self.budget, self.runtime, self.stop, run_folder(self.trainer))
@@ -255,11 +263,11 @@ class SPPOModule(pl.LightningModule):
         return f"iteration: {problems:,} problems × {self.samples} = {sequences:,} sequences{greedy}, {steps:,} steps"
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what memory has allowed."""
+        """Save the token budget."""
         self.budget.save_to(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it over."""
+        """Restore the token budget."""
         self.budget.load_from(checkpoint)
 
     def teardown(self, stage: str) -> None:
@@ -269,19 +277,19 @@ class SPPOModule(pl.LightningModule):
             self.sampler.close()
 
     def exports(self) -> Mapping[str, PreTrainedModel]:
-        """The models that make a finished run."""
+        """The trained models by name."""
         critic = {} if self.critic is None else {"critic": self.critic.model}
         return {"policy": self.policy.model, **critic}
 
     def adapter_base(self) -> str | None:
-        """Path of the model that the policy's adapters belong to."""
+        """Path of the base model of the policy's adapters; None without adapters."""
         return None if self.lora is None else self.policy_source.path
 
     # ------------------------------------------------------------------------------------------------------- training
 
     def training_step(self, batch: Intact[TrainingBatch], batch_idx: int) -> None:
         """PPO epochs × minibatches × micro-batches over one iteration's rollouts."""
-        rollouts = self.last_rollouts = batch.content
+        rollouts = self.last_rollouts = content(batch)
         lrs = self._set_learning_rates()
         steps: list[Terms] = []
         with self.timer("update"), self.runtime.local_gradients():
@@ -324,13 +332,13 @@ class SPPOModule(pl.LightningModule):
         """[B, T] log-probabilities under the weights before any update."""
         if self.ppo.old_logprobs == "sampler":
             return batch.logprobs
-        old = batch.logprobs.clone()  # of responses that the policy does not learn from
+        old = batch.logprobs.clone()  # kept for responses that the policy is not trained on
         for minibatch in plan[: len(plan) // self.ppo.epochs]:
             read_logprobs(self.policy, batch, minibatch.policy, self.sampling.temperature, self.runtime, old)
         return old
 
     def critic_step(self, batch: TrainingBatch, pieces: list[Tensor]) -> Terms:
-        """One step of the critic on a minibatch: the mean over its sequences, or over its tokens."""
+        """One step of the critic on the mean loss over a minibatch's sequences, or over its tokens."""
         if self.critic_updater is None or self.critic is None:
             return {}
         rows = torch.cat(pieces)
@@ -341,7 +349,7 @@ class SPPOModule(pl.LightningModule):
         )
 
     def critic_loss(self, batch: TrainingBatch, count: int, rows: Tensor) -> Terms:
-        """The critic's loss on a micro-batch, as a share of a minibatch of `count` predictions."""
+        """The critic's loss on a micro-batch, as a share of that of a minibatch of `count` predictions."""
         assert self.critic is not None and self.spec.critic_loss is not None
         piece = batch.select(rows)
         outputs = self.critic(*self.critic.inputs(piece))
@@ -350,7 +358,7 @@ class SPPOModule(pl.LightningModule):
         return {"critic/loss": masked_sum(loss, self.critic.mask(piece)) / count}
 
     def policy_step(self, batch: TrainingBatch, pieces: list[Tensor], old: Tensor) -> Terms:
-        """One step of the policy on a minibatch; nothing where no rank has a response to learn from."""
+        """One step of the policy on a minibatch; none if no rank has a response to train on."""
         rows = torch.cat([torch.empty(0, dtype=torch.int64), *pieces])
         mine = batch.loss_mask[rows].sum()
         sequences, tokens = reduced(torch.stack([torch.full_like(mine, len(rows)), mine])).tolist()
@@ -360,7 +368,7 @@ class SPPOModule(pl.LightningModule):
         return self.policy_updater.step(pieces, batch.lengths(), loss, POLICY_TERMS, partial(self._contents, batch))
 
     def policy_loss(self, batch: TrainingBatch, old: Tensor, sequences: int, tokens: int, rows: Tensor) -> Terms:
-        """The policy's loss on a micro-batch, as a share of a minibatch of so many sequences and tokens."""
+        """The policy's loss on a micro-batch, as a share of that of a minibatch of `sequences` and `tokens`."""
         piece = batch.select(rows)
         terms = self.policy(*piece.tokens, self.sampling.temperature)
         mask, dtype = piece.loss_mask, terms.logprobs.dtype
@@ -397,7 +405,7 @@ class SPPOModule(pl.LightningModule):
         }
 
     def finish_iteration(self, metrics: Mapping[str, float]) -> None:
-        """Log the iteration's metrics, of all ranks together, and count it."""
+        """Count the iteration, and log its metrics over all ranks."""
         self.iterations_done += 1
         # As "step", the iteration becomes the loggers' x-axis, the same for training and validation.
         own = {**self.timer.end_iteration(), **self.budget.end_iteration(), "step": float(self.iteration)}
@@ -406,21 +414,22 @@ class SPPOModule(pl.LightningModule):
     # ----------------------------------------------------------------------------------------------------- validation
 
     def on_validation_epoch_start(self) -> None:
-        """Count what is to come."""
+        """Start an evaluation."""
         self.evaluator.begin(self.trainer)
 
     def validation_step(  # type: ignore[override]
         self, batch: Intact[list[Encoded]], batch_idx: int, dataloader_idx: int = 0
     ) -> list[Scored]:
         """Answer held-out problems, greedily and with k samples each, for `validation_results`."""
-        return self.evaluator.answer(batch.content, dataloader_idx, self.iteration)
+        problems = content(batch)
+        return self.evaluator.answer(problems, dataloader_idx, self.iteration)
 
     def validation_results(self) -> dict[str, Result]:
-        """Numbers of the running or latest validation by set. Collective."""
+        """Metrics of the running or latest validation by set. Collective."""
         return self.evaluator.results.compute()
 
     def on_validation_epoch_end(self) -> None:
-        """Log the numbers, ``val/accuracy`` among them."""
+        """Log the metrics, ``val/accuracy`` among them."""
         if results := self.validation_results():
             self.log_dict({**flatten(results), "step": float(self.iteration)}, batch_size=1)
 
@@ -435,11 +444,11 @@ def check_settings(
     advantage: AdvantageSettings,
     kl: KLSettings,
 ) -> None:
-    """Whether an algorithm can be trained with these settings.
+    """Check that an algorithm can be trained with these settings.
 
     Raises:
-        InputError: too few samples for it, groups of one, a warm-up, a weight or values of a critic that it does not
-            have, a penalty without a reference, or greedy sampling.
+        InputError: too few samples, groups of one, a mixed baseline without others or V, critic settings without a
+            critic, a KL penalty without a trained reference, or greedy sampling.
     """
     least = 2 if spec.samples_per_prompt > 1 else 1
     if samples < least:

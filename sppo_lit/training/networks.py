@@ -1,4 +1,4 @@
-"""The networks of a module: loaded once, whole or in pieces."""
+"""Construction of the networks of a module."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def make_policy(
 
     Args:
         source: where it comes from.
-        tokenizer: its own.
-        memory: whether activations are computed again in the backward pass.
+        tokenizer: its tokenizer.
+        memory: whether to use gradient checkpointing.
         lora: adapters to train instead of its weights; None for none.
         entropy_gradient: see `Policy`.
         empty: without weights (on the meta device).
@@ -61,13 +61,13 @@ def make_critic(
 
     Args:
         source: where it comes from.
-        tokenizer: the policy's.
-        memory: whether activations are computed again in the backward pass.
-        kind: what it reads and predicts.
+        tokenizer: the policy's tokenizer.
+        memory: whether to use gradient checkpointing.
+        kind: kind of critic.
         empty: without weights (on the meta device).
 
     Raises:
-        InputError: it cannot be loaded, or has another vocabulary.
+        InputError: it cannot be loaded, or has a different vocabulary.
     """
     model = load_critic(source, tokenizer, kind, empty)
     if memory.gradient_checkpointing:
@@ -80,7 +80,7 @@ def make_reference(source: ModelSource, tokenizer: PreTrainedTokenizerBase, empt
 
     Args:
         source: where it comes from.
-        tokenizer: the policy's.
+        tokenizer: the policy's tokenizer.
         empty: without weights (on the meta device).
 
     Raises:

@@ -16,14 +16,14 @@ from sppo_lit.types import Sequences
 
 
 class ValueReader:
-    """Asks the critic for V.
+    """Computes V with the critic.
 
     Args:
-        critic: a scalar or a token-level one.
-        link: from its output to V, elementwise.
-        budget: of tokens of one forward pass.
-        runtime: of this rank.
-        timer: told how far it is.
+        critic: scalar or token-level critic.
+        link: maps its output to V, elementwise.
+        budget: token budget of one forward pass.
+        runtime: runtime of this rank.
+        timer: receives the progress.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class ValueReader:
         return values
 
     def join(self) -> None:
-        """Take part in the other ranks' passes, where these are joint, with nothing to read."""
+        """Take part in the other ranks' passes without sequences; they are collective under sharding."""
         self._runtime.join_passes(self._critic, 0)
 
 
@@ -72,12 +72,12 @@ def read_logprobs(
     """Write a policy's log-probabilities of some rows into a tensor; the caller sets the precision.
 
     Args:
-        policy: any.
-        sequences: B of them, with T response tokens.
+        policy: the policy.
+        sequences: B sequences with T response tokens.
         pieces: rows of each forward pass, [N] int64 each.
         temperature: divides the logits.
-        runtime: of this rank.
-        into: [B, T] float.
+        runtime: runtime of this rank.
+        into: target, [B, T] float.
     """
     runtime.join_passes(policy, len(pieces))
     for rows in pieces:

@@ -1,7 +1,7 @@
-"""What the modules of this project and callbacks may ask of each other.
+"""Interfaces between the modules of this project and callbacks.
 
-A module is never looked through for attributes that it may or may not have: a callback asks `training_module` for one
-that has all of them, and the parts of a module ask `callbacks_of` for callbacks that take part in what they do.
+Callbacks get a typed module from `training_module`; the parts of a module find callbacks that implement one of the
+protocols with `callbacks_of`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sppo_lit.types import Encoded, Problem, Rollouts, Scored, Sequences, Verifi
 
 
 class StopRequests(Protocol):
-    """Takes the wish to end a run.
+    """Receives requests to stop a run.
 
     Attributes:
         signum: the signal that asked this rank to stop; 0 for none.
@@ -28,7 +28,7 @@ class StopRequests(Protocol):
     signum: int
 
     def request(self, signum: int) -> None:
-        """Leave at the next place where nothing finished is lost."""
+        """Stop at the next point where no finished work is lost."""
 
 
 class ProblemCollector(Protocol):
@@ -40,7 +40,7 @@ class ProblemCollector(Protocol):
 
 @runtime_checkable
 class _Constructed(Protocol):
-    """What a module has from its construction on."""
+    """Attributes that a module has from construction on."""
 
     tokenizer: PreTrainedTokenizerBase
     verifier: Verifier
@@ -53,26 +53,26 @@ class _Constructed(Protocol):
         """Iterations completed; `current_epoch` lags behind it just after a resume."""
 
     def validation_results(self) -> dict[str, Result]:
-        """Numbers of the running or latest validation by set; see `training.metrics`. Collective."""
+        """Metrics of the running or latest validation by set; see `training.metrics`. Collective."""
 
     def exports(self) -> Mapping[str, PreTrainedModel]:
-        """Hugging Face models that make a finished run, by name: "policy", and "critic" if there is one."""
+        """The trained Hugging Face models by name: "policy", and "critic" if there is one."""
 
     def adapter_base(self) -> str | None:
-        """Path of the model that the policy's adapters belong to; None where all weights are trained."""
+        """Path of the base model of the policy's adapters; None without adapters."""
 
 
 class TrainingModule(_Constructed, Protocol):
-    """What callbacks, data module and doctor may ask of a module.
+    """Interface of a module for callbacks and data module.
 
     Attributes:
-        tokenizer: of the policy, and of the critic.
+        tokenizer: tokenizer of policy and critic.
         verifier: judges answers.
-        seed: of the run.
+        seed: seed of the run.
         evaluation: how held-out problems are answered.
-        last_rollouts: of the latest iteration; None before one, and in supervised training.
-        collector: makes the batch of an iteration; there once `configure_model` has run.
-        stop: takes the wish to end the run; there once `configure_model` has run.
+        last_rollouts: rollouts of the latest iteration; None before the first, and in supervised training.
+        collector: makes the batch of an iteration; set by `configure_model`.
+        stop: receives requests to stop the run; set by `configure_model`.
     """
 
     collector: ProblemCollector
@@ -81,7 +81,7 @@ class TrainingModule(_Constructed, Protocol):
 
 @runtime_checkable
 class PhaseListener(Protocol):
-    """A callback that is told how far the running phase of an iteration is."""
+    """A callback that receives the progress of the current phase of an iteration."""
 
     def on_phase(
         self,
@@ -100,21 +100,21 @@ class BoundaryKeeper(Protocol):
     """A callback that saves finished iterations.
 
     Attributes:
-        saved_iteration: iterations completed in the last checkpoint, or in that which the run started from.
+        saved_iteration: iterations completed in the last checkpoint, or in the one that the run started from.
     """
 
     saved_iteration: int
 
     def save_boundary(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the last finished iteration, unless it is saved; no weight has changed since."""
+        """Save the last finished iteration, if not saved yet; no weight has changed since."""
 
 
 @runtime_checkable
 class ResponseStore(Protocol):
-    """A callback that remembers the responses of an interrupted evaluation."""
+    """A callback that stores the responses of an interrupted evaluation."""
 
     def stored_response(self, number: int, problem: Problem, sample: int) -> Scored | None:
-        """The response to a problem of the validation set `number`, if it is known."""
+        """The stored response to a problem of validation set `number`, if any."""
 
 
 @runtime_checkable
@@ -122,7 +122,7 @@ class NamedSets(Protocol):
     """A data module whose validation sets have names.
 
     Attributes:
-        val_names: in the order of their data loaders.
+        val_names: names in the order of their data loaders.
     """
 
     val_names: list[str]
@@ -143,7 +143,7 @@ def training_module(pl_module: pl.LightningModule) -> TrainingModule:
     """The module, typed.
 
     Raises:
-        InputError: it is not one that this project's callbacks and data module work with.
+        InputError: it lacks attributes that this project's callbacks and data module need.
     """
     if not isinstance(pl_module, _Constructed):
         raise InputError(
@@ -154,12 +154,12 @@ def training_module(pl_module: pl.LightningModule) -> TrainingModule:
 
 
 def callbacks_of(trainer: pl.Trainer) -> list[pl.Callback]:
-    """All callbacks of a trainer, which Lightning does not declare."""
+    """All callbacks of a trainer; Lightning does not declare this attribute."""
     return trainer.callbacks  # type: ignore[attr-defined, no-any-return]
 
 
 def validation_names(trainer: pl.Trainer) -> list[str]:
-    """Names of the validation sets in the order of their data loaders; numbered where the data module has none."""
+    """Names of the validation sets in the order of their data loaders; numbered if the data module has none."""
     sets = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
     data = trainer.datamodule  # type: ignore[attr-defined]
     return data.val_names if isinstance(data, NamedSets) else [f"set{i}" for i in range(len(sets))]

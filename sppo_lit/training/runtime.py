@@ -1,4 +1,4 @@
-"""What the parts of a module need of Lightning's strategy and precision, on this rank."""
+"""Device, precision and backward pass of Lightning's strategy, for the parts of a module."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Runtime:
     """Device, rank and precision of this process.
 
     Attributes:
-        device: where the networks compute.
-        rank: of this process.
-        ranks: processes of the run.
+        device: device of the networks.
+        rank: global rank of this process.
+        ranks: number of processes.
         autocast: context of a forward pass outside `training_step`, in the precision of the run.
         backward: replaces ``loss.backward()``.
-        local_gradients: in this context backward passes stay on this rank, so that gradients are summed once for each
-            minibatch and not for each micro-batch.
+        local_gradients: context without gradient synchronisation, so that gradients are summed over ranks once per
+            minibatch instead of once per micro-batch.
     """
 
     device: torch.device
@@ -59,11 +59,11 @@ class Runtime:
             console.print(line, markup=False, soft_wrap=True)
 
     def join_passes(self, network: Network, passes: int) -> None:
-        """Begin a minibatch's passes together: where passes are joint (sharded weights), a rank with fewer adds some.
+        """Under sharding, where passes are collective, let a rank with fewer passes than others catch up.
 
-        They run over one made-up token and have no gradient.
+        The extra passes read one dummy token and leave the gradient unchanged.
         """
         for _ in range(missing_passes(network, passes, self.device)):
-            nothing = network.empty_pass(self.device)
-            if nothing.requires_grad:
-                self.backward(nothing)
+            zero = network.empty_pass(self.device)
+            if zero.requires_grad:
+                self.backward(zero)

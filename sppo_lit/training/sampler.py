@@ -1,4 +1,4 @@
-"""Responses of the policy as it is: drawn by the rollout engine, judged by the verifier."""
+"""Responses of the current policy, sampled by the rollout engine and judged by the verifier."""
 
 from __future__ import annotations
 
@@ -17,21 +17,18 @@ from sppo_lit.training.runtime import Runtime
 from sppo_lit.training.timing import PhaseTimer
 from sppo_lit.types import Completion, Encoded, RolloutEngine, Sampling, Scored, Verdict, Verifier
 
-GREEDY = -1
-"""Sample index of the greedy response to a problem."""
-
 
 class Sampler:
-    """Draws responses and has them judged.
+    """Samples responses and has them judged.
 
     Args:
-        policy: whose responses.
-        tokenizer: decodes them.
-        verifier: judges them.
-        settings: names the engine.
+        policy: the policy that is sampled.
+        tokenizer: decodes responses.
+        verifier: judges responses.
+        settings: settings of the engine.
         seed: part of the key of every response's random numbers.
-        runtime: of this rank.
-        timer: told how far judging is.
+        runtime: runtime of this rank.
+        timer: receives the progress of judging.
     """
 
     def __init__(
@@ -46,23 +43,23 @@ class Sampler:
     ) -> None:
         self._policy, self._tokenizer, self._verifier = policy, tokenizer, verifier
         self._settings, self._seed, self._runtime, self._timer = settings, seed, runtime, timer
-        self._made: RolloutEngine | None = None
+        self._engine: RolloutEngine | None = None
         self._synced = -1  # iteration whose weights the engine has
 
     def engine(self, iteration: int) -> RolloutEngine:
-        """The engine with the weights of so many completed iterations; made at first use.
+        """The engine with the weights after `iteration` iterations; created at first use.
 
-        Where it does not decode with the policy's own weights they are handed over once for each iteration, by all
-        ranks together; sampling then needs no other rank.
+        An engine with its own weights is synced once per iteration, which is collective under sharding; sampling
+        itself needs no other rank.
         """
         model = self._policy.model
-        if self._made is None:
+        if self._engine is None:
             ends, pad = eos_token_ids(model, self._tokenizer), int(self._tokenizer.pad_token_id)  # type: ignore[arg-type]
-            self._made = make_engine(self._settings, model, ends, pad, self._runtime.device, is_sharded(model))
-        if not self._made.shares_weights and self._synced != iteration:
-            self._made.sync_weights(whole_parameters(model))
+            self._engine = make_engine(self._settings, model, ends, pad, self._runtime.device, is_sharded(model))
+        if not self._engine.shares_weights and self._synced != iteration:
+            self._engine.sync_weights(whole_parameters(model))
             self._synced = iteration
-        return self._made
+        return self._engine
 
     @torch.no_grad()
     def draw(
@@ -74,15 +71,15 @@ class Sampler:
         iteration: int,
         on_progress: Callable[[int, int, int], None] | None = None,
     ) -> list[Completion]:
-        """One response for each entry.
+        """Sample one response for each entry.
 
         Args:
-            problems: with their prompt ids.
-            sampling: how.
+            problems: problems with their prompt ids.
+            sampling: sampling parameters.
             stage: part of the key of the random numbers, e.g. "train/12".
             samples: sample index of each entry within its problem.
             iteration: iterations completed, the version of the weights.
-            on_progress: called with (responses finished, responses in all, tokens sampled so far).
+            on_progress: called with (responses finished, responses in total, tokens sampled so far).
         """
         keys = [sequence_key(self._seed, stage, p.key, s) for (p, _), s in zip(problems, samples, strict=True)]
         engine = self.engine(iteration)
@@ -108,9 +105,9 @@ class Sampler:
 
     def close(self) -> None:
         """Free the engine."""
-        if self._made is not None:
-            self._made.close()
-        self._made = None
+        if self._engine is not None:
+            self._engine.close()
+        self._engine = None
 
 
 def scored_responses(
@@ -120,7 +117,7 @@ def scored_responses(
     verdicts: Sequence[Verdict],
     samples: Sequence[int],
 ) -> list[Scored]:
-    """Responses with what sampler and verifier say of them, all equally many and in one order."""
+    """Combine problems, completions, texts, verdicts and sample indices, all in the same order."""
     return [
         Scored(problem, text, len(c.response_ids), verdict, sample, c.finished)
         for (problem, _), text, c, verdict, sample in zip(problems, texts, completions, verdicts, samples, strict=True)

@@ -1,4 +1,4 @@
-"""Where a run may be left when a signal asks for it: all ranks together, and nothing finished is lost."""
+"""Stopping a run on a signal: all ranks together, without losing finished work."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from sppo_lit.training.timing import WAIT, PhaseTimer
 
 
 class StopControl:
-    """Signals, the agreement of ranks, and the places where a run may be left.
+    """Requests to stop, synchronisation of ranks, and the points where a run may stop.
 
-    Ranks meet after sampling and once in every minibatch; whoever was asked to stop tells the others there.
+    Ranks synchronise after sampling and once per minibatch, which also shares requests to stop.
 
     Args:
-        trainer: of the run.
-        timer: waiting for other ranks is noted there.
-        iteration: tells how many iterations are completed.
+        trainer: trainer of the run.
+        timer: measures the time spent waiting for other ranks.
+        iteration: returns the number of completed iterations.
 
     Attributes:
         signum: the signal that asked this rank to stop; 0 for none.
@@ -33,15 +33,15 @@ class StopControl:
         self.signum = 0
         self._trainer, self._timer, self._iteration = trainer, timer, iteration
         self._device = trainer.strategy.root_device
-        self._agreed = 0  # the signal of any rank, when they last met
+        self._agreed = 0  # signal of any rank at the last synchronisation
 
     def request(self, signum: int) -> None:
-        """Leave at the next place where nothing finished is lost; the first request counts."""
+        """Stop at the next point where no finished work is lost; the first request counts."""
         self.signum = self.signum or signum
 
     @contextmanager
     def interruptible(self, boundary: bool) -> Iterator[None]:
-        """Sampling in here is broken off by `break_off`; then all ranks meet, and leave together.
+        """Context for sampling that `break_off` may interrupt; afterwards all ranks synchronise, and stop together.
 
         Args:
             boundary: the weights are those of the last finished iteration.
@@ -55,22 +55,22 @@ class StopControl:
         self.check(boundary)
 
     def break_off(self, boundary: bool) -> None:
-        """To be called often in an `interruptible` block, on this rank alone.
+        """Interrupt an `interruptible` block on this rank alone; to be called often.
 
         Raises:
-            Stopped: this rank was asked to stop and may.
+            Stopped: this rank was asked to stop and may do so here.
         """
         if self.signum and self._may_leave(boundary):
             raise Stopped(self.signum)
 
     def check(self, boundary: bool) -> None:
-        """End the run where all ranks are at the same place.
+        """Stop the run if requested; all ranks call this at the same point.
 
         Args:
-            boundary: the weights are those of the last finished iteration; a checkpoint of it is saved if need be.
+            boundary: the weights are those of the last finished iteration; it is saved if it has not been.
 
         Raises:
-            Stopped: a rank was asked to stop when the ranks last met, and no finished iteration would be lost.
+            Stopped: a rank was asked to stop before the last synchronisation, and no finished work would be lost.
         """
         signum = self._agreed if ranks() > 1 else self.signum
         if not signum or not self._may_leave(boundary):
@@ -80,10 +80,10 @@ class StopControl:
         raise Stopped(signum)
 
     def meet(self, flag: bool = False) -> bool:
-        """Where ranks have to meet; how long this one waited is added to the iteration's `WAIT`.
+        """Synchronise all ranks; the time waited is added to the iteration's `WAIT`.
 
         Returns:
-            whether the flag of any rank is set.
+            Whether the flag of any rank is set.
         """
         if ranks() == 1:
             return flag
@@ -107,7 +107,7 @@ class StopControl:
         return [c for c in callbacks_of(self._trainer) if isinstance(c, BoundaryKeeper)]
 
     def _may_leave(self, boundary: bool) -> bool:
-        """Whether nothing but the running iteration would be lost: its evaluation is a part of it."""
+        """Whether at most the running iteration, its evaluation included, would be lost."""
         if boundary or not self._training():
             return True
         finished = self._iteration() - int(self._trainer.validating)

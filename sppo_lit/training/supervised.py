@@ -1,4 +1,4 @@
-"""Supervised warm-up: the policy imitates worked solutions, so that reinforcement learning has something to improve."""
+"""Supervised warm-up on worked solutions, before reinforcement learning."""
 
 from __future__ import annotations
 
@@ -40,17 +40,18 @@ from sppo_lit.training.runtime import Runtime
 from sppo_lit.training.sampler import Sampler
 from sppo_lit.training.stopping import StopControl
 from sppo_lit.training.timing import PhaseTimer, listeners
+from sppo_lit.training.trainer_checks import check_trainer, content
 from sppo_lit.training.updater import Terms, Updater, adamw
 from sppo_lit.types import Encoded, Intact, Rollouts, Sampling, Scored, Sequences
 
 
 class SolutionCollector:
-    """Worked solutions as sequences to imitate.
+    """Makes the batch of worked solutions of an iteration.
 
     Args:
-        tokenizer: the policy's.
+        tokenizer: the policy's tokenizer.
         minibatch_size: solutions of one optimizer step, over all ranks.
-        runtime: of this rank.
+        runtime: runtime of this rank.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, minibatch_size: int, runtime: Runtime) -> None:
@@ -60,8 +61,8 @@ class SolutionCollector:
         """The iteration's solutions, each ended by the end-of-sequence token.
 
         Args:
-            problems: of this rank, with their prompt ids.
-            iteration: 0-based; solutions do not depend on it.
+            problems: problems of this rank, with their prompt ids.
+            iteration: not used.
 
         Raises:
             InputError: a problem has no worked solution, or they cannot be cut into minibatches.
@@ -71,7 +72,7 @@ class SolutionCollector:
         responses = []
         for problem, _ in problems:
             if problem.solution is None:
-                raise InputError(f"{problem.key}: no worked solution to imitate; choose a source that has them")
+                raise InputError(f"{problem.key}: no worked solution to train on; choose a source that has them")
             responses.append([*self._tokenizer(problem.solution, add_special_tokens=False)["input_ids"], end])
         device = self._runtime.device
         return Sequences(*pad_rows([ids for _, ids in problems], device), *pad_rows(responses, device))
@@ -82,13 +83,13 @@ class SupervisedModule(pl.LightningModule):
 
     Args:
         policy: where the policy comes from; `init: random` starts from scratch.
-        sampling: only its limits matter, for validation.
+        sampling: only its `max_new_tokens` is used, in validation.
         evaluation: how held-out problems are answered.
-        batch: size of a minibatch; there is one solution to each problem.
-        verifier: judges answers.
-        rollout: what samples the responses of validation.
+        batch: minibatch size; every problem has one solution.
+        verifier: how answers are verified.
+        rollout: the engine that samples the responses of validation.
         policy_optimizer: learning rate, schedule and clipping.
-        memory: what a training step may take of the accelerator's memory.
+        memory: limits on the accelerator memory of a training step.
         lora: train adapters of the policy instead of its weights.
 
     Attributes:
@@ -138,12 +139,19 @@ class SupervisedModule(pl.LightningModule):
         """Iterations completed, saved with the weights; `current_epoch` lags behind it just after a resume."""
         return int(self.iterations_done)
 
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Refuse what a trainer cannot do with this module; no callbacks of its own."""
+        check_trainer(self.trainer, [self.policy_optimizer])
+        return []
+
     def configure_model(self) -> None:
-        """Load the policy (once; Lightning calls this before every fit, validate and test), and make the parts."""
+        """Load the policy (once; Lightning calls this before every fit, validate and test), and create the parts."""
         if not self._loaded:
             make = partial(make_policy, self.policy_source, self.tokenizer, self.memory, self.lora, False)
             self.policy = place(make, self.device_mesh, self.memory.cpu_offload)
             self._loaded = True
+        if self._trainer is None:  # in `load_from_checkpoint`
+            return
         self.runtime = Runtime.of(self)
         self.timer = PhaseTimer(self.runtime.device, listeners(self.trainer))
         self.stop = StopControl(self.trainer, self.timer, lambda: self.iteration)
@@ -159,17 +167,17 @@ class SupervisedModule(pl.LightningModule):
         return adamw(self.policy, self.policy_optimizer)
 
     def on_train_start(self) -> None:
-        """Hand the optimizer, as Lightning wraps it, to the updater."""
+        """Create the updater with the optimizer wrapped by Lightning."""
         folder = run_folder(self.trainer)
         common = (self.policy_optimizer, self.budget, self.runtime, self.stop, folder)
         self.updater = Updater("policy", self.policy, cast(torch.optim.Optimizer, self.optimizers()), *common)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what memory has allowed."""
+        """Save the token budget."""
         self.budget.save_to(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it over."""
+        """Restore the token budget."""
         self.budget.load_from(checkpoint)
 
     def teardown(self, stage: str) -> None:
@@ -179,16 +187,16 @@ class SupervisedModule(pl.LightningModule):
             self.sampler.close()
 
     def exports(self) -> Mapping[str, PreTrainedModel]:
-        """The models that make a finished run."""
+        """The trained models by name."""
         return {"policy": self.policy.model}
 
     def adapter_base(self) -> str | None:
-        """Path of the model that the policy's adapters belong to."""
+        """Path of the base model of the policy's adapters; None without adapters."""
         return None if self.lora is None else self.policy_source.path
 
     def training_step(self, batch: Intact[Sequences], batch_idx: int) -> None:
         """Minibatches × micro-batches over the iteration's solutions."""
-        solutions, runtime = batch.content, self.runtime
+        solutions, runtime = content(batch), self.runtime
         lr = self.updater.set_lr(self.iteration, self.trainer.max_epochs or 1)
         lengths, size = solutions.lengths(), self.batch_settings.minibatch_size
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.iteration)
@@ -205,34 +213,35 @@ class SupervisedModule(pl.LightningModule):
         self.finish_iteration({**step_metrics(steps), "policy/lr": lr})
 
     def loss(self, solutions: Sequences, tokens: int, rows: Tensor) -> Terms:
-        """Negative log-likelihood of a micro-batch, as a share of a minibatch of so many tokens."""
+        """Negative log-likelihood of a micro-batch, as a share of that of a minibatch of `tokens`."""
         piece = solutions.select(rows)
         terms = self.policy(*piece.tokens, 1.0)
         mask = response_mask(piece.response_lengths, piece.response_ids.shape[1])
         return {"policy/loss": -masked_sum(terms.logprobs, mask) / tokens}
 
     def finish_iteration(self, metrics: Mapping[str, float]) -> None:
-        """Log the iteration's metrics, of all ranks together, and count it."""
+        """Count the iteration, and log its metrics over all ranks."""
         self.iterations_done += 1
         # As "step", the iteration becomes the loggers' x-axis, the same for training and validation.
         own = {**self.timer.end_iteration(), **self.budget.end_iteration(), "step": float(self.iteration)}
         self.log_dict({**metrics, **own}, on_step=True, on_epoch=False, batch_size=1)
 
     def on_validation_epoch_start(self) -> None:
-        """Count what is to come."""
+        """Start an evaluation."""
         self.evaluator.begin(self.trainer)
 
     def validation_step(  # type: ignore[override]
         self, batch: Intact[list[Encoded]], batch_idx: int, dataloader_idx: int = 0
     ) -> list[Scored]:
         """Answer held-out problems; the responses are counted in `validation_results`."""
-        return self.evaluator.answer(batch.content, dataloader_idx, self.iteration)
+        problems = content(batch)
+        return self.evaluator.answer(problems, dataloader_idx, self.iteration)
 
     def validation_results(self) -> dict[str, Result]:
-        """Numbers of the running or latest validation by set. Collective."""
+        """Metrics of the running or latest validation by set. Collective."""
         return self.evaluator.results.compute()
 
     def on_validation_epoch_end(self) -> None:
-        """Log the numbers, ``val/accuracy`` among them."""
+        """Log the metrics, ``val/accuracy`` among them."""
         if results := self.validation_results():
             self.log_dict({**flatten(results), "step": float(self.iteration)}, batch_size=1)

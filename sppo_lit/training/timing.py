@@ -1,4 +1,4 @@
-"""Where an iteration's seconds and memory go, and how far its current phase is."""
+"""Time and peak memory of each phase of an iteration, and progress of the current phase."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from sppo_lit.training.protocols import PhaseListener, callbacks_of
 from sppo_lit.utils.peak_memory import peak_mib, reset_peak
 
 Listener = Callable[[str, int, int, Mapping[str, float]], None]
-"""Called with the phase, parts of it that are done, parts in all, and further facts."""
+"""Called with the phase, its finished parts, total parts, and further facts."""
 
 WAIT = "wait"
-"""The phase in which this rank waits for others; it lies inside other phases."""
+"""The phase in which this rank waits for others; nested in other phases."""
 
 
 class PhaseTimer:
     """Seconds and peak memory of each phase of the running iteration.
 
     Args:
-        device: whose memory is looked at.
-        listeners: told how far a phase is.
+        device: device whose memory is measured.
+        listeners: called with the progress of a phase.
 
     Attributes:
-        seconds: wall-clock of each phase on this rank, without what it spent in `WAIT`.
+        seconds: wall-clock time of each phase on this rank, without that spent in `WAIT`.
     """
 
     def __init__(self, device: torch.device, listeners: Sequence[Listener] = ()) -> None:
@@ -50,12 +50,12 @@ class PhaseTimer:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start - elsewhere
 
     def report(self, phase: str, done: int, total: int, **facts: float) -> None:
-        """Tell all listeners how far `phase` is."""
+        """Report the progress of `phase` to all listeners."""
         for listener in self._listeners:
             listener(phase, done, total, facts)
 
     def end_iteration(self) -> dict[str, float]:
-        """Begin the next iteration; returns the metrics of this one: mean seconds over ranks, largest peak in MiB."""
+        """Start the next iteration; returns the metrics of this one: mean seconds over ranks, largest peak in MiB."""
         spent = [*self.seconds.values(), sum(self.seconds.values())]
         seconds = reduced(torch.tensor(spent, dtype=torch.float32, device=self._device) / ranks()).tolist()
         peaks = torch.tensor(list(self._memory.values()), dtype=torch.float32, device=self._device)
@@ -66,9 +66,9 @@ class PhaseTimer:
 
 
 def listeners(trainer: pl.Trainer) -> list[Listener]:
-    """The callbacks of a trainer that are told how far a phase is."""
+    """Listeners for the trainer's callbacks that have `on_phase`."""
 
-    def tell(callback: PhaseListener, phase: str, done: int, total: int, facts: Mapping[str, float]) -> None:
+    def notify(callback: PhaseListener, phase: str, done: int, total: int, facts: Mapping[str, float]) -> None:
         callback.on_phase(trainer, trainer.lightning_module, phase, done, total, facts)
 
-    return [partial(tell, callback) for callback in callbacks_of(trainer) if isinstance(callback, PhaseListener)]
+    return [partial(notify, callback) for callback in callbacks_of(trainer) if isinstance(callback, PhaseListener)]

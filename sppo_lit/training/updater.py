@@ -1,4 +1,4 @@
-"""Optimizer steps of one network, whatever goes wrong: memory that runs out, a loss or gradient that is not finite."""
+"""Optimizer steps of one network, robust to out-of-memory errors and to losses and gradients that are not finite."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LEAST, GREATEST = ("policy/ratio_min",), ("policy/ratio_max",)
 
 
 def adamw(network: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """AdamW over what a network trains; weight decay spares vectors (norms and biases)."""
+    """AdamW over a network's trainable parameters, without weight decay on vectors (norms and biases)."""
     trained = [p for p in network.parameters() if p.requires_grad]
     matrices = [p for p in trained if p.ndim >= 2]
     vectors = [p for p in trained if p.ndim < 2]
@@ -33,17 +33,17 @@ def adamw(network: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimi
 
 
 class Updater:
-    """One network's optimizer steps, taken together with the other ranks.
+    """Takes the optimizer steps of one network, on all ranks together.
 
     Args:
-        name: of the network, "policy" or "critic".
-        network: what is trained; its gradients are zero between steps.
-        optimizer: over its parameters, as Lightning wraps it.
-        settings: of the optimizer.
-        budget: of tokens of one forward pass.
-        runtime: of this rank.
-        stop: where ranks meet.
-        folder: the run's, for a minibatch that breaks the run off.
+        name: name of the network, "policy" or "critic".
+        network: the trained network; its gradients are zero between steps.
+        optimizer: its optimizer, as wrapped by Lightning.
+        settings: settings of the optimizer.
+        budget: token budget of one forward pass.
+        runtime: runtime of this rank.
+        stop: synchronises ranks.
+        folder: run folder, for a minibatch that ends the run.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Updater:
     ) -> None:
         self._name, self._network, self._optimizer, self._settings = name, network, optimizer, settings
         self._budget, self._runtime, self._stop, self._folder = budget, runtime, stop, folder
-        self._skipped = 0  # steps in a row
+        self._skipped = 0  # consecutive steps
 
     def set_lr(self, iteration: int, iterations: int) -> float:
         """Set and return the learning rate of 0-based `iteration` in a run of `iterations`."""
@@ -78,23 +78,23 @@ class Updater:
     ) -> Terms:
         """Forward and backward over a minibatch's micro-batches, then one optimizer step.
 
-        The step is skipped where loss or gradient is not finite: the weights stay as they are.
+        The step is skipped if loss or gradient is not finite: the weights stay unchanged.
 
         Args:
-            pieces: this rank's rows of each micro-batch, [N] int64 each; none where it has nothing to learn from.
-            lengths: [B] int64 on the CPU, tokens that the network reads of every row of the batch.
-            loss: rows of a micro-batch -> its share of the minibatch's terms, without collectives; the one called
-                ``<name>/loss`` has a gradient.
-            names: of all terms.
-            contents: rows -> what to save of them if the run has to end here.
+            pieces: this rank's rows of each micro-batch, [N] int64 each; may be empty.
+            lengths: [B] int64 on the CPU, input tokens of every row of the batch.
+            loss: rows of a micro-batch -> its share of the minibatch's terms, without collectives; ``<name>/loss`` has
+                a gradient.
+            names: names of all terms.
+            contents: rows -> what to save of them if the run ends here.
 
         Returns:
-            the terms of the whole minibatch over all ranks, and ``<name>/grad_norm`` before clipping, float32 scalars
-            (the norm is not finite where the step was skipped).
+            The terms of the whole minibatch over all ranks, and ``<name>/grad_norm`` before clipping, float32 scalars
+            (the norm is not finite if the step was skipped).
 
         Raises:
-            InputError: `max_skipped_steps` in a row were skipped; the minibatch is saved in the run folder.
-            torch.OutOfMemoryError: a single sequence is too much, or the network is sharded.
+            InputError: `max_skipped_steps` consecutive steps were skipped; the minibatch is saved in the run folder.
+            torch.OutOfMemoryError: a single sequence does not fit, or the network is sharded.
         """
         rows = torch.cat([torch.empty(0, dtype=torch.int64), *pieces])
         terms = self._reduce(self._accumulate(list(pieces), lengths, loss, names))
@@ -110,10 +110,10 @@ class Updater:
     ) -> Terms:
         """Accumulate the gradient over all pieces.
 
-        When memory runs out on any rank, all begin again from a zero gradient, in micro-batches of half the size. Not
-        under sharding: there passes are joint, and a rank that breaks one off cannot tell the others.
+        When memory runs out on any rank, all ranks restart from a zero gradient with half the token budget. Not under
+        sharding, where passes are collective and a rank that aborts one cannot notify the others.
         """
-        if self._budget.out_of_memory:  # in an earlier minibatch of the iteration, which was cut beforehand
+        if self._budget.out_of_memory:  # in an earlier minibatch; all were cut before the first
             pieces = self._budget.recut(pieces, lengths)
         while True:
             self._runtime.join_passes(self._network, len(pieces))
@@ -131,7 +131,7 @@ class Updater:
                 torch.cuda.empty_cache()
             self._budget.halve()
             self._runtime.say(
-                f"out of memory in an update: going on with model.memory.micro_batch_tokens {self._budget.tokens}"
+                f"out of memory in an update: continuing with model.memory.micro_batch_tokens {self._budget.tokens}"
             )
             pieces = self._budget.recut(pieces, lengths)
 
@@ -157,7 +157,7 @@ class Updater:
         return {**sums, **least, **greatest}
 
     def _step_clipped(self) -> Tensor:
-        """Sum the gradients over ranks, clip by global norm, step; one that is not finite skips the step."""
+        """Sum the gradients over ranks, clip by global norm and step; skip the step if the norm is not finite."""
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         sum_gradients(parameters)
         norm = whole(nn.utils.clip_grad_norm_(parameters, self._settings.clip_norm))
@@ -175,7 +175,7 @@ class Updater:
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.save({"loss": float(loss), **contents}, file)
         raise InputError(
-            f"{self._skipped} steps of the {self._name} in a row had a loss or gradient that is not finite, and were "
-            f"skipped; the last minibatch is in {file}; lower model.{self._name}_optimizer.lr, or look for values out "
-            f"of range in it (model.{self._name}_optimizer.max_skipped_steps sets how many are tolerated)"
+            f"{self._skipped} consecutive steps of the {self._name} had a loss or gradient that is not finite, and "
+            f"were skipped; the last minibatch is in {file}; lower model.{self._name}_optimizer.lr, or look for "
+            f"values out of range in it (model.{self._name}_optimizer.max_skipped_steps sets how many are tolerated)"
         )

@@ -1,4 +1,4 @@
-"""The shared rich console, and text made safe and short for printing."""
+"""The shared rich console, and functions that make text safe and short for printing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.console import Console
 def _new_console() -> Console:
     stream = sys.stdout
     if hasattr(stream, "reconfigure") and not (stream.encoding or "").lower().startswith("utf"):
-        stream.reconfigure(errors="replace")  # a run must not fail because of a ± that a log file's encoding lacks
+        stream.reconfigure(errors="replace")  # a ± must not fail in a log file whose encoding lacks it
     new = Console(highlight=False)
     if not new.is_terminal and "COLUMNS" not in os.environ:
         new.width = 120
@@ -20,7 +20,7 @@ def _new_console() -> Console:
 
 
 console = _new_console()
-"""Everything is printed through this console, so that lines appear above a live display and not through it."""
+"""Everything is printed through this console, so that lines appear above a live display."""
 
 
 def is_interactive(console: Console) -> bool:
@@ -34,11 +34,11 @@ def is_interactive(console: Console) -> bool:
 
 
 def visible(text: str, tabs: str = "    ") -> str:
-    """Text of a model, safe to print: control and invisible characters (but line ends) are shown as symbols or codes.
+    """Text safe to print: control and invisible characters (except line ends) are shown as symbols or codes.
 
     Args:
         text: anything a tokenizer may decode.
-        tabs: replacement of a tab.
+        tabs: replacement for a tab.
     """
     return "".join(_visible_character(c) for c in text.replace("\r\n", "\n").replace("\t", tabs))
 

@@ -72,7 +72,7 @@ def flush(path: Path) -> None:
 
 
 def duplicate(source: Path, target: Path) -> None:
-    """Make `target` a hard link to `source`, or a copy of a folder or where the file system has no hard links.
+    """Make `target` a hard link to `source`, or a copy for folders and file systems without hard links.
 
     Args:
         source: a file that is never modified in place, or a folder.
@@ -92,6 +92,6 @@ def duplicate(source: Path, target: Path) -> None:
 
 
 def free_bytes(folder: Path) -> int:
-    """Free bytes of the disk that `folder` is on, or will be on once it exists."""
+    """Free bytes on the disk of `folder`, which need not exist yet."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(existing).free

@@ -1,4 +1,4 @@
-"""The user's own objects, named in a recipe: a reward, a verifier, an algorithm, an engine, a source of problems."""
+"""Import of custom objects named in a recipe: a reward, verifier, algorithm, engine or source of problems."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def check_object(spec: str, what: str) -> None:
         what: the setting that holds it, for the message.
 
     Raises:
-        InputError: another form, or the file does not exist.
+        InputError: `spec` does not have this form, or the file does not exist.
     """
     if not names_object(spec):
         raise InputError(f"{what} {spec!r}: give {FORMS}")
@@ -47,7 +47,7 @@ def load_object(spec: str, what: str, kind: str = "object") -> Any:
     Args:
         spec: see `FORMS`.
         what: the setting that holds it, for the message.
-        kind: what sort of object it should be, for the message.
+        kind: kind of object expected, for the message.
 
     Raises:
         InputError: the file, the module or the object does not exist, or importing it fails.
@@ -76,7 +76,7 @@ def load_function(spec: str, what: str) -> Callable[..., Any]:
 
 
 def _import_module(name: str) -> ModuleType:
-    # A console script's import path lacks the working directory, which that of the judging processes has.
+    # A console script's import path lacks the working directory, unlike that of the verifier's workers.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     return importlib.import_module(name)

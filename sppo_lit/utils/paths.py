@@ -1,4 +1,4 @@
-"""Finding the files shipped with the package, recipes and small weights, in a clone or an installed wheel."""
+"""Paths of files shipped with the package (recipes, small weights), in a clone or an installed wheel."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def peak_mib(device: torch.device) -> float:
     """Peak since `reset_peak`, in MiB.
 
     On a GPU the memory that PyTorch has allocated, on a CPU the resident memory of this process (Linux only), which
-    includes what is held but not in use.
+    includes memory that is held but not in use.
 
     Args:
         device: device of the measured code.

@@ -16,7 +16,7 @@ def read_metrics(path: Path) -> Series:
         path: file written by Lightning's `CSVLogger`, one row per logged step.
 
     Returns:
-        Metric → (iterations, values), in order of iterations and without those in which it was not logged.
+        Metric → (iterations, values), in order of iterations, without those in which it was not logged.
 
     Raises:
         OSError: the file cannot be read.

@@ -120,7 +120,7 @@ def test_the_end_of_a_long_response_is_shown(screen, fake):
     console.print(table([fake.scored("k", True, text="start " + "x" * 5000 + r" \boxed{7}")], 1))
     shown = screen()
     assert r"\boxed{7}" in shown and "start" not in shown and len(shown.splitlines()) < 20
-    assert shorten("abcdefghij", 5, "middle") == "ab…ij" and shorten("abc", 3) == "abc"
+    assert shorten("abcdefghij", 5, "both") == "ab…ij" and shorten("abc", 3) == "abc"
 
 
 def test_both_verdicts_are_picked(fake):

@@ -57,10 +57,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"data.val": [{"pth": "x"}]}, ("tiny.yaml: data.val: unknown key pth",)),
         ({"model.batch.minibatch_size": "many"}, ("tiny.yaml: model.batch.minibatch_size: 'many'", "int")),
         ({"trainer.max_epochs": "long"}, ("tiny.yaml: trainer.max_epochs: 'long'", "int")),
-        ({"model.policy": "folder"}, ("tiny.yaml: model.policy: 'folder' is no mapping", "--model.policy.path")),
+        ({"model.policy": "folder"}, ("tiny.yaml: model.policy: 'folder' is not a mapping", "--model.policy.path")),
         ({"model": ...}, ("tiny.yaml: model.policy.path is missing",)),
         ({"model": None}, ("tiny.yaml: model.policy.path is missing",)),
-        ({"model": "text"}, ("tiny.yaml: model: 'text' is no mapping",)),
+        ({"model": "text"}, ("tiny.yaml: model: 'text' is not a mapping",)),
         ({"data": ...}, ("tiny.yaml: data.train.path is missing",)),
         ({"model": {"class_path": "sppo_lit.nothing.Here"}}, ("model: class_path sppo_lit.nothing.Here",)),
         (
@@ -224,11 +224,11 @@ def test_more_devices_than_there_are(
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("model: [1, 2\n", ("no valid YAML", "line 2")),
-        ("just words\n", ("no recipe", "YAML mapping")),
-        ("", ("no recipe", "YAML mapping")),
-        ("- a\n- b\n", ("no recipe", "YAML mapping")),
-        ("\x00\x01", ("no valid YAML",)),
+        ("model: [1, 2\n", ("not valid YAML", "line 2")),
+        ("just words\n", ("not a recipe", "YAML mapping")),
+        ("", ("not a recipe", "YAML mapping")),
+        ("- a\n- b\n", ("not a recipe", "YAML mapping")),
+        ("\x00\x01", ("not valid YAML",)),
     ],
     ids=["broken", "words", "empty", "list", "binary"],
 )
@@ -262,9 +262,9 @@ def test_checkpoint_that_is_none(stage: str, trained: Path, tmp_path: Path, caps
     torch.save({"weights": torch.zeros(3)}, tmp_path / "foreign.ckpt")
     for name in ("truncated", "words", "empty", "other"):
         path = tmp_path / f"{name}.ckpt"
-        refused(capsys, tmp_path, ["run", stage, file, "--ckpt_path", path], str(path), "damaged or no checkpoint")
+        refused(capsys, tmp_path, ["run", stage, file, "--ckpt_path", path], str(path), "damaged or not a checkpoint")
     path = tmp_path / "foreign.ckpt"
-    refused(capsys, tmp_path, ["run", stage, file, "--ckpt_path", path], str(path), "no checkpoint of sppo-lit")
+    refused(capsys, tmp_path, ["run", stage, file, "--ckpt_path", path], str(path), "not a checkpoint of sppo-lit")
 
 
 @pytest.mark.parametrize("stage", ["fit", "validate"])
@@ -277,7 +277,7 @@ def test_checkpoint_of_another_model(
         capsys,
         tmp_path,
         ["run", stage, file, "--ckpt_path", trained / "last.ckpt"],
-        "the checkpoint is of another model",
+        "the checkpoint is of a different model",
         "policy.model",
         "use the recipe it was trained with",
     )
@@ -395,7 +395,9 @@ def test_weights_of_another_size_than_the_config(
 ) -> None:
     config = json.loads((model_folder / "config.json").read_text())
     (model_folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 32}))
-    refused(capsys, tmp_path, ["run", pretrained(tmp_path, model_folder)], str(model_folder), "other shapes")
+    refused(
+        capsys, tmp_path, ["run", pretrained(tmp_path, model_folder)], str(model_folder), "the shapes of its weights"
+    )
 
 
 def test_critic_of_another_vocabulary(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,5 +82,5 @@ def test_fsdp_on_one_process_equals_none(one: Run, tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_model_is_refused_in_one_line(one: Run, tmp_path: Path) -> None:
     critic = "{path: data/arithmetic/base, init: random, config: {num_hidden_layers: 1}}"
     flags = (f"--model.critic={critic}", *SHARDED, "--max_epochs=4")
-    with pytest.raises(AssertionError, match="the checkpoint is of another model than this recipe's"):
+    with pytest.raises(AssertionError, match="the checkpoint is of a different model than this recipe's"):
         launch(tmp_path, f"--ckpt_path={one.folder / 'checkpoints' / 'last.ckpt'}", *flags)

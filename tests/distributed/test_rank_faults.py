@@ -99,6 +99,6 @@ def test_memory_that_runs_out_on_one_rank_makes_smaller_pieces_on_all(tmp_path: 
     memory = ("--trainer.callbacks+=troubles.SmallMemory", "--trainer.callbacks.sequences=2")
     one = launch(tmp_path / "one")
     two = launch(tmp_path / "two", *TWO, *memory, "--trainer.callbacks.rank=1", "--model.memory.micro_batch_tokens=400")
-    assert "out of memory in an update: going on with model.memory.micro_batch_tokens 200" in two.output
+    assert "out of memory in an update: continuing with model.memory.micro_batch_tokens 200" in two.output
     assert two.output.count("micro_batch_tokens 200") == 1
     assert equal(*two.ranks) and difference(one.ranks[0], two.ranks[0]) <= 1e-5

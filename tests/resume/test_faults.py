@@ -162,7 +162,7 @@ def test_bad_gradients_in_a_row_end_the_run_with_the_minibatch_saved(
     error = capsys.readouterr().err
     run = runs(tmp_path, "tiny")
     file = run / "bad_minibatch-policy-rank0.pt"
-    assert error.count("\n") == 1 and "3 steps of the policy in a row" in error and str(file) in error
+    assert error.count("\n") == 1 and "3 consecutive steps of the policy" in error and str(file) in error
     saved = torch.load(file, weights_only=True)
     assert saved["iteration"] == 1 and saved["response_ids"].shape[0] == len(saved["texts"]) == 4
     assert rows(run)[0]["policy/skipped_steps"] == "2.0" and iterations(run) == 1
@@ -214,7 +214,9 @@ def test_out_of_memory_in_an_update_repeats_the_minibatch_in_smaller_pieces(
     changes = {"trainer.callbacks": [callback(SmallMemory, sequences=1)], "model.memory.micro_batch_tokens": 64}
     assert main(["run", str(recipe(tmp_path, changes, "small.yaml"))]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "out of memory" in line]
-    assert lines == [f"out of memory in an update: going on with model.memory.micro_batch_tokens {n}" for n in (32, 16)]
+    assert lines == [
+        f"out of memory in an update: continuing with model.memory.micro_batch_tokens {n}" for n in (32, 16)
+    ]
     large, small = runs(tmp_path, "large"), runs(tmp_path, "small")
     counts, sizes = (
         [float(row[f"update/{k}"]) for row in rows(small)] for k in ("out_of_memory", "micro_batch_tokens")
@@ -293,7 +295,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
     assert "damaged" in error and "previous.ckpt" in error
     assert main(["run", "fit", file, "--ckpt_path", "last"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "is damaged" in line]
-    assert lines == [f"{last} is damaged: going on from previous.ckpt (iteration 2)"]
+    assert lines == [f"{last} is damaged: resuming from previous.ckpt (iteration 2)"]
     assert [p.name for p in run.parent.iterdir()] == ["version_0"]
     assert equal(whole, run)
 

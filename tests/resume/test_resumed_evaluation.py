@@ -76,7 +76,7 @@ def test_interrupted_and_run_again(
     sampled.stop_after, sampled.error = 35, error  # in the second set
     if isinstance(error, KeyboardInterrupt):
         assert main(evaluate(tmp_path)) == 130
-        assert "interrupted; the same command goes on from the responses on disk" in capsys.readouterr().err
+        assert "interrupted; the same command resumes from the responses on disk" in capsys.readouterr().err
     else:
         with pytest.raises(RuntimeError, match="out of luck"):
             main(evaluate(tmp_path))
@@ -92,7 +92,7 @@ def test_interrupted_and_run_again(
     sampled.stop_after = 10**9
     assert main(evaluate(tmp_path, "--model.rollout.max_concurrent", "3")) == 0
     shown = capsys.readouterr().out
-    assert f"goes on in {run}: {on_disk} responses are there" in shown
+    assert f"resuming in {run}: {on_disk} responses are on disk" in shown
     assert not set(first) & set(sampled) and len(sampled) == ALL - on_disk
     assert table(shown) == whole
     assert results(run) == expected
@@ -209,6 +209,6 @@ def test_killed_and_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     again = start(arguments)
     output, _ = again.communicate(timeout=240)
     assert again.returncode == 0, output
-    assert f"goes on in {run}: {found} responses are there" in output
+    assert f"resuming in {run}: {found} responses are on disk" in output
     assert table(output) == expected
     assert results(run) == results(whole / "tiny-validate" / "version_0")
