@@ -3,8 +3,8 @@
     python benchmarks/bench_agreement.py --golds shared/datasets [--completions FILE ...] [--per-set 400] [--show 50]
 
 Responses are the completions in the files given (JSON lines with ``text`` and ``gold``, as evaluations write them) and
-variations of the gold answers of every set: rewritten as models write (display fractions, units, names, dollar signs,
-words before) and changed in value. Both sides judge the same text. The table counts agreements and differences by set;
+variations of the gold answers of every set: rewritten as models write (display fractions, units, names, dollar signs),
+changed in value, and hedged. Both sides judge the same text. The table counts agreements and differences by set;
 `--show` prints so many of the differences, drawn at random, to be judged by eye.
 """
 
@@ -42,9 +42,11 @@ def rewritten(gold: str, at: random.Random) -> str:
         lambda s: f"${s}$",
         lambda s: s.replace("\\frac", "\\dfrac"),
         lambda s: s.replace("\\left", "").replace("\\right", ""),
-        lambda s: s.replace(" ", ""),
+        lambda s: f"{s}\\%" if s.isdigit() else f"\\mathbf{{{s}}}",
+        lambda s: f"{s}\\text{{ apples}}" if s.isdigit() else f"f(x) = {s}",
+        lambda s: f"{s} = {s}",
+        lambda s: f"({s})",
         lambda s: re.sub(r"([+=,-])", r" \1 ", s),
-        lambda s: f"{s}.",
         lambda s: f"\\displaystyle {s}",
         lambda s: re.sub(r"\\frac\{(\w+)\}\{(\w+)\}", r"\1/\2", s),
         lambda s: re.sub(r"(?<![\\\d.,])(\d+)(?![\d.,])", r"\1.0", s, count=1) if s.isdigit() else s,
@@ -54,6 +56,21 @@ def rewritten(gold: str, at: random.Random) -> str:
         lambda s: f"\\text{{{s}}}" if s.isalnum() else s,
     ]
     return at.choice(forms)(gold)
+
+
+def hedged(gold: str, at: random.Random) -> str:
+    """The gold answer and something else."""
+    other = changed(gold, at)
+    joins = [
+        r"{} \text{{ or }} {}",
+        r"{}, {}",
+        r"{} \approx {}",
+        r"{} = {}",
+        r"{} \text{{ perhaps }} {}",
+        "{} ({})",
+        r"{} + {}",
+    ]
+    return at.choice(joins).format(*at.sample([gold, other], 2))
 
 
 def changed(gold: str, at: random.Random) -> str:
@@ -72,7 +89,7 @@ def variations(folder: Path, per_set: int) -> Iterator[Row]:
         if (folder / path).exists():
             problems = list(open_problems(str(folder / path), skip_bad_rows=True).problems())
             for problem in at.sample(problems, min(per_set, len(problems))):
-                answer = (rewritten if at.random() < 0.7 else changed)(problem.answer, at)
+                answer = at.choices([rewritten, changed, hedged], [6, 2, 2])[0](problem.answer, at)
                 yield f"{name}, golds varied", f"Adding up, the answer is $\\boxed{{{answer}}}$.", problem.answer
 
 
