@@ -22,6 +22,8 @@ Leaf = Callable[[str, str], "bool | None"]
 _CHOICE = re.compile(r"\\text ?\{ ?\(?([A-Z])\)? ?\}|\(\\text ?\{ ?\(?([A-Z])\)? ?\}\)|\(?([A-Z])\)?|\(([a-z])\)")
 _CHOICE_FIRST = re.compile(r"(?:\\text ?\{ ?)?\(?([A-Z])(?:\)|[.:]) ?\}? ?(?=.)")
 _LONE_VALUE = re.compile(r"(?:\d|\.\d|\\frac|\\sqrt|\\pi|\\\$)(?:[^,;=<>A-Z]|\\text ?\{[a-z^\d ]*\})*")
+_REMARK = re.compile(r"-?[\d.,]+ ?\(-?[\d.,]+\)", re.ASCII)
+"""``5 (6)``: whether a product or a second thought cannot be told."""
 _CLOCK = re.compile(r"\d+(?::\d+)+", re.ASCII)
 MODULUS = re.compile(r"(.*\S) ?\\pmod ?(\w+) ?", re.DOTALL)
 _GREEK = re.compile(
@@ -68,8 +70,10 @@ class Comparison:
             return self.by("text") if gold else False
         if max(len(gold), len(answer)) > MAX_CHARS:
             return False
+        if gold.isdigit() and answer.isdigit() and gold.isascii() and answer.isascii():
+            return self.by("number") if gold.lstrip("0") == answer.lstrip("0") else False
         g, a = normalize(gold), normalize(answer)
-        if not g or not a:
+        if not g or not a or _REMARK.fullmatch(a):
             return False
         for name in set(_GREEK.findall(g)):  # plain notation: "2*tau"
             a = re.sub(rf"(?<![A-Za-z\\]){name}(?![A-Za-z])", rf"\\{name} ", a)

@@ -102,7 +102,7 @@ _SPACED = re.compile(r"[+-]?\d{1,3}(?: \d{3})+", re.ASCII)
 _INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|ne|lt|gt)(?:q|qslant)?(?![A-Za-z])")
 _OR = re.compile(r",?\s*(?:\\(?:text|mbox|textrm)\s*\{\s*or\s*\}|\bor\b|\\lor(?![A-Za-z])|\\vee(?![A-Za-z]))")
 _TEXT_LIST = re.compile(r"\\text ?\{([^{}]*,[^{}]*)\}")
-_TEXT_NUMBER = re.compile(r"\\text\{ ?([-+]?[\d.,/]*\d)( [^{}]*)?\}")
+_TEXT_NUMBER = re.compile(r"\\text\{ ?([-+]?(?:\\\$ ?)?[\d.,/]*\d)( [^{}]*)?\}")
 _MATRIX = re.compile(r"\\begin\{([pbvBV]?matrix\*?|array|smallmatrix)\}(?:\{[lcr| ]*\})?(?:\[[lcr]\])?(.*)", re.DOTALL)
 
 
