@@ -89,8 +89,13 @@ def variations(folder: Path, per_set: int) -> Iterator[Row]:
         if (folder / path).exists():
             problems = list(open_problems(str(folder / path), skip_bad_rows=True).problems())
             for problem in at.sample(problems, min(per_set, len(problems))):
-                answer = at.choices([rewritten, changed, hedged], [6, 2, 2])[0](problem.answer, at)
-                yield f"{name}, golds varied", f"Adding up, the answer is $\\boxed{{{answer}}}$.", problem.answer
+                vary = at.choices([rewritten, changed, hedged], [6, 2, 2])[0]
+                answer = vary(problem.answer, at)
+                yield (
+                    f"{name}, golds {vary.__name__}",
+                    f"Adding up, the answer is $\\boxed{{{answer}}}$.",
+                    problem.answer,
+                )
 
 
 def completions(paths: list[Path]) -> Iterator[Row]:
