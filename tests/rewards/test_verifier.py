@@ -78,6 +78,7 @@ def test_verdicts_come_in_order_with_their_reasons() -> None:
 def test_the_pool_and_a_direct_call_give_the_same_verdict() -> None:
     """For every case of the table, and where neither side has a value that could be computed."""
     from rewards.test_answers import read_cases
+
     from sppo_lit.rewards.math.answers import judge
 
     pairs = [(gold, f"\\boxed{{{answer}}}") for gold, answer, _ in read_cases()]

@@ -28,14 +28,16 @@ wrong answer; each exception is named below.
 - Bases: ``52_8`` equals a bare 52; another base or other digits do not. Where the gold answer has no base,
   ``52_8`` is wrong.
 - Names: ``x = 5`` equals 5, but not ``y = 5``. In ``x = a = b`` all members must be right; what follows ``\approx``
-  must be a rounding of what stands before it. Equations and inequalities are equal up to a constant factor and the order of the sides.
+  must be a rounding of what stands before it. Equations and inequalities are equal up to a constant factor and the
+  order of the sides.
 - Order: free in sets, in lists of values (with multiplicity; ``\pm`` is written out) and in unions; binding in tuples,
   vectors and intervals. ``(1,2)`` equals the bare list ``1,2`` in this order; a set never equals a tuple. Brackets of
   intervals must agree; ``0 \le x < 3`` is ``[0,3)``. Rows and columns of matrices must agree; a vector is not a tuple.
 - Expressions: equal as functions of their variables, real numbers of either sign: ``\sqrt{x^2}`` is not ``x``. What
   has no value (``f(x)``, ``\angle ABC``, derivatives) equals only itself. Letters
   are case-sensitive; ``i`` is the imaginary unit, ``e`` Euler's number.
-- Words: without regard to case, fonts and articles; number words are numbers. Multiple choice: ``(C)``, ``\text{C}``, ``C`` and ``(C) 12`` agree.
+- Words: without regard to case, fonts and articles; number words are numbers. Multiple choice:
+  ``(C)``, ``\text{C}``, ``C`` and ``(C) 12`` agree.
 
 *What cannot be read* is never right: reason ``unparsable``, or ``gold_unparsable`` where it is the gold answer. Answers
 beyond 2,000 characters and numbers of more than ten thousand digits count as such. Text is never evaluated as Python.

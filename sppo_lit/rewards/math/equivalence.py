@@ -276,7 +276,8 @@ class Comparison:
 def _is_hedge(a: Shape) -> bool:
     """Whether ``no = yes`` or ``D = C`` looks like a name and its value, but names two answers."""
     value = a.items[0]
-    return (is_words(value) and len(a.name) > 1) or (is_choice(value) and is_choice(a.name))
+    words = is_words(value) and is_words(a.name) and not same_words(value, a.name)
+    return words or (is_choice(value) and is_choice(a.name))
 
 
 def _is_set_expression(s: Shape) -> bool:
