@@ -40,7 +40,11 @@ MINERVA = [
     (r"-\tau \ln \Delta", r"\tau\ln(1/\Delta)"), (r"\hbar \omega(v+1/2)", r"\hbar\omega v"), ("1e-5", "10^{-5}"),
     (r"2 \cos (\pi t+\pi / 3)", r"2\cos(\pi t)"), ("5.47e5", "547000"), ("1.77e-6", r"1.77\times10^{-6}"), ("33", "33"),
 ]  # fmt: skip
-HANGING = [("(x+y+z+w)^{2519}", "x^2+1"), (r"\prod_{k=1}^{10^{10}} (1+\frac{1}{k})", "5"), ("(a+b+c+d)^{2711}", "a+b")]
+HANGING = [
+    (r"\prod_{k=1}^{10^{9}} (x+k)", "x^2+1"),
+    (r"\prod_{k=1}^{10^{10}} (1+\frac{1}{k})", "5"),
+    (r"\sum_{k=1}^{10^{9}} \sin(k)", "5"),
+]
 
 
 def mix(name: str, count: int, hanging: float) -> Rows:

@@ -246,12 +246,15 @@ class VerifierSettings:
         workers: number of processes.
         deadline: seconds for one answer; after that its worker is killed and replaced, and the answer counts as wrong.
         memory_mb: MiB of address space for each worker.
+        audit: file to which a sample of the accepted answers that are not the gold answer to the letter is appended,
+            with the rules that accepted them; `sppo audit --accepted FILE` shows it. None for no file.
     """
 
     kind: str = "math"
     workers: int = 2
     deadline: float = 5.0
     memory_mb: int = 2048
+    audit: str | None = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sppo_lit.errors import InputError
+from sppo_lit.rewards.accepted import read_accepted
 from sppo_lit.rewards.math.answers import gold_error
 from sppo_lit.rewards.math.equivalence import ambiguity
 from sppo_lit.rewards.verifier import VerifierPool
@@ -245,17 +246,53 @@ def show(report: AuditReport, console: Console, limit: int = 20) -> None:
         console.print(table)
 
 
+def show_accepted(path: Path, console: Console, limit: int = 10) -> None:
+    """Print the accepted answers that a run has kept (`model.verifier.audit`), by rule, the rarest rule first.
+
+    Args:
+        path: of the file.
+        console: to print to.
+        limit: answers shown of each rule; the latest ones.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    entries = list(read_accepted(path))
+    by_rule: dict[str, list[dict[str, Any]]] = {}
+    for entry in entries:
+        by_rule.setdefault(entry["rule"] or "not stated", []).append(entry)
+    console.print(f"[bold]{len(entries):,}[/bold] accepted answers that are not the gold answer to the letter")
+    for rule, kept in sorted(by_rule.items(), key=lambda item: len(item[1])):
+        table = Table("gold answer", "answer", title=Text(f"{len(kept):,} by {rule}"), title_justify="left")
+        for gold, answer in list(dict.fromkeys((e["gold"], e["answer"]) for e in kept))[-limit:]:
+            table.add_row(Text(gold[:80]), Text(answer[:100]))
+        console.print(table)
+
+
+class _ShowAccepted(argparse.Action):
+    """As ``--help``: prints, and ends the program."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *values: Any) -> None:
+        show_accepted(values[1], Console(highlight=False))
+        parser.exit()
+
+
 def options(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the command line of `sppo audit`: dataset, completions, json, split, limit.
 
     Raises:
-        InputError: an unknown flag or a missing data set.
+        InputError: an unknown flag or a missing data set; accepted answers that cannot be read.
+        SystemExit: after the accepted answers have been shown.
     """
     parser = CommandParser(prog="sppo audit", description="Check the gold answers of a data set, and saved verdicts.")
     parser.add_argument(
         "dataset", metavar="DATASET", help="a name such as gsm8k, a Hub id, a file, a folder or FILE.py:FUNCTION"
     )
     parser.add_argument("--completions", type=Path, metavar="FILE", help="JSON lines to score again")
+    parser.add_argument(
+        "--accepted", type=Path, metavar="FILE", action=_ShowAccepted,
+        help="show the accepted answers that a run kept in this file (model.verifier.audit), and exit",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the full report to this file")
     parser.add_argument("--split", metavar="S", help="split to read")
     parser.add_argument("--limit", type=int, metavar="N", help="read at most N problems")

@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sppo_lit.errors import InputError
+from sppo_lit.rewards.accepted import AcceptedLog
 from sppo_lit.rewards.custom import SETTING, reward_names
 from sppo_lit.rewards.process import Worker
 from sppo_lit.rewards.worker import pack
@@ -61,16 +62,22 @@ class VerifierPool:
         memory_mb: address space of a worker in MiB; 0 for no limit (custom rewards that load models need it).
         functions: custom rewards, functions ``f(response, gold) -> float`` named as ``package.module:function`` or
             ``path/to/file.py:function``.
+        audit: file to which a sample of accepted answers is appended; see `AcceptedLog`.
 
     Attributes:
         errors: how often each custom reward raised, returned no usable number, or ran out of time.
 
     Raises:
-        InputError: a custom reward cannot be found, or workers cannot start.
+        InputError: a custom reward cannot be found, workers cannot start, or the audit's file cannot be written.
     """
 
     def __init__(
-        self, workers: int = 2, deadline: float = 5.0, memory_mb: int = 2048, functions: Sequence[str] = ()
+        self,
+        workers: int = 2,
+        deadline: float = 5.0,
+        memory_mb: int = 2048,
+        functions: Sequence[str] = (),
+        audit: str | None = None,
     ) -> None:
         if workers < 1 or deadline <= 0 or not (memory_mb == 0 or memory_mb >= _MIN_MEMORY):
             raise InputError(
@@ -83,6 +90,7 @@ class VerifierPool:
         self.functions = list(functions)
         self.settings = {"deadline": self.deadline, "memory_mb": memory_mb, "functions": self.functions}
         self.errors: Counter[str] = Counter()
+        self.accepted = AcceptedLog(audit) if audit else None
         self._lock = threading.Lock()
         self._reset()
 
@@ -116,7 +124,10 @@ class VerifierPool:
         Raises:
             ValueError: arguments of unequal lengths.
         """
-        return self._run(responses, golds, finished, custom=False)
+        verdicts: list[Verdict] = self._run(responses, golds, finished, custom=False)
+        if self.accepted:
+            self.accepted.add(golds, verdicts)
+        return verdicts
 
     def custom(self, responses: Sequence[str], golds: Sequence[str]) -> dict[str, list[float]]:
         """Run the custom rewards: the unweighted values of each by its name, one per response, in order.

@@ -18,7 +18,7 @@ SETTING = "model.verifier.kind"
 
 def math_verifier(settings: VerifierSettings, functions: Sequence[str] = ()) -> VerifierPool:
     """Worker processes that compare the boxed answer with the gold answer as mathematics."""
-    return VerifierPool(settings.workers, settings.deadline, settings.memory_mb, functions)
+    return VerifierPool(settings.workers, settings.deadline, settings.memory_mb, functions, settings.audit)
 
 
 VERIFIERS: dict[str, Callable[[VerifierSettings, Sequence[str]], Verifier]] = {"math": math_verifier}

@@ -10,7 +10,10 @@ from rich.console import Console
 from sppo_lit.cli.audit import audit, show
 from sppo_lit.cli.main import main
 from sppo_lit.errors import InputError
-from sppo_lit.types import Problem
+from sppo_lit.rewards.accepted import AcceptedLog, read_accepted
+from sppo_lit.rewards.verifiers import make_verifier
+from sppo_lit.settings import VerifierSettings
+from sppo_lit.types import Problem, Verdict
 
 
 def problems(*golds: str) -> list[Problem]:
@@ -102,6 +105,43 @@ def test_the_command_reads_a_file_and_writes_a_report(tmp_path: Path, capsys: py
     assert report["rows"] == 3 and report["unusable"] == 1 and report["disagreements"][0]["reward"] == 1
     assert main(["audit", str(data)]) == 0
     assert "left out: 1 no_answer" in capsys.readouterr().out
+
+
+def test_accepted_answers_are_kept_with_their_rules_and_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "new" / "accepted.jsonl"
+    rows = [("5", "5"), ("5", "5.0"), (r"\frac{1}{2}", "0.5"), ("7", "8"), ("x+1", "1+x"), ("5", r"5\text{ cm}")]
+    verifier = make_verifier(VerifierSettings(workers=1, audit=str(path)))
+    verdicts = verifier.score([f"\\boxed{{{answer}}}" for _, answer in rows], [gold for gold, _ in rows])
+    verifier.close()
+    assert [v.rule for v in verdicts] == ["text", "number", "number", "", "symbolic", "unit left out + number"]
+    kept = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(k["rule"], k["answer"]) for k in kept] == [
+        ("number", "5.0"),
+        ("number", "0.5"),
+        ("symbolic", "1+x"),
+        ("unit left out + number", r"5\text{ cm}"),
+    ]
+    with pytest.raises(SystemExit) as ended:
+        main(["audit", "--accepted", str(path)])
+    assert not ended.value.code
+    shown = capsys.readouterr().out
+    assert "4 accepted answers" in shown and shown.index("by symbolic") < shown.index("2 by number")
+
+
+def test_only_a_sample_of_a_common_rule_is_kept(tmp_path: Path) -> None:
+    log = AcceptedLog(tmp_path / "accepted.jsonl")
+    common = [Verdict(1.0, "correct", f"{n}.0", rule="number") for n in range(3000)]
+    log.add([str(n) for n in range(3000)], common)
+    log.add(["x+1"], [Verdict(1.0, "correct", "1+x", rule="symbolic")])
+    kept = list(read_accepted(tmp_path / "accepted.jsonl"))
+    assert 100 < len(kept) < 300 and kept[-1] == {"rule": "symbolic", "gold": "x+1", "answer": "1+x"}
+    (tmp_path / "broken").write_text("{}")
+    with pytest.raises(InputError, match="line 1"):
+        list(read_accepted(tmp_path / "broken"))
+    with pytest.raises(InputError, match=r"model\.verifier\.audit"):
+        AcceptedLog(tmp_path / "broken" / "below")
 
 
 @pytest.mark.parametrize(

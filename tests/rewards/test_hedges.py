@@ -40,7 +40,7 @@ DOUBT = [
     "quarters",
     "hundredths", "tenths", "times {}", "plus {}", "minus one", "choose two", "mod three", "always", "sometimes",
     "perhaps", "versus", "yes", "guess", "this is it", "differs", "fails", "minus", "plus", "less", "others", "us",
-    "dubious", "errors", "no", "not", "thousand", "dozen {}", "(or {})", "[{}]", "? {}!", "per mille",
+    "dubious", "errors", "no", "not", "thousand", "dozen {}", "(or {})", "({})", "[{}]", "? {}!", "per mille",
     "degrees or {}", "cm or {}", "true or false", "TODO", "to be checked", "assuming {} fails",
 ]  # fmt: skip
 

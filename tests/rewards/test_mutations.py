@@ -90,6 +90,7 @@ def harmless(gold: str, changed: str) -> bool:
         or ("matrix" in gold and "T" in added)
         or (re.search(r"(?<!\w)0", gold) is not None and changed == gold.replace("0", "-0", 1))
         or parse_base(normalize(gold)) is not None
+        or re.search(r"\d ?\\d?frac", gold) is not None
     )
 
 

@@ -22,21 +22,27 @@ wrong answer; each exception is named below.
 - Percent: ``50\%`` equals 0.5, 1/2, and 50 (the sign as a unit, which questions that ask "what percent" leave out; not
   for bare numbers up to 1: 0.5 is not ``0.5\%``). A bare 0.5 and a bare 50 differ; the reference multiplies and divides
   any number by 100.
-- Units, currency, degree signs: a missing one is tolerated on either side, a different one is not; nothing is converted
+- Units, currency, degree signs: a missing one is tolerated on either side, a different one is not; free text is
+  no unit (``5 perhaps``); nothing is converted
   (``2 km`` and ``2000 m`` differ, so do ``90^\circ`` and ``\pi/2``). Words for multiples count: ``2.5 million``.
 - Bases: ``52_8`` equals a bare 52; another base or other digits do not. Where the gold answer has no base,
   ``52_8`` is wrong.
-- Names: ``x = 5`` equals 5, but not ``y = 5``. In ``x = a = b`` all members must be right; after ``\approx`` nothing is
-  read. Equations and inequalities are equal up to a constant factor and the order of the sides.
+- Names: ``x = 5`` equals 5, but not ``y = 5``. In ``x = a = b`` all members must be right; what follows ``\approx``
+  must be a rounding of what stands before it. Equations and inequalities are equal up to a constant factor and the
+  order of the sides.
 - Order: free in sets, in lists of values (with multiplicity; ``\pm`` is written out) and in unions; binding in tuples,
   vectors and intervals. ``(1,2)`` equals the bare list ``1,2`` in this order; a set never equals a tuple. Brackets of
   intervals must agree; ``0 \le x < 3`` is ``[0,3)``. Rows and columns of matrices must agree; a vector is not a tuple.
-- Expressions: equal as functions of their variables, real numbers of either sign: ``\sqrt{x^2}`` is not ``x``. Letters
+- Expressions: equal as functions of their variables, real numbers of either sign: ``\sqrt{x^2}`` is not ``x``. What
+  has no value (``f(x)``, ``\angle ABC``, derivatives) equals only itself. Letters
   are case-sensitive; ``i`` is the imaginary unit, ``e`` Euler's number.
-- Words: without regard to case, fonts and articles. Multiple choice: ``(C)``, ``\text{C}``, ``C`` and ``(C) 12`` agree.
+- Words: without regard to case, fonts and articles; number words are numbers. Multiple choice:
+  ``(C)``, ``\text{C}``, ``C`` and ``(C) 12`` agree.
 
 *What cannot be read* is never right: reason ``unparsable``, or ``gold_unparsable`` where it is the gold answer. Answers
 beyond 2,000 characters and numbers of more than ten thousand digits count as such. Text is never evaluated as Python.
+
+An answer that names two values, denies or doubts is no answer. ``docs/answers.md`` has the reasons, group by group.
 """
 
 from __future__ import annotations

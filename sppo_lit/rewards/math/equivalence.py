@@ -19,9 +19,11 @@ MAX_CHARS = 2000
 MAX_ITEMS = 64
 Leaf = Callable[[str, str], "bool | None"]
 
-_CHOICE = re.compile(r"\\text ?\{ ?\(?([A-Z])\)? ?\}|\(\\text ?\{ ?([A-Z]) ?\}\)|\(?([A-Z])\)?|\(([a-z])\)")
+_CHOICE = re.compile(r"\\text ?\{ ?\(?([A-Z])\)? ?\}|\(\\text ?\{ ?\(?([A-Z])\)? ?\}\)|\(?([A-Z])\)?|\(([a-z])\)")
 _CHOICE_FIRST = re.compile(r"(?:\\text ?\{ ?)?\(?([A-Z])(?:\)|[.:]) ?\}? ?(?=.)")
 _LONE_VALUE = re.compile(r"(?:\d|\.\d|\\frac|\\sqrt|\\pi|\\\$)(?:[^,;=<>A-Z]|\\text ?\{[a-z^\d ]*\})*")
+_REMARK = re.compile(r"-?[\d.,]+ ?\(-?[\d.,]+\)", re.ASCII)
+"""``5 (6)``: whether a product or a second thought cannot be told."""
 _CLOCK = re.compile(r"\d+(?::\d+)+", re.ASCII)
 MODULUS = re.compile(r"(.*\S) ?\\pmod ?(\w+) ?", re.DOTALL)
 _GREEK = re.compile(
@@ -68,8 +70,10 @@ class Comparison:
             return self.by("text") if gold else False
         if max(len(gold), len(answer)) > MAX_CHARS:
             return False
+        if gold.isdigit() and answer.isdigit() and gold.isascii() and answer.isascii():
+            return self.by("number") if gold.lstrip("0") == answer.lstrip("0") else False
         g, a = normalize(gold), normalize(answer)
-        if not g or not a:
+        if not g or not a or _REMARK.fullmatch(a):
             return False
         for name in set(_GREEK.findall(g)):  # plain notation: "2*tau"
             a = re.sub(rf"(?<![A-Za-z\\]){name}(?![A-Za-z])", rf"\\{name} ", a)
@@ -131,6 +135,8 @@ class Comparison:
             if has_variable(g.lhs_rhs[1]) and has_variable(a.lhs_rhs[1]):
                 return self.leaf("{}={}".format(*g.lhs_rhs), "{}={}".format(*a.lhs_rhs))
             return False
+        if a.kind == "equation" and g.kind == "value" and not g.name:  # "2k+2 = 2(k+1)": both sides must be the value
+            return all_of([self.texts(g.items[0], side, depth) for side in a.items])
         if "equation" in (g.kind, a.kind):
             sides = [s.items if s.kind == "equation" else s.lhs_rhs for s in (g, a)]
             if not all(len(s) == 2 and s[0] for s in sides):
@@ -172,7 +178,8 @@ class Comparison:
             pieces = one.items[0].split(",")  # "100,200" reads as a number unless the other side is a list
             return self.unordered(many.items, pieces, depth) if len(many.items) == len(pieces) > 1 else False
         if kinds == {"set", "value"}:
-            return self.texts(g.items[0], a.items[0], depth) if len(g.items) == len(a.items) == 1 else False
+            alone = len(g.items) == len(a.items) == 1 and depth <= 1  # {1} answers "1", but is no element of {1, 2}
+            return self.texts(g.items[0], a.items[0], depth) if alone else False
         if kinds == {"matrix", "value"}:  # a sum or product of matrices
             value = g if g.kind == "value" else a
             return self.leaf(g.source, a.source) if "\\begin" in value.source else False
@@ -230,7 +237,7 @@ class Comparison:
         if (choice := _same_choice(g, a)) is not None:
             return self.by("choice") if choice else False
         base_g, base_a = parse_base(g), parse_base(a)
-        if base_g or base_a:
+        if (base_g or base_a) and "=" not in g + a:
             return self.by("base") if _same_base(g, a, base_g, base_a) else False
         parts = compound(g), compound(a)
         if all(parts):
@@ -269,7 +276,8 @@ class Comparison:
 def _is_hedge(a: Shape) -> bool:
     """Whether ``no = yes`` or ``D = C`` looks like a name and its value, but names two answers."""
     value = a.items[0]
-    return (is_words(value) and len(a.name) > 1) or (is_choice(value) and is_choice(a.name))
+    words = is_words(value) and is_words(a.name) and not same_words(value, a.name)
+    return words or (is_choice(value) and is_choice(a.name))
 
 
 def _is_set_expression(s: Shape) -> bool:

@@ -98,11 +98,13 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
     ]
 ]
 _SINGLE_BACKSLASH = re.compile(r"(?<!\\)\\(?!\\)|\\\\(?![A-Za-z])")
+_MATHEMATICS = re.compile(r"[\d\\^_+=\[]")
+_WORD = re.compile(r"\\text|(?<![\\A-Za-z])[A-Za-z]{2,}")
 _SPACED = re.compile(r"[+-]?\d{1,3}(?: \d{3})+", re.ASCII)
 _INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|ne|lt|gt)(?:q|qslant)?(?![A-Za-z])")
 _OR = re.compile(r",?\s*(?:\\(?:text|mbox|textrm)\s*\{\s*or\s*\}|\bor\b|\\lor(?![A-Za-z])|\\vee(?![A-Za-z]))")
 _TEXT_LIST = re.compile(r"\\text ?\{([^{}]*,[^{}]*)\}")
-_TEXT_NUMBER = re.compile(r"\\text\{ ?([-+]?[\d.,/]*\d)( [^{}]*)?\}")
+_TEXT_NUMBER = re.compile(r"\\text\{ ?([-+]?(?:\\\$ ?)?[\d.,/]*\d)( [^{}]*)?\}")
 _MATRIX = re.compile(r"\\begin\{([pbvBV]?matrix\*?|array|smallmatrix)\}(?:\{[lcr| ]*\})?(?:\[[lcr]\])?(.*)", re.DOTALL)
 
 
@@ -131,12 +133,23 @@ def normalize(text: str) -> str:
     for pattern, new in _RULES:
         s = pattern.sub(new, s)
     s = _BASE_IN_WORDS.sub(lambda m: f"_{{{number_in_words(m[1])}}}", s)
+    s = _unwrap_font(s)
     s = _TEXT_LIST.sub(lambda m: ",".join(f"\\text{{{piece.strip()}}}" for piece in m[1].split(",")), s)
     s = _TEXT_NUMBER.sub(lambda m: m[1] + (f"\\text{{{m[2].strip()}}}" if m[2] and m[2].strip() else ""), s)
     s = s.strip().rstrip(".,;: ").strip()
     while s.endswith("\\\\"):
         s = s[:-2].strip()
     return unwrap(s, "{", "}")
+
+
+def _unwrap_font(s: str) -> str:
+    r"""What is inside a font command around the whole answer, if it is mathematics: ``\mathbf{\frac{1}{2}}``."""
+    inner = s.strip().removeprefix("\\text").lstrip()
+    if len(inner) == len(s) or (content := unwrap(inner, "{", "}")) == inner:
+        return s
+    if re.fullmatch(r"\\text ?\{[^{}]*\}", content):
+        return content
+    return content if _MATHEMATICS.search(content) and not _WORD.search(content) else s
 
 
 def unwrap(s: str, left: str, right: str) -> str:

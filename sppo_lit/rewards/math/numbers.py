@@ -84,7 +84,8 @@ def parse_base(s: str) -> tuple[str, int] | None:
 def rounds_to(value: Fraction, shown: Number, text: str) -> bool:
     """Whether `shown`, written as `text`, is a rounding or truncation of `value` to the digits it shows.
 
-    Zeros at the end of an integer do not count as digits; a fraction is not rounded.
+    Zeros at the end of an integer do not count as digits if no more than half a per cent is lost (22 is not about 20).
+    A fraction is not rounded.
     """
     m = _SHOWN.fullmatch(text)
     if m is None:
@@ -93,6 +94,8 @@ def rounds_to(value: Fraction, shown: Number, text: str) -> bool:
     zeros = 0 if places or exponent else len(whole) - len(whole.rstrip("0"))
     unit = Fraction(10) ** (zeros + exponent - len(places))
     gap = abs(value - shown.value)
+    if zeros and gap * 200 > abs(value):
+        return False
     truncated = bool(places) and abs(shown.value) <= abs(value)
     return gap < unit if truncated else gap * 2 <= unit
 

@@ -71,6 +71,13 @@ def shape(s: str) -> Shape:
     """The outermost structure of normalized text `s`."""
     if (m := _BUILDER.fullmatch(s)) and re.search(rf"(?<![A-Za-z\\]){m[1]}(?![A-Za-z])", m[2]):
         s = m[2].strip()
+    if (
+        s.startswith("(")
+        and "," not in s
+        and (inner := unwrap(s, "(", ")")) != s
+        and len(split_top(inner, _RELATION)) > 1
+    ):
+        s = inner
     cases = [p for _, p in split_top(s, r"\\cup(?![a-z])")]
     if len(cases) > 1 and all(len(split_top(case, _RELATION)) > 1 for case in cases):
         return Shape("union", tuple(cases))

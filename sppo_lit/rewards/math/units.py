@@ -19,6 +19,7 @@ _PREFIXED = {
 _WORDS = {
     **_PREFIXED,
     **{prefix + word: short + symbol for prefix, short in _PREFIXES.items() for word, symbol in _PREFIXED.items()},
+    "kilohm": "kΩ",
     "inch": "in", "inche": "in", "foot": "ft", "feet": "ft", "yard": "yd", "mile": "mi", "sec": "s", "minute": "min",
     "hour": "h", "hr": "h", "day": "day", "week": "week", "wk": "week", "month": "month", "year": "year",
     "yr": "year", "dollar": "dollar", "usd": "dollar", "buck": "dollar", "cent": "cent", "euro": "euro",
@@ -111,12 +112,15 @@ def _known(word: str) -> str | None:
 def _canonical(raw: str) -> Quantity:
     """Unit, percent sign, multiplier and whether it is free text, of a unit's text; the core is left empty."""
     percent, scale, free, sign, raised, lifted, found = False, 1, False, 1, 0, 0, 0
+    group = 1
     powers: Counter[str] = Counter()
     words: list[str] = []
     last: list[str] = []
     raw = re.sub(r"\^\{(-?\d)\}", r"^\1", raw)
     raw = re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", raw)
     raw = re.sub(r"\bper ?cent(?:age)?(?: points?)?\b|\bpercent(?:age)?(?: points?)?\b|\bpct\b", "%", raw)
+    raw = re.sub(r"\bdegrees? (?=celsius|fahrenheit)", "", raw, flags=re.IGNORECASE)
+    raw = re.sub(r"° ?\\text ?\{ ?([CF]) ?\}", r"°\1", raw)
     raw = re.sub(r"\\mu ?\\text ?\{ ?|\\mu ?", "µ", raw)
     raw = re.sub(r"(\\text ?\{ ?[a-zA-Z]? ?\}) ?\\Omega|\\Omega", lambda m: (m[1] or "")[:-1] + "Ω", raw)
     raw = re.sub(r"\\frac ?\{(.*?\}(?:\^-?\d)?) ?\} ?\{(.*)\}", r"\1/\2", raw)
@@ -125,6 +129,8 @@ def _canonical(raw: str) -> Quantity:
         low = word.casefold()
         if m["other"]:
             free = True
+        elif word in "()":  # "J/(kg K)"
+            group, sign = (sign, sign) if word == "(" else (1, 1)
         elif low in ("of", "the", "old"):
             free = free or not found
         elif not word[0].isalpha() and "%" not in word and word[0] not in "/^°":
@@ -149,7 +155,7 @@ def _canonical(raw: str) -> Quantity:
             parts = unit.split("/") if unit else []
             for part, direction in zip(parts, (1, -1), strict=False):
                 powers[part] += sign * direction * (raised or 1)
-            last, sign, lifted, raised, found = parts, 1, int(raised > 0), 0, found + 1
+            last, sign, lifted, raised, found = parts, group, int(raised > 0), 0, found + 1
             words.append(unit)
         else:
             words.append(low.removesuffix("s"))

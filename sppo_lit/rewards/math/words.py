@@ -30,8 +30,9 @@ _KEPT = {"yes", "no", "odd", "all", "none"}
 
 def number_in_words(text: str) -> str:
     r"""The number that raw `text` spells out, as digits (``\text{twenty-one}``: 21, ``one half``: 1/2); else empty."""
-    m = _TEXT.fullmatch(text)
-    bare = (m[1] if m else text).strip()
+    sign = "-" if text.startswith("-") else ""
+    m = _TEXT.fullmatch(text.removeprefix("-"))
+    bare = sign + m[1].strip() if m else text.strip()
     if len(bare) > 100 or not _LETTERS.fullmatch(bare):
         return ""
     words = re.split(r"[ -]+", bare.rstrip(".").casefold().lstrip("-"))
