@@ -86,6 +86,7 @@ def harmless(gold: str, changed: str) -> bool:
         bare[0] == bare[1]
         or (re.search(r"[1-9a-zA-Z]", gold) is None)
         or (bool(added) and bare[0][-1:] in ("0", "1", "2"))
+        or (added == "!" and any(judge(rf"\boxed{{{n}}}", gold)[0] for n in (1, 2)))
         or ("\\infty" in gold and "cup" in added)
         or ("matrix" in gold and "T" in added)
         or (re.search(r"(?<!\w)0", gold) is not None and changed == gold.replace("0", "-0", 1))
@@ -104,14 +105,14 @@ def accepted(gold: str, seed: int) -> tuple[str, str] | None:
     return (changed, rule) if reward else None
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.sampled_from(GOLDS), st.integers(0, 2**32))
 def test_changed_golds_of_the_table_are_not_accepted(gold: str, seed: int) -> None:
     assert accepted(gold, seed) is None
 
 
 @pytest.mark.slow
-@settings(max_examples=5000, deadline=None)
+@settings(max_examples=5000, deadline=None, derandomize=True)
 @given(st.data())
 def test_changed_golds_of_the_data_sets_are_not_accepted(datasets_dir: Path, data: st.DataObject) -> None:
     from rewards.golds import read_golds

@@ -21,7 +21,10 @@ Leaf = Callable[[str, str], "bool | None"]
 
 _CHOICE = re.compile(r"\\text ?\{ ?\(?([A-Z])\)? ?\}|\(\\text ?\{ ?\(?([A-Z])\)? ?\}\)|\(?([A-Z])\)?|\(([a-z])\)")
 _CHOICE_FIRST = re.compile(r"(?:\\text ?\{ ?)?\(?([A-Z])(?:\)|[.:]) ?\}? ?(?=.)")
-_LONE_VALUE = re.compile(r"(?:\d|\.\d|\\frac|\\sqrt|\\pi|\\\$)(?:[^,;=<>A-Z]|\\text ?\{[a-z^\d ]*\})*")
+_LONE_VALUE = re.compile(
+    r"(?=[\d.]|\\frac|\\sqrt|\\pi|\\\$)"
+    r"(?:[\d.+\-/^{}()! %°]|,(?=\d{3})|\\(?:frac|sqrt|pi|cdot|%|\$)|\\text ?\{[a-z^\d ]*\})+"
+)
 _REMARK = re.compile(r"-?[\d.,]+ ?\(-?[\d.,]+\)", re.ASCII)
 """``5 (6)``: whether a product or a second thought cannot be told."""
 _CLOCK = re.compile(r"\d+(?::\d+)+", re.ASCII)
@@ -357,7 +360,7 @@ def _same_choice(g: str, a: str) -> bool | None:
     if first:
         rest = a[first.end() :]
         rest = rest[:-1] if rest.endswith("}") and rest.count("}") > rest.count("{") else rest
-        lone = _LONE_VALUE.fullmatch(rest) and not split_quantity(rest).free
+        lone = _LONE_VALUE.fullmatch(rest) and not _REMARK.fullmatch(rest) and not split_quantity(rest).free
         return first[1] == letter and bool(lone)
     if re.fullmatch(r"\\text ?\{ ?\(?[a-z]\)? ?\}", a) and (m[1] or m[2]):
         return a.removeprefix("\\text").strip("{}() ").upper() == letter

@@ -84,8 +84,8 @@ def parse_base(s: str) -> tuple[str, int] | None:
 def rounds_to(value: Fraction, shown: Number, text: str) -> bool:
     """Whether `shown`, written as `text`, is a rounding or truncation of `value` to the digits it shows.
 
-    Zeros at the end of an integer do not count as digits if no more than half a per cent is lost (22 is not about 20).
-    A fraction is not rounded.
+    Zeros at the end of an integer do not count as digits if no more than half a per cent is lost (22 is not 20); a
+    fraction is not rounded.
     """
     m = _SHOWN.fullmatch(text)
     if m is None:

@@ -162,7 +162,7 @@ def _canonical(raw: str) -> Quantity:
             free, found, last, sign = free or found > 0 or not _is_noun(word), found + 1, [low], 1
             lifted = 0
             powers["?"] = 1
-    if sign < 0 or raised:
+    if sign < 0 or raised or (powers and not any(powers.values())):
         free = True
     if powers.pop("?", 0) or free:
         free = free or len(words) > 1
