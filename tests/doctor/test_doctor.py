@@ -59,7 +59,7 @@ def test_more_than_a_quarter_of_truncated_responses_is_red(cut: int, good: bool)
         module=SimpleNamespace(sampling=SimpleNamespace(max_new_tokens=8)),
     )
     check = truncation_check(sample)
-    assert check.good is good and f"{cut} of 4 responses ({25 * cut}%)" in check.found
+    assert check.good is good and f"{cut} of 4 responses ({25 * cut}%)" in check.detail
 
 
 def test_a_sound_recipe_is_all_green_and_leaves_nothing_behind(
