@@ -84,7 +84,7 @@ def harmless(gold: str, changed: str) -> bool:
     added = changed[len(gold) :] if changed.startswith(gold) else ""
     return (
         bare[0] == bare[1]
-        or (re.search(r"[1-9a-zA-Z]", gold) is None)
+        or (re.search(r"[1-9a-zA-Z]", re.sub(r"\\[a-z]+(?:\{\w*matrix\})?", "", gold)) is None)
         or (bool(added) and bare[0][-1:] in ("0", "1", "2"))
         or ("\\infty" in gold and "cup" in added)
         or ("matrix" in gold and "T" in added)
