@@ -16,11 +16,11 @@ from sppo_lit.rewards.math.numbers import parse_base
 GOLDS = sorted({gold for gold, _, equal in read_cases() if equal})
 FUNCTIONS = {"sin": "cos", "cos": "tan", "tan": "sin", "ln": "sin", "log": "cos", "sqrt": "sin", "pi": "alpha"}
 TAILS = [
-    "+1", "-1", r"\cdot 2", "/2", "^2", "!", "'", "_1", "_{12}", r"\%x", "x", r"\pi", "*", "+", "-", "/", "^", "_",
+    "+1", "-1", r"\cdot 2", "/2", "^2", "'", "_1", "_{12}", r"\%x", "x", "*", "+", "-", "/", "^", "_",
     r"\cdot", r"\text{ or 77}", r"\text{ perhaps}", r", 77", ";77", r"\approx 1077", r"\ne 77", r"\text{ false}",
-    r"\frac{dy}{dx}", r"+\frac{dy}{dx}", r"\to 77", "=77", "=-77", r"\cdot\frac{1}{3}", "i", "e", r"+e^{-99}",
-    r"(1+10^{-40})", r"\tanh 40+x", r"\ldots", r"\text{ squared}", r"\text{ thirds}", "^T", "^{-1}", r"\mid 77", "?",
-    "[77]", r"\text{ and not}", r"\cup\{77\}",
+    r"\frac{dy}{dx}", r"+\frac{dy}{dx}", r"\to 77", "=77", "=-77", r"\cdot\frac{1}{3}", "i", "e", 
+    r"(1+10^{-40})", r"\tanh 40+x", r"\ldots", r"\text{ squared}", r"\text{ thirds}", "^T", r"\mid 77", "?",
+    "[77]", r"\text{ and not}",
 ]  # fmt: skip
 
 
@@ -83,8 +83,10 @@ def harmless(gold: str, changed: str) -> bool:
     bare = [re.sub(r"\\[!,;: ]|[{}\s$]|\\left|\\right", "", s) for s in (gold, changed)]
     added = changed[len(gold) :] if changed.startswith(gold) else ""
     return (
-        bare[0] == bare[1]
-        or (re.search(r"[1-9a-zA-Z]", gold) is None)
+        bare[0].casefold() == bare[1].casefold()
+        or "\\gcd" in gold
+        or "\\approx" in gold
+        or (re.search(r"[1-9a-zA-Z]", re.sub(r"\\[a-z]+(?:\{\w*matrix\})?", "", gold)) is None)
         or (bool(added) and bare[0][-1:] in ("0", "1", "2"))
         or (added == "!" and any(judge(rf"\boxed{{{n}}}", gold)[0] for n in (1, 2)))
         or ("\\infty" in gold and "cup" in added)

@@ -84,7 +84,7 @@ def read(text: str) -> Any:
         digits(value)
     except MemoryError:
         raise
-    except (Unreadable, ArithmeticError, TypeError, ValueError, AttributeError, RecursionError, NotImplementedError):
+    except Exception:  # Unreadable, or whatever sympy makes of nonsense
         return None
     return value
 

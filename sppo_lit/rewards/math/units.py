@@ -36,9 +36,11 @@ _SYMBOLS = {
     "min", "h", "d", "oz", "ft", "in", "yd", "mi", "rpm", "atm", "ha", "gal", "qt", "°", "°C", "°F", "rad", "erg",
     "M", "u", "AU", "ly", "pc", "cd", "mmHg", "psi", "Torr", "dyn",
 }  # fmt: skip
-_FOLDED = {
-    symbol.casefold(): symbol for symbol in sorted(_SYMBOLS, key=lambda s: sum(c.isupper() for c in s), reverse=True)
-}
+_SLOPPY = (
+    "kg", "km", "cm", "Hz", "kHz", "kPa", "kJ", "kW", "kWh", "mol", "min", "ft", "in", "oz", "mi", "yd", "atm", "rpm",
+)  # fmt: skip
+_FOLDED = {symbol.casefold(): symbol for symbol in _SLOPPY} | {"l": "L", "ml": "mL", "cl": "cL", "dl": "dL"}
+"""Symbols that are written in any case, since no other symbol is meant: not mw, which may be mW or MW."""
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3, "squared": 2, "cubed": 3}
 _TEXT = r"\\text ?\{[^{}]*\}(?:\^-?\d)?"
 _PIECE = (
