@@ -33,8 +33,8 @@ usage: {name} run [fit|validate] RECIPE [--flag value …]
        {name} list
        {name} doctor RECIPE [--no-load] [--memory GIB] [--problems N]
                      [--flag value …]
-       {name} audit DATASET [--completions FILE] [--json FILE]
-                     [--split S] [--limit N]
+       {name} audit DATASET [--completions FILE] [--accepted FILE]
+                     [--json FILE] [--split S] [--limit N]
        {name} study FILE [--seeds N,N] [--only CELL,CELL] [--report]
        {name} figure NAME [SOURCE …] [--out FILE]
 

@@ -515,13 +515,6 @@ def check_trainer(settings: Namespace) -> None:
         )
     if (settings.get("max_epochs") or 0) < -1:
         raise InputError(f"trainer.max_epochs is {settings.max_epochs}; give the number of iterations, at least 1")
-    if settings.get("enable_checkpointing") is False:
-        raise InputError(
-            "trainer.enable_checkpointing false is not supported: the last iteration is always kept; leave it out, and "
-            "set checkpoint.every_n_iterations to save less often"
-        )
-    if settings.get("barebones"):
-        raise InputError("trainer.barebones is not supported: a run needs its callbacks and loggers; leave it out")
     strategy, precision = settings.get("strategy"), str(settings.get("precision"))
     known = {"auto", *StrategyRegistry.available_strategies()} - {"fsdp_cpu_offload"}
     if isinstance(strategy, str) and strategy not in known:

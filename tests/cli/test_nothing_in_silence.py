@@ -26,7 +26,7 @@ def test_a_run_name_is_one_folder(name: str, tmp_path: Path, capsys: pytest.Capt
         ({"max_steps": 10}, ("trainer.max_steps", "policy and critic together", "set trainer.max_epochs")),
         ({"max_epochs": -5}, ("trainer.max_epochs is -5", "at least 1")),
         ({"enable_checkpointing": False}, ("enable_checkpointing", "checkpoint.every_n_iterations")),
-        ({"barebones": True}, ("trainer.barebones", "leave it out")),
+        ({"barebones": True}, ("trainer.barebones", "loggers and callbacks")),
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
 )

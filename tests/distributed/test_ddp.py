@@ -35,7 +35,7 @@ def test_supervised_training_on_two_ranks_equals_one_process(tmp_path: Path) -> 
     model = "--model.init_args"
     settings = (
         *TRAINER,
-        f"{model}.minibatch_size=8",
+        f"{model}.batch.minibatch_size=8",
         f"{model}.policy_optimizer={ADAM}",
         f"{model}.verifier.workers=1",
     )
