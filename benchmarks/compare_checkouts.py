@@ -603,7 +603,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("old", type=Path, metavar="OLD", help="folder of one checkout")
     parser.add_argument("new", type=Path, metavar="NEW", help="folder of the other; the same commit is run twice")
     parser.add_argument("--only", default="", metavar="CASE,CASE", help="these cases (default all)")
-    parser.add_argument("--out", type=Path, default=Path("lightning_logs/compare"), help="folder of runs (default %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("lightning_logs/compare"), help="folder of runs (default %(default)s)"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="parallel runs (default 1)")
     parser.add_argument("--tolerance", type=float, default=0.0, help="largest |a-b| / max(1,|a|,|b|) (default 0)")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds until a run is killed (default 600)")
