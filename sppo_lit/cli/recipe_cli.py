@@ -210,9 +210,8 @@ class RecipeCLI(LightningCLI):
                 self.resumed_folder = unfinished_run(self._folder_of_runs(), self.response_settings)
                 if self.resumed_folder:
                     self._take(self.resumed_folder)
-                    if (
-                        unfinished_run(self._folder_of_runs(), self.response_settings) != self.resumed_folder
-                    ):  # it has ended just now
+                    # It may have ended before the lock was taken.
+                    if unfinished_run(self._folder_of_runs(), self.response_settings) != self.resumed_folder:
                         self.resumed_folder = None
                         self.release()
 
