@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
 from transformers import (
     AutoModelForCausalLM,
@@ -16,14 +17,15 @@ from transformers import (
 )
 
 from sppo_lit.callbacks import Curves, Evaluation, HuggingFaceExport, IterationCheckpoint, RunProgress, RunSummary
+from sppo_lit.callbacks.card import Origin, model_card
 from sppo_lit.callbacks.curves import draw
 from sppo_lit.callbacks.panels import moving_average
-from sppo_lit.callbacks.picture import View, picture, plain, sparkline
+from sppo_lit.callbacks.picture import FACTS, View, picture, plain, sparkline
 from sppo_lit.callbacks.progress import Pace
 from sppo_lit.callbacks.summary import commands
 from sppo_lit.utils import console as shared
 from sppo_lit.utils.console import duration
-from sppo_lit.utils.files import written_whole
+from sppo_lit.utils.files import UMASK, written_whole
 from sppo_lit.utils.run_log import read_metrics
 
 PNG = b"\x89PNG"
@@ -94,6 +96,29 @@ def test_picture_shows_phase_speed_and_facts():
     assert "reward 0.300" in text and "40.8% → 52.1%" in text
 
 
+def test_nothing_of_the_picture_is_cut_at_80_columns():
+    view = View(
+        iteration=1137,
+        iterations=1200,
+        elapsed=18700,
+        remaining=7500,
+        phase="sampling",
+        done=1296,
+        total=2048,
+        facts={"tokens_per_second": 12345.5},
+        metrics={name: 0.3 if name == "rollout/reward" else 0.41 for name, *_ in FACTS},
+        accuracies=[i % 7 / 7 for i in range(500)],
+        held_out=[1.0, 1.0],
+    )
+    console = Console(record=True, width=80, file=io.StringIO())
+    console.print(picture(view))
+    text = console.export_text()
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
+    for part in ("5:11:40 h elapsed · 2:05:00 h left", "12,346 tokens/s", "100.0% → 100.0%"):
+        assert part in text, part
+    assert len(text.splitlines()) <= 5 and all(f"{label} " in text for _, label, _ in FACTS)
+
+
 def test_supervised_run_shows_its_loss_and_held_out_accuracy():
     view = View(1, 2, metrics={"policy/loss": 1.25}, accuracies=[float("nan")] * 2, held_out=[0.1, 0.4])
     console = Console(record=True, width=110, file=io.StringIO())
@@ -123,6 +148,28 @@ def test_times_and_sparkline_are_readable():
 # --- exported models
 
 
+def test_a_card_names_no_folder_of_the_machine(tmp_path):
+    base = Path(__file__).resolve().parents[2] / "data" / "arithmetic" / "base"
+    mine = tmp_path / "my data" / ("of a name so long that YAML breaks its line " * 2) / "own.jsonl"
+    recipe = {"model": {"policy": {"path": str(base)}, "reward": {"custom": {f"{tmp_path}/rewards.py:short": 1.0}}}}
+    recipe["data"] = {"train": {"path": str(mine)}, "prompt": {"suffix": "/no_think"}, "val": [{"path": "a/b"}]}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**recipe, "trainer": {"default_root_dir": str(tmp_path)}}))
+    origin = Origin(str(tmp_path / "models" / "mine"), train=str(mine))
+    card = model_card("policy", "LlamaForCausalLM", tmp_path, 3, origin, {}, {})
+    assert str(tmp_path) not in card and str(base.parents[2]) not in card
+    shown = yaml.safe_load(card.split("```yaml")[1].split("```")[0])
+    assert shown["model"]["policy"] == {"path": "data/arithmetic/base"}
+    assert shown["model"]["reward"] == {"custom": {"rewards.py:short": 1.0}}
+    assert shown["data"] == {**recipe["data"], "train": {"path": "own.jsonl"}}
+    assert "the weights of `mine`, on the problems `own.jsonl`" in card
+
+
+def test_exported_files_have_the_usual_mode(fake):
+    _, _, folder = fake([HuggingFaceExport()], epochs=1)
+    files = [path for path in folder.rglob("hf/*/*") if path.is_file()]
+    assert files and {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~UMASK}
+
+
 def test_exported_models_load_and_are_equal(fake):
     module = fake.module()
     trainer = fake.trainer([Evaluation(), HuggingFaceExport()], epochs=2)
@@ -147,6 +194,8 @@ def test_exported_models_load_and_are_equal(fake):
     assert re.search(r"\| easy \| 4 \| greedy \| 0\.0 ± \S+ \| 50\.0 ± \S+ \|", card)
     assert "AutoModelForSequenceClassification" in (hf / "critic" / "README.md").read_text()
     assert sorted(p.name for p in hf.iterdir()) == ["critic", "policy"], "no temporary folder is left"
+    modes = {p.stat().st_mode for p in hf.rglob("*.*")}
+    assert modes == {(folder / "config.yaml").stat().st_mode}, "as the user's umask says, not the owner's alone"
 
 
 def test_export_without_a_critic(fake):
