@@ -13,13 +13,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sppo_lit.algorithms.batching import pad_rows
 from sppo_lit.algorithms.masking import masked_sum, response_mask
-from sppo_lit.doctor.report import Check
+from sppo_lit.doctor.report import Check, Prompt
 from sppo_lit.models.loading import eos_token_ids
 from sppo_lit.training.datamodule import MathDataModule
 from sppo_lit.training.module import SPPOModule
 from sppo_lit.training.supervised import SupervisedModule
-from sppo_lit.types import Completion, Encoded, Problem, Sequences
+from sppo_lit.types import Completion, Encoded, Problem, Sampling, Sequences
 from sppo_lit.utils.console import visible
+from sppo_lit.utils.out_of_memory import is_out_of_memory
 
 Trainee = SPPOModule | SupervisedModule
 
@@ -28,6 +29,10 @@ GOLDS = 300
 
 GAP = {torch.float32: 1e-3, torch.bfloat16: 0.05}
 """Largest mean difference of log-probabilities (or of V) that rounding explains, by precision of the passes."""
+
+
+STEP = 10
+"""The step of the engine's check moves log-probabilities by this many times what rounding explains."""
 
 
 @dataclass
@@ -80,6 +85,19 @@ class Sample:
         """Largest difference that rounding explains."""
         precision = str(self.module.trainer.precision)
         return GAP[torch.bfloat16 if "bf16" in precision else torch.float32]
+
+    @property
+    def engine_tolerance(self) -> float:
+        """The same between sampler and update; an engine that is not exact may have a precision of its own."""
+        sampler = self.module.sampler
+        assert sampler is not None
+        return self.tolerance if sampler.engine(self.module.iteration).exact else max(GAP.values())
+
+
+def first_prompt(name: str, module: Trainee, encoded: Sequence[Encoded]) -> Prompt:
+    """The text that the model reads before its answer to the first problem of a set."""
+    _, ids = encoded[0]
+    return Prompt(name, str(module.tokenizer.decode(ids, skip_special_tokens=False)), len(ids))
 
 
 def tokenizer_check(module: Trainee, encoded: Sequence[Encoded]) -> Check:
@@ -194,10 +212,85 @@ def sampler_check(sample: Sample) -> Check:
     gap = sample.gap(sample.sampled, sample.all_logprobs(sample.pieces))
     return Check(
         "sampler",
-        gap <= sample.tolerance,
+        gap <= sample.engine_tolerance,
         f"log-probabilities of sampler and update differ by {gap:.1e} on average (rollout/logprob_gap)",
         "sampling and training are not the same policy: try --precision 32-true, and report this model",
     )
+
+
+@torch.no_grad()
+def engine_check(sample: Sample) -> Check:
+    """The engine's greedy tokens against the policy's own, and its log-probabilities before and after a step.
+
+    After one gradient step and a sync, sampled log-probabilities must be those of the new weights: weights, or
+    adapters, that do not reach the sampler go unnoticed otherwise. The weights are restored.
+    """
+    module, advice = sample.module, "weights do not reach the sampler, or it computes something else: report this model"
+    sampler = module.sampler
+    assert sampler is not None
+    wrong, tokens = _greedy_differences(sample)
+    trained = [p for p in module.policy.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in trained]
+    old = sample.all_logprobs(sample.pieces)
+    try:
+        moved = _step(sample, trained, before, old)
+        sampler.weights_changed()
+        again = _answered(sample, module.sampling, "doctor")
+        gap = again.gap(again.sampled, again.all_logprobs(again.pieces))
+    finally:
+        for parameter, value in zip(trained, before, strict=True):
+            parameter.copy_(value)
+        sampler.weights_changed()
+    sampler.engine(module.iteration)
+    return Check(
+        "engine",
+        not wrong and gap <= sample.engine_tolerance < moved,
+        f"{wrong} of {tokens} greedy tokens are not the policy's; after a step that moves log-probabilities by "
+        f"{moved:.1e} on average, sampler and update differ by {gap:.1e}",
+        advice
+        if wrong or gap > sample.engine_tolerance
+        else "a gradient step does not move the policy: nothing is trained",
+    )
+
+
+def _answered(sample: Sample, sampling: Sampling, stage: str) -> Sample:
+    """New responses to the same problems."""
+    module = sample.module
+    assert module.sampler is not None
+    first = [0] * len(sample.encoded)
+    completions = module.sampler.draw(sample.encoded, sampling, stage, first, module.iteration)
+    return Sample(module, sample.encoded, completions, sample.correct)
+
+
+def _greedy_differences(sample: Sample) -> tuple[int, int]:
+    """Greedy tokens that are less likely than another by more than rounding explains, and the number of tokens."""
+    greedy = _answered(sample, replace(sample.module.sampling, temperature=0.0), "doctor/greedy")
+    wrong = tokens = 0
+    for (_, prompt), completion in zip(greedy.encoded, greedy.completions, strict=True):
+        ids = torch.tensor([prompt + completion.response_ids], device=sample.module.device)
+        with sample.module.trainer.precision_plugin.train_step_context():
+            logits = sample.module.policy.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
+        chosen = logits.gather(1, ids[0, len(prompt) :, None])[:, 0]
+        wrong += int((logits.max(dim=-1).values - chosen > 2 * sample.engine_tolerance).sum())
+        tokens += len(completion.response_ids)
+    return wrong, tokens
+
+
+def _step(sample: Sample, trained: Sequence[Tensor], before: Sequence[Tensor], old: Tensor) -> float:
+    """Move along the gradient of the responses' log-probability, far enough to be seen; returns the mean change."""
+    with torch.enable_grad():
+        for rows in sample.pieces:
+            sample.logprobs(rows).sum().backward()
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+    norm = torch.stack([g.norm() for g in gradients]).norm()
+    for p in trained:
+        p.grad = None
+    moved, size = 0.0, 1e-3
+    while norm > 0 and moved < STEP * sample.engine_tolerance and size < 1e3:
+        for parameter, value, gradient in zip(trained, before, gradients, strict=True):
+            parameter.copy_(value + gradient * (size / norm))
+        moved, size = sample.gap(old, sample.all_logprobs(sample.pieces)), 4 * size
+    return moved
 
 
 def gold_check(module: Trainee, problems: Sequence[Problem]) -> Check:
@@ -251,6 +344,7 @@ CHECKS: tuple[Callable[[Sample], Check], ...] = (
     padding_check,
     critic_check,
     sampler_check,
+    engine_check,
     truncation_check,
     accuracy_check,
 )
@@ -267,6 +361,7 @@ class Examination(pl.Callback):
     def __init__(self, problems: int) -> None:
         self.problems = problems
         self.checks: list[Check] = []
+        self.prompts: list[Prompt] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Run all checks and stop; nothing is trained or written."""
@@ -275,6 +370,8 @@ class Examination(pl.Callback):
         assert data.stream is not None and module.sampler is not None
         trainer.should_stop = True
         encoded = data.stream.take(0, self.problems)
+        self.prompts = [first_prompt("train", module, encoded)]
+        self.prompts += [first_prompt(f"val: {name}", module, problems) for name, problems in data.val_sets.items()]
         self.checks.append(tokenizer_check(module, encoded))
         self.checks.append(gold_check(module, raw_problems(data, GOLDS)))
         try:
@@ -285,7 +382,9 @@ class Examination(pl.Callback):
             self.checks += [check(sample) for check in CHECKS]
         except FloatingPointError as error:
             self.checks.append(Check("sampling", False, str(error), "the weights are broken or overflow: reload them"))
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             advice = "lower model.rollout.max_concurrent, or set model.memory.gradient_checkpointing"
             self.checks.append(Check("sampling", False, "out of GPU memory with one process", advice))
 
@@ -293,6 +392,6 @@ class Examination(pl.Callback):
 def raw_problems(data: MathDataModule, count: int) -> list[Problem]:
     """The first training problems of their source, before any is dropped for its gold answer."""
     if data.train.path == "arithmetic":
-        return [data.arithmetic.problem(i, data.train.split or "train") for i in range(count)]
+        return [data.generated(data.train, i, data.train.split or "train") for i in range(count)]
     limit = min(count, data.train.limit or count)
     return list(data.open_source(replace(data.train, limit=limit)).problems())

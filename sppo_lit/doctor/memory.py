@@ -1,38 +1,26 @@
-"""Memory and disk needs of a run, estimated from configurations: no weights are read, nothing is allocated."""
+"""Memory and disk needs of a run, from configurations: no weights are read, nothing is allocated."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from sppo_lit.doctor.simulation import CriticKind, Shape, sampling_bytes, update_bytes
 from sppo_lit.models.loading import skeleton
 from sppo_lit.models.lora import add_adapters
-from sppo_lit.models.policy import LOGITS_PER_CHUNK
-from sppo_lit.rollout.checks import vocabulary
-from sppo_lit.rollout.slot_cache import SlotCache, SlotLayer
+from sppo_lit.rollout.torch_engine import cache_bytes, decode_dtypes, decodes_from_copy
 from sppo_lit.settings import LoraSettings, ModelSource
 
 WEIGHTS = {"bf16-true": torch.bfloat16, "64": torch.float64, "64-true": torch.float64}
 """Data type of the weights by Lightning precision; float32 for all others."""
 
-LOGIT_COPIES = 6
-"""Float32 tensors of a chunk's size alive at once: logits, divided, normalised, two of the entropy, one gradient."""
+CUDA_BYTES = 2 * 2**30
+"""Held by the CUDA context, cuBLAS and NCCL beside the tensors; not known without a GPU."""
 
 CHECKPOINTS = 4
 """Checkpoints on disk at once: best, previous, last, and the one being written."""
-
-CriticKind = Literal["none", "scalar", "token"]
-
-CAUSAL = "sppo_causal"
-
-DRAW_BYTES = 24
-"""Per sequence and entry of the vocabulary while one token is drawn: logits, weights and their float64 sums."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +42,8 @@ class Plan:
         gradient_checkpointing: each layer's activations are recomputed in the backward pass.
         lora: adapters trained instead of the policy's weights.
         cpu_offload: weights, gradients and optimizer states are kept in CPU memory.
+        offload_while_sampling: what is moved to CPU memory while responses are sampled.
+        gpu_memory: bytes of the GPU; None on a CPU.
     """
 
     policy: ModelSource
@@ -70,6 +60,13 @@ class Plan:
     gradient_checkpointing: bool = False
     lora: LoraSettings | None = None
     cpu_offload: bool = False
+    offload_while_sampling: Literal["none", "optimizer", "all"] = "none"
+    gpu_memory: int | None = None
+
+    @property
+    def mixed(self) -> bool:
+        """Whether passes are computed in bfloat16 with float32 weights."""
+        return self.precision == "bf16-mixed"
 
     @property
     def weights(self) -> torch.dtype:
@@ -84,29 +81,29 @@ class Network:
     Attributes:
         weights: all parameters.
         trained: parameters with gradients.
-        vocabulary: rows of the embedding (a count).
-        largest_layer: parameters of the largest decoder layer.
-        outside_layers: parameters outside the decoder layers.
-        activations: saved for the backward pass of one micro-batch.
-        per_token: keys and values of one token in all layers.
     """
 
     weights: int
     trained: int
-    vocabulary: int
-    largest_layer: int
-    outside_layers: int
-    activations: int
-    per_token: int
 
 
 @dataclass(frozen=True)
 class Need:
-    """One line of an estimate: bytes held by each process while sampling and while updating."""
+    """One line of an estimate: bytes held by each process while sampling and while updating.
+
+    Attributes:
+        what: the tensors.
+        sampling: bytes at the peak while responses are sampled.
+        updating: bytes at the peak of an optimizer step.
+        how: "reckoned" from sizes; "simulated": what the run's own passes allocate beyond the other lines; "assumed".
+        grows: in proportion to `Plan.concurrent`.
+    """
 
     what: str
     sampling: int
     updating: int
+    how: Literal["reckoned", "simulated", "assumed"] = "reckoned"
+    grows: bool = False
 
 
 def needs(plan: Plan) -> list[Need]:
@@ -117,30 +114,50 @@ def needs(plan: Plan) -> list[Need]:
     Raises:
         InputError: a configuration that cannot be read.
     """
-    trained, share = networks(plan), plan.ranks if plan.sharded else 1
-    policy = trained[0]
+    kinds: list[CriticKind] = ["none"] if plan.critic_kind == "none" else ["none", plan.critic_kind]
+    sizes = networks(plan)
     frozen = network(replace(plan, lora=None), plan.reference).weights if plan.reference else 0
-    weights, learnable = sum(n.weights for n in trained), sum(n.trained for n in trained)
-    cache = plan.concurrent * (plan.prompt_tokens + plan.response_tokens) * policy.per_token
-    chunk = min(LOGITS_PER_CHUNK, plan.micro_batch_tokens * policy.vocabulary)
+    weights, learnable = sum(n.weights for n in sizes), sum(n.trained for n in sizes)
 
     def shard(size: int) -> int:
-        return 0 if plan.cpu_offload else -(-size // share)
+        return 0 if plan.cpu_offload else own(size)
 
-    # FSDP gathers embeddings, head and up to two layers at a time.
-    gathered = max(n.outside_layers + 2 * n.largest_layer for n in trained) if plan.sharded else 0
-    return [
-        Need("weights of policy and critic", shard(weights), shard(weights)),
-        Need("two AdamW moments of each", 2 * shard(learnable), 2 * shard(learnable)),
-        Need("weights of the reference policy", shard(frozen), shard(frozen)),
-        Need("unsharded copy of the policy for sampling", *([policy.weights] * 2 if plan.sharded else [0, 0])),
-        Need("keys and values of the longest sequences", cache, 0),
-        Need("probabilities of the next token", plan.concurrent * policy.vocabulary * DRAW_BYTES, 0),
-        Need("gradients of one network at a time", 0, max(shard(n.trained) for n in trained)),
-        Need("activations of one micro-batch", 0, max(n.activations for n in trained)),
-        Need("logits of one chunk of tokens", 0, LOGIT_COPIES * 4 * chunk),
-        Need("layers gathered from the other ranks", 0, 2 * gathered),  # with their gradients
+    def own(size: int) -> int:
+        return -(-size // plan.ranks) if plan.sharded else size
+
+    # Updating: one network at a time, with what the others hold all the while.
+    shapes = [_shape(plan, kind) for kind in kinds]
+    beyond = [update_bytes(shape) - own(n.weights) - own(3 * n.trained) for shape, n in zip(shapes, sizes, strict=True)]
+    largest = max(range(len(sizes)), key=lambda i: shard(sizes[i].trained) + beyond[i])
+
+    # Sampling: first the decode copy is filled, then idle tensors leave, then tokens are decoded.
+    filling, decoding = sampling_bytes(shapes[0])
+    copy = copy_bytes(plan)
+    cache = plan.concurrent * -(-(plan.prompt_tokens + plan.response_tokens) // 16) * 16 * token_bytes(plan)
+    moments_idle, weights_idle = plan.offload_while_sampling != "none", plan.offload_while_sampling == "all"
+    decodes_with = copy or sizes[0].weights
+    kept = 0 if copy else sizes[0].weights  # the policy's own, if it decodes with them
+    held = kept + (0 if weights_idle else shard(weights) - kept)
+    buckets = learnable if plan.ranks > 1 and not plan.sharded else 0
+    moments, reference = shard(2 * learnable), shard(frozen)
+    step = decoding - decodes_with - cache
+    rows = [
+        Need("weights of policy and critic", held, shard(weights)),
+        Need("two AdamW moments of each", 0 if moments_idle else moments, moments),
+        Need("weights of the reference policy", 0 if weights_idle else reference, reference),
+        Need("gradients to be summed by ddp", buckets, buckets),
+        Need("copy of the policy for decoding", copy, 0),
+        Need("keys and values of the longest sequences", cache, 0, grows=True),
+        Need("a decoded token of each sequence, and the growing cache", step, 0, "simulated", grows=True),
+        Need("gradients of one network at a time", 0, shard(sizes[largest].trained)),
+        Need("activations, logits and gathered layers of a micro-batch", 0, beyond[largest], "simulated"),
     ]
+    # While the copy is filled nothing has left yet.
+    before = shard(weights) - own(sizes[0].weights) + moments + reference + buckets + filling
+    more = max(0, before - sum(row.sampling for row in rows))
+    if plan.gpu_memory is not None:
+        rows.append(Need("CUDA, its libraries and their buffers", CUDA_BYTES, CUDA_BYTES, "assumed"))
+    return [*rows, Need("before that, while the copy is filled: more by", more, 0, "simulated")]
 
 
 def peak(estimate: list[Need]) -> int:
@@ -162,7 +179,7 @@ def networks(plan: Plan) -> list[Network]:
 
 
 def network(plan: Plan, source: ModelSource, critic: CriticKind = "none") -> Network:
-    """Sizes of a policy's or a critic's network in this run, from a forward pass over fake tensors.
+    """Sizes of a policy's or a critic's network in this run, from its configuration.
 
     Raises:
         InputError: a configuration that cannot be read.
@@ -171,87 +188,38 @@ def network(plan: Plan, source: ModelSource, critic: CriticKind = "none") -> Net
     if plan.lora is not None:
         with torch.device("meta"):
             add_adapters(model, plan.lora.rank, plan.lora.alpha, plan.lora.targets)
-    with FakeTensorMode():
-        _to_fake_tensors(model)
-        model.config.use_cache = False
-        if model.config._attn_implementation == "sdpa":
-            model.set_attn_implementation(CAUSAL)
-        longest = plan.prompt_tokens + (0 if critic == "scalar" else plan.response_tokens)
-        rows = max(1, plan.micro_batch_tokens // longest)
-        ids = torch.zeros((rows, longest), dtype=torch.int64)
-        with torch.autocast("cpu", torch.bfloat16, enabled=plan.precision == "bf16-mixed", cache_enabled=False):
-            kept, states = kept_bytes(model.base_model, ids)
-            per_token = cache_bytes(model) if critic == "none" else 0
-        layers = [m for m in model.modules() if type(m).__name__ in set(model._no_split_modules or ())]
-        if plan.gradient_checkpointing and layers:  # each layer saves its input; one at a time is recomputed
-            kept = len(layers) * states + kept // len(layers)
-        sizes = [_bytes(layer) for layer in layers] or [0]
-        total = _bytes(model)
-        return Network(
-            weights=total,
-            trained=sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad),
-            vocabulary=vocabulary(model),
-            largest_layer=max(sizes),
-            outside_layers=total - sum(sizes),
-            activations=kept,
-            per_token=per_token,
-        )
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return Network(sum(p.numel() * p.element_size() for p in model.parameters()), trained)
 
 
-def kept_bytes(model: nn.Module, ids: Tensor) -> tuple[int, int]:
-    """Bytes that a forward pass over [B, L] token ids saves for the backward pass, and bytes of its last hidden states.
-
-    Parameters are not counted; tensors saved twice count once.
-    """
-    own = {p.untyped_storage()._cdata for p in model.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            kept[storage._cdata] = storage  # kept alive, so that its address is not reused
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        states = model(input_ids=ids, use_cache=False).last_hidden_state
-    return sum(s.nbytes() for s in kept.values()), states.numel() * states.element_size()
+def copy_bytes(plan: Plan) -> int:
+    """Bytes of the copy of the policy that is decoded with; 0 if it decodes with its own weights."""
+    if not decodes_from_copy(plan.weights, plan.mixed, plan.sharded):
+        return 0
+    model = skeleton(plan.policy, plan.weights, "none")
+    kept = decode_dtypes(model, torch.bfloat16, plan.sharded) if plan.mixed else {}
+    named = model.named_parameters()
+    return sum(p.numel() * kept.get(name, p.dtype).itemsize for name, p in named)
 
 
-def cache_bytes(model: PreTrainedModel) -> int:
-    """Bytes of one token's keys and values in the sampler's cache."""
-    columns, start = 16, torch.zeros(1, dtype=torch.int64)
-    cache = SlotCache(columns, model.dtype, torch.device("cpu"))
-    cache.begin_prefill(1, 0, start, start, start + columns, columns)
-    with torch.no_grad():
-        ids = torch.zeros((1, columns), dtype=torch.int64)
-        model(input_ids=ids, attention_mask=cache.attention_mask, past_key_values=cache, use_cache=True)
-    stores = [store for layer in cache.layers if isinstance(layer, SlotLayer) for store in layer.stores()]
-    return sum(store.numel() * store.element_size() for store in stores) // columns
+def token_bytes(plan: Plan) -> int:
+    """Bytes of one token's keys and values in all layers of the sampler's cache."""
+    model = skeleton(plan.policy, plan.weights, "none")
+    return cache_bytes(model.config, torch.bfloat16 if plan.mixed else plan.weights)
 
 
-def _causal_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
-) -> tuple[Tensor, None]:
-    """Attention of a real pass without padding; on fake tensors transformers would add a mask."""
-    return sdpa_attention_forward(module, query, key, value, None, **{**options, "is_causal": True})
-
-
-AttentionInterface.register(CAUSAL, _causal_attention)
-
-
-def _to_fake_tensors(model: nn.Module) -> None:
-    """Replace meta tensors by fake tensors, which have a device; tied ones stay tied."""
-    converted: dict[int, nn.Parameter] = {}
-    for module in model.modules():
-        for name, p in list(module._parameters.items()):
-            if p is not None:
-                if id(p) not in converted:
-                    converted[id(p)] = nn.Parameter(torch.empty(p.shape, dtype=p.dtype), p.requires_grad)
-                module._parameters[name] = converted[id(p)]
-        for name, b in list(module._buffers.items()):
-            if b is not None:
-                module._buffers[name] = torch.empty(b.shape, dtype=b.dtype)
-
-
-def _bytes(module: nn.Module) -> int:
-    return sum(p.numel() * p.element_size() for p in module.parameters())
+def _shape(plan: Plan, critic: CriticKind) -> Shape:
+    return Shape(
+        source=plan.policy if critic == "none" else plan.critic,
+        critic=critic,
+        weights=plan.weights,
+        mixed=plan.mixed,
+        ranks=plan.ranks if plan.sharded else 0,
+        tokens=plan.micro_batch_tokens,
+        prompt=plan.prompt_tokens,
+        response=plan.response_tokens,
+        concurrent=plan.concurrent,
+        gradient_checkpointing=plan.gradient_checkpointing,
+        lora=plan.lora,
+        gpu_memory=plan.gpu_memory,
+    )

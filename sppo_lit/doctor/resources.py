@@ -26,17 +26,15 @@ def memory_check(estimate: Sequence[Need], plan: Plan, processes: int, available
     advice = []
     if sampling > share:
         most = most_concurrent(estimate, plan.concurrent, share)
-        advice.append(
-            f"model.rollout.max_concurrent: at most {most}" if most else "lower model.sampling.max_new_tokens"
-        )
+        advice.append(f"model.rollout.max_concurrent: at most {most}" if most else "fewer tokens or more devices")
+        if plan.offload_while_sampling != "all":
+            advice.append("model.memory.offload_while_sampling: all")
     if updating > share:
         longest = plan.prompt_tokens + plan.response_tokens
         if plan.micro_batch_tokens > longest:
             advice.append(f"lower model.memory.micro_batch_tokens (not below {longest})")
         if not plan.gradient_checkpointing:
             advice.append("model.memory.gradient_checkpointing: true")
-        if plan.weights == torch.float32:
-            advice.append("--precision bf16-true")
         advice.append("more devices" if plan.sharded else "--strategy fsdp on several devices")
     shared = f" for {processes} processes" if processes > 1 else ""
     detail = f"needs about {size(peak(list(estimate)) * processes)}{shared} at peak; {kind}: {size(available)}"
@@ -45,13 +43,15 @@ def memory_check(estimate: Sequence[Need], plan: Plan, processes: int, available
 
 def most_concurrent(estimate: Sequence[Need], concurrent: int, available: int) -> int:
     """How many sequences of the greatest length a process can decode at once in `available` bytes."""
-    scaling = sum(n.sampling for n in estimate if not n.updating)
+    scaling = sum(n.sampling for n in estimate if n.grows)
     fixed = sum(n.sampling for n in estimate) - scaling
     return max(0, min(concurrent, (available - fixed) * concurrent // max(scaling, 1)))
 
 
-def disk_check(needed: int, free: int, folder: object) -> Check:
-    """Disk space for a run's checkpoints and exported models."""
+def disk_check(needed: int, free: int | None, folder: object) -> Check:
+    """Disk space for a run's checkpoints and exported models; `free` is None where it is not known."""
+    if free is None:
+        return Check("disk", True, f"checkpoints and exports need about {size(needed)}")
     return Check(
         "disk",
         needed <= free,

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 from cli_helpers import ROOT, recipe, refused
+from rich.console import Console
 
 from sppo_lit.cli import doctor as doctor_cli
 from sppo_lit.cli.main import main
 from sppo_lit.doctor.checks import truncation_check
+from sppo_lit.doctor.report import Check, show
 from sppo_lit.models import critics
 from sppo_lit.models.critics import ScalarCritic
 from sppo_lit.models.policy import Policy, TokenTerms
@@ -33,7 +35,9 @@ def quiet(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Report(dict[str, tuple[bool, str]]):
-    """Check → (whether it is good, the rest of its line)."""
+    """Check → (whether it is good, its result)."""
+
+    shown = ""
 
     @property
     def bad(self) -> set[str]:
@@ -45,8 +49,10 @@ def doctor(capsys: pytest.CaptureFixture[str], file: Path, *flags: str) -> Repor
     capsys.readouterr()
     code = main(["doctor", str(file), *flags])
     shown = capsys.readouterr().out
-    cells = [line.strip("│\n").split("│") for line in shown.splitlines() if line.count("│") == 5]
-    report = Report({c[0].strip(): (c[1].strip() == "good", "|".join(c[2:])) for c in cells if c[0].strip()})
+    cells = [line.strip("│\n").split("│") for line in shown.splitlines() if line.count("│") == 4]
+    cells = [c for c in cells if c[1].strip() in ("good", "bad")]
+    report = Report({c[0].strip(): (c[1].strip() == "good", c[2]) for c in cells})
+    report.shown = shown
     assert code == int(bool(report.bad)), shown
     return report
 
@@ -68,7 +74,7 @@ def test_a_sound_recipe_is_all_green_and_leaves_nothing_behind(
     file = recipe(tmp_path, {**SOUND, "data.val": [{"path": "arithmetic", "limit": 2}]})
     before = set(tmp_path.rglob("*"))
     report = doctor(capsys, file, "--devices", "2", "--strategy", "fsdp")
-    assert not report.bad and len(report) == 10, report
+    assert not report.bad and len(report) == 11, report
     assert set(tmp_path.rglob("*")) == before
     assert "0.0e+00" in report["first ratio"][1] and "300 of 300" in report["gold answers"][1]
 
@@ -159,7 +165,7 @@ def test_padding_that_is_read(
     monkeypatch.setattr(Policy, "forward", batched)
     monkeypatch.setattr(critics.ScalarCritic, "forward", last_column)
     report = doctor(capsys, recipe(tmp_path, SOUND))
-    assert report.bad == {"padding, policy", "padding, critic", "sampler"}
+    assert report.bad == {"padding, policy", "padding, critic", "sampler", "engine"}
 
 
 def test_a_sampler_that_forgets_the_temperature(
@@ -170,12 +176,36 @@ def test_a_sampler_that_forgets_the_temperature(
     assert "sampler" in doctor(capsys, recipe(tmp_path, SOUND)).bad
 
 
+def test_weights_that_reach_the_sampler_too_late(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its first responses are the policy's; after a step it still samples from the weights before."""
+    engine = f"{ROOT / 'benchmarks' / 'mismatched_engines.py'}"
+    changes = {**SOUND, "model.lora": {"rank": 4}}
+    report = doctor(capsys, recipe(tmp_path, {**changes, "model.rollout.engine": f"{engine}:stale"}))
+    assert report.bad == {"engine"} and "0 of" in report["engine"][1]
+    assert not doctor(capsys, recipe(tmp_path, changes)).bad
+
+
 def test_too_little_memory_and_disk(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor_cli, "free_bytes", lambda folder: 10**6)
     report = doctor(capsys, recipe(tmp_path, SOUND), "--no-load", "--memory", "0.01")
-    assert report.bad == {"memory", "disk"} and "model.rollout.max_concurrent" in report["memory"][1]
+    assert report.bad == {"memory"}
+    advice = report.shown.partition("what to do about memory\n")[2]
+    assert "\n  lower model.memory.micro_batch_tokens" in advice and "\n  --strategy fsdp on several devices" in advice
+    assert "need about" in report["disk"][1], "the disk of the machine that --memory asks about is not known"
+    assert doctor(capsys, recipe(tmp_path, SOUND), "--no-load").bad == {"disk"}
+
+
+def test_what_must_be_copied_is_whole_at_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    narrow = Console(width=80)
+    folder = "a/very/long/path/" * 5 + "of-a-run"
+    advice = "lower model.memory.micro_batch_tokens and model.rollout.max_concurrent, one after the other (not below 1)"
+    show([Check("disk", False, f"free for {folder}", f"{advice}; more devices")], [], narrow)
+    shown = capsys.readouterr().out
+    assert f"\n  {advice}\n  more devices\n" in shown and "…" not in shown
+    cells = [line.split("│")[3].strip() for line in shown.splitlines() if line.count("│") == 4]
+    assert folder in "".join(cells).replace("free for", "")
 
 
 def test_bad_input_is_refused_as_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
