@@ -2,6 +2,8 @@
 
     python benchmarks/kill_and_resume.py                  # 20 kills of 12 iterations, one process
     python benchmarks/kill_and_resume.py --devices 2      # the same under ddp, killing one of two ranks at a time
+    python benchmarks/kill_and_resume.py --devices 2 --strategy fsdp  # checkpoints in distributed form
+    … --strategy fsdp --phases writing                    # every kill while a checkpoint is written in the background
 
 The kills are spread over sampling, verifying, updating, evaluating and saving, at seeded random moments. Weights,
 optimizer states and the rows of `metrics.csv` (all but times and rates) must be equal bit for bit.
@@ -27,9 +29,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from sppo_lit.distributed import checkpoints
+
 ROOT = Path(__file__).resolve().parents[1]
-DELAYS = {"sampling": 0.1, "verifying": 0.001, "updating": 0.1, "evaluating": 0.03, "saving": 0.01}
-PHASES = tuple(DELAYS)
+DELAYS = {"sampling": 0.1, "verifying": 0.001, "updating": 0.1, "evaluating": 0.03, "saving": 0.01, "writing": 0.1}
+PHASES = ("sampling", "verifying", "updating", "evaluating", "saving")
 """Phases in which a run is killed; `DELAYS` has the maximum seconds after their start."""
 
 START, END = 300.0, 60.0
@@ -59,6 +63,22 @@ class PhaseFile(pl.Callback):
         os.pwrite(file, line.ljust(64).encode(), 0)
         os.close(file)
 
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """Record that the background has begun to write a checkpoint, and slow it down to be hit."""
+        if "SLOW_WRITE" not in os.environ:
+            return
+        write = checkpoints.dcp.save
+
+        def noted(*arguments: Any, **options: Any) -> Any:
+            file = self.folder / f"rank{trainer.global_rank}.writing"
+            file.write_text(f"{os.getpid()} {pl_module.iteration} writing")
+            result = write(*arguments, **options)
+            time.sleep(0.2)  # complete, but not in its place
+            file.unlink()
+            return result
+
+        checkpoints.dcp.save = noted
+
     def on_phase(self, trainer: pl.Trainer, pl_module: Any, phase: str, *facts: Any) -> None:
         """Record the phase."""
         if not trainer.sanity_checking:
@@ -77,14 +97,19 @@ def start(folder: Path, options: argparse.Namespace, resume: bool) -> subprocess
     """Start the command line in its own process group."""
     flags = [*FLAGS, f"--max_epochs={options.iterations}", f"--trainer.default_root_dir={folder}"]
     if options.devices > 1:
-        flags += ["--strategy=ddp", f"--devices={options.devices}"]
+        flags += [f"--strategy={options.strategy}", f"--devices={options.devices}"]
     if resume:
         flags += ["--ckpt_path=last"]
     flags += ["--trainer.callbacks+=kill_and_resume.PhaseFile", f"--trainer.callbacks.folder={folder}"]
     return subprocess.Popen(
         [sys.executable, "-m", "sppo_lit.cli", "run", "fit", "recipes/quickstart.yaml", *flags],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}",
+            **({"SLOW_WRITE": "1"} if "writing" in options.phases else {}),
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -94,6 +119,9 @@ def start(folder: Path, options: argparse.Namespace, resume: bool) -> subprocess
 
 def position(folder: Path, rank: int) -> tuple[int, int, str]:
     """(pid, iterations completed, phase) of a rank; (0, -1, "") before it has written them."""
+    with suppress(OSError, ValueError):
+        pid, iteration, phase = (folder / f"rank{rank}.writing").read_text().split()
+        return int(pid), int(iteration), phase
     try:
         pid, iteration, phase = (folder / f"rank{rank}").read_text().split()
         return int(pid), int(iteration), phase
@@ -173,9 +201,17 @@ def rows(run: Path) -> list[dict[str, str]]:
         ]
 
 
+def loaded(checkpoint: Path) -> dict[str, Any]:
+    """A checkpoint of either form."""
+    if checkpoint.is_dir():
+        return checkpoints.whole_checkpoint(checkpoint)
+    content: dict[str, Any] = torch.load(checkpoint, weights_only=True)
+    return content
+
+
 def differences(a: Path, b: Path) -> list[str]:
     """Differences between two finished runs; also prints what was compared."""
-    states = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (a, b)]
+    states = [loaded(run / "checkpoints" / "last.ckpt") for run in (a, b)]
     wrong = []
     for part in ("state_dict", "optimizer_states"):
         one, two = (dict(tensors(state[part])) for state in states)
@@ -198,11 +234,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=20, help="number of kills (default 20)")
     parser.add_argument("--iterations", type=int, default=12, help="iterations of the run (default 12)")
     parser.add_argument("--devices", type=int, default=1, help="CPU processes; ddp if more than one (default 1)")
+    parser.add_argument("--strategy", choices=("ddp", "fsdp"), default="ddp", help="of several processes")
+    parser.add_argument("--phases", nargs="+", choices=tuple(DELAYS), default=PHASES, help="in which runs are killed")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments (default 0)")
     options = parser.parse_args(arguments)
     rng = random.Random(options.seed)
     moments = sorted(rng.randrange(options.iterations) for _ in range(options.kills))
-    phases = [PHASES[i % len(PHASES)] for i in range(options.kills)]
+    phases = [options.phases[i % len(options.phases)] for i in range(options.kills)]
     rng.shuffle(phases)
     with tempfile.TemporaryDirectory() as temporary:
         whole, killed = Path(temporary) / "whole", Path(temporary) / "killed"

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from sppo_lit.distributed.collectives import reduced
@@ -21,18 +21,23 @@ from sppo_lit.models.policy import Policy
 N = TypeVar("N", bound=Policy | ScalarCritic | TokenCritic)
 
 
-def place(make: Callable[[bool], N], mesh: DeviceMesh | None, offload: bool = False) -> N:
+def place(
+    make: Callable[[bool], N], mesh: DeviceMesh | None, offload: bool = False, compute: torch.dtype | None = None
+) -> N:
     """A network; with a device mesh, sharded over its ranks.
 
     Args:
         make: creates the network; if called with True, without weights (on the meta device).
         mesh: device mesh of a sharded strategy; None for other strategies.
         offload: see `sharded`.
+        compute: see `sharded`.
     """
-    return make(False) if mesh is None else sharded(make, mesh["data_parallel"], offload)
+    return make(False) if mesh is None else sharded(make, mesh["data_parallel"], offload, compute)
 
 
-def sharded(make: Callable[[bool], N], mesh: DeviceMesh, offload: bool = False) -> N:
+def sharded(
+    make: Callable[[bool], N], mesh: DeviceMesh, offload: bool = False, compute: torch.dtype | None = None
+) -> N:
     """A network sharded over the ranks of a mesh. Collective.
 
     Rank zero loads it; the other ranks never hold more than their shards and one layer.
@@ -41,6 +46,7 @@ def sharded(make: Callable[[bool], N], mesh: DeviceMesh, offload: bool = False) 
         make: creates the network, a module with a `model`; if called with True, without weights (on the meta device).
         mesh: one-dimensional device mesh of all ranks.
         offload: keep shards in CPU memory while they are not in use.
+        compute: see `shard`.
 
     Raises:
         InputError: on every rank, the error that `make` raised on rank zero.
@@ -64,16 +70,40 @@ def sharded(make: Callable[[bool], N], mesh: DeviceMesh, offload: bool = False) 
         network.model.generation_config = generation
     values = None if loaded is None else {**dict(loaded.named_parameters()), **dict(loaded.named_buffers())}
     broadcast_weights = _WeightBroadcast(network, values, torch.device(mesh.device_type))
-    policy = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if offload else OffloadPolicy()
-    layers = set(network.model._no_split_modules or ())
-    for module in list(network.model.modules()):
-        if type(module).__name__ in layers:
-            broadcast_weights(module)
-            fully_shard(module, mesh=mesh, offload_policy=policy)
-    broadcast_weights(network)
-    # Reshard the root too: a forward pass without backward would leave it gathered.
-    fully_shard(network, mesh=mesh, offload_policy=policy, reshard_after_forward=True)
+    shard(network, mesh, offload, compute, broadcast_weights)
     return network
+
+
+def shard(
+    network: nn.Module,
+    mesh: DeviceMesh,
+    offload: bool = False,
+    compute: torch.dtype | None = None,
+    materialise: Callable[[nn.Module], None] = lambda module: None,
+) -> None:
+    """Shard each decoder layer of a network, and then what remains of it, in place.
+
+    Args:
+        network: a module with a `model`.
+        mesh: one-dimensional device mesh of all ranks.
+        offload: keep shards in CPU memory while they are not in use.
+        compute: dtype in which weights are gathered and passes computed; shards, gradients and their sums over ranks
+            keep that of the weights. None for that of the weights.
+        materialise: called with each part before it is sharded.
+    """
+    options: dict[str, Any] = {
+        "mesh": mesh,
+        "offload_policy": CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if offload else OffloadPolicy(),
+        "mp_policy": MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32 if compute else None),
+    }
+    layers = set(network.model._no_split_modules or ())  # type: ignore[union-attr, arg-type]
+    for module in list(network.model.modules()):  # type: ignore[union-attr, operator]
+        if type(module).__name__ in layers:
+            materialise(module)
+            fully_shard(module, **options)
+    materialise(network)
+    # Reshard the root too: a forward pass without backward would leave it gathered.
+    fully_shard(network, **options, reshard_after_forward=True)
 
 
 class _WeightBroadcast:
@@ -110,9 +140,18 @@ def is_sharded(network: nn.Module) -> bool:
     return any(isinstance(p, DTensor) for p in network.parameters())
 
 
-def whole_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Names and unsharded values of all parameters, one at a time, with merged adapters. Collective."""
-    yield from merged(model, model.named_parameters(), whole_value)
+def whole_parameters(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Names and unsharded values of all parameters, one at a time, with merged adapters. Collective.
+
+    Args:
+        model: a sharded model, or a whole one.
+        dtype: converted to it before they are gathered, which halves what is sent; None for their own.
+    """
+
+    def value(tensor: Tensor) -> Tensor:
+        return whole_value(tensor if dtype is None else tensor.to(dtype))
+
+    yield from merged(model, model.named_parameters(), value)
 
 
 def whole(value: Tensor) -> Tensor:

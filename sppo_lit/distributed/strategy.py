@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,12 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from sppo_lit.distributed.checkpoints import OTHER_MODEL, load_shards
 from sppo_lit.distributed.sharding import whole
 from sppo_lit.errors import InputError
+
+SaveShards = Callable[[dict[str, Any], Path], None]
+"""Called with Lightning's checkpoint, whose tensors are sharded, and the path to write."""
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -20,6 +24,9 @@ class ShardedStrategy(ModelParallelStrategy):
 
     Args:
         offload: keep shards in CPU memory while they are not in use.
+
+    Attributes:
+        shards: writes checkpoints in distributed form; None writes one file, for which rank zero gathers everything.
     """
 
     def __init__(self, offload: bool = False) -> None:
@@ -32,6 +39,7 @@ class ShardedStrategy(ModelParallelStrategy):
             process_group_backend=backend,
         )
         self.offload = offload
+        self.shards: SaveShards | None = None
 
     def setup_environment(self) -> None:
         """Make every process a data-parallel rank; Lightning's "auto" would give all of them the same batch."""
@@ -59,21 +67,36 @@ class ShardedStrategy(ModelParallelStrategy):
         Raises:
             InputError: the checkpoint is of a different model.
         """
+        assert self.lightning_module is not None
+        if Path(checkpoint_path).is_dir():
+            return load_shards(Path(checkpoint_path), self.lightning_module, [_own(o) for o in self.optimizers])
         if Path(checkpoint_path).is_file():
-            assert self.lightning_module is not None
             saved = torch.load(checkpoint_path, mmap=True, map_location="cpu", weights_only=True)["state_dict"]
             own = self.lightning_module.state_dict()
             for name in sorted(own.keys() | saved.keys()):
                 if name not in own or name not in saved or own[name].shape != saved[name].shape:
-                    raise InputError(
-                        f"the checkpoint is of a different model than this recipe's ({name} is missing in one or has "
-                        "another shape); use the recipe it was trained with: config.yaml in its run folder"
-                    )
+                    raise InputError(OTHER_MODEL.format(name=name))
         optimizers, self.optimizers = self.optimizers, []
         try:
             return super().load_checkpoint(checkpoint_path, weights_only)
         finally:
             self.optimizers = optimizers
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Sharded, tied tensors as one object, for a checkpoint in distributed form; else whole on rank zero."""
+        if self.shards is None:
+            return super().lightning_module_state_dict()
+        assert self.lightning_module is not None
+        return self.lightning_module.state_dict(keep_vars=True)
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Write a checkpoint in the form that `shards` decides."""
+        if self.shards is None:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+        else:
+            self.shards(checkpoint, Path(filepath))
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """The state dict of an unsharded optimizer on rank zero; empty on the others. Collective.
@@ -81,7 +104,9 @@ class ShardedStrategy(ModelParallelStrategy):
         (Torch's own gathering initialises a fresh optimizer by a step with zero gradients, which Adam counts: saving
         during the critic's warm-up would change how the policy trains afterwards.)
         """
-        state = getattr(optimizer, "_optimizer", optimizer).state_dict()
+        state = _own(optimizer).state_dict()
+        if self.shards is not None:
+            return state
         gathered = {}
         for key, entries in state["state"].items():
             full = {name: whole(value) for name, value in entries.items()}
@@ -97,6 +122,11 @@ class ShardedStrategy(ModelParallelStrategy):
                 for key, entries in state["state"].items()
             }
             optimizer.load_state_dict({**state, "state": shards})
+
+
+def _own(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Without Lightning's wrapper."""
+    return getattr(optimizer, "_optimizer", optimizer)
 
 
 def _like(value: Tensor, parameter: Tensor) -> Tensor:

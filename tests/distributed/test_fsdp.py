@@ -9,6 +9,8 @@ import torch
 from launch import Run, Weights, difference, equal, launch, repeatable
 from safetensors.torch import load_file
 
+from sppo_lit.distributed.checkpoints import whole_checkpoint
+
 SHARDED = ("--strategy=fsdp", "--devices=2")
 pytestmark = pytest.mark.slow
 
@@ -38,11 +40,12 @@ def test_two_ranks_of_fsdp_equal_one_process(one: Run, tmp_path: Path) -> None:
     two = launch(tmp_path, *SHARDED)
     first, second = two.ranks
     assert equal(first, second)
+    assert "Warning" not in two.output, two.output
     assert difference(one.ranks[0], first) <= 1e-5
     for name, value in repeatable(one.metrics).items():
         assert two.metrics[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
     same_folders(one, two)
-    saved = torch.load(two.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    saved = whole_checkpoint(two.folder / "checkpoints" / "last.ckpt")["state_dict"]
     for name, weight in first.items():
         assert torch.equal(saved[name], weight), name
         part, _, inner = name.partition(".model.")
@@ -51,8 +54,14 @@ def test_two_ranks_of_fsdp_equal_one_process(one: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("iterations", "before", "after"),
-    [(1, SHARDED, ()), (2, SHARDED, ()), (1, (), SHARDED), (2, (), SHARDED)],
-    ids=["fsdp-auto in warm-up", "fsdp-auto", "auto-fsdp in warm-up", "auto-fsdp"],
+    [
+        (1, SHARDED, ()),
+        (2, SHARDED, ()),
+        (1, (*SHARDED, "--checkpoint.form=file"), ()),
+        (1, (), SHARDED),
+        (2, (), SHARDED),
+    ],
+    ids=["fsdp-auto in warm-up", "fsdp-auto", "fsdp in one file-auto", "auto-fsdp in warm-up", "auto-fsdp"],
 )
 def test_a_checkpoint_resumes_under_another_strategy_and_number_of_ranks(
     one: Run, tmp_path: Path, iterations: int, before: tuple[str, ...], after: tuple[str, ...]
@@ -65,6 +74,21 @@ def test_a_checkpoint_resumes_under_another_strategy_and_number_of_ranks(
     assert len(told) == 1 and f"strategy {changes[0]}, processes {changes[1]}" in told[0], end.output
     assert difference(one.ranks[0], end.ranks[0]) <= 1e-5
     same_folders(one, end)
+
+
+@pytest.mark.parametrize("form", ["file", "sharded"])
+def test_both_forms_resume_bit_for_bit_in_the_same_folder(tmp_path: Path, form: str) -> None:
+    """And in the other form than the one that the run began with."""
+    whole = launch(tmp_path / "whole", *SHARDED)
+    other = "file" if form == "sharded" else "sharded"
+    launch(tmp_path / "cut", *SHARDED, "--max_epochs=2", f"--checkpoint.form={form}")
+    end = launch(tmp_path / "cut", *SHARDED, f"--checkpoint.form={other}", "--ckpt_path=last")
+    assert all(equal(a, b) for a, b in zip(whole.ranks, end.ranks, strict=True))
+    checkpoints = end.folder / "checkpoints"
+    assert (checkpoints / "last.ckpt").is_dir() == (other == "sharded")
+    assert (checkpoints / "previous.ckpt").is_dir() == (form == "sharded")
+    for part in ("policy", "critic"):
+        assert equal(exported(whole, part), exported(end, part))
 
 
 def test_validation_under_fsdp_equals_that_of_one_process(one: Run, tmp_path: Path) -> None:
