@@ -1,7 +1,8 @@
-"""Attention of one query token to the slots of a cache, on a CPU.
+"""Attention of one query token to the slots of a cache.
 
 PyTorch's CPU kernel is optimised for long queries; for one token per row, two batched matrix products take half the
-time.
+time. On a GPU, where a mask keeps its kernels from sharing keys and values among query heads, they would be repeated
+for each (sevenfold in Qwen2 7B: 14 GB a layer for 96 sequences of 10,000 tokens); the products read them once.
 """
 
 from __future__ import annotations
@@ -61,4 +62,4 @@ def attention_for_slots(model: PreTrainedModel) -> str:
     present = model.config._attn_implementation
     if present == "eager" or not model._supports_sdpa:
         return "eager"
-    return NAME if model.device.type == "cpu" else "sdpa"
+    return NAME

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -27,6 +28,11 @@ def takes_logits_to_keep(model: PreTrainedModel) -> bool:
     return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
+def cache_argument(model: PreTrainedModel) -> str:
+    """The argument that takes the cache; transformers 5.24 renamed it."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
 def check_model(model: PreTrainedModel, ids: Sequence[int]) -> None:
     """Reject models whose cache is not one row of keys and values per token.
 
@@ -34,7 +40,8 @@ def check_model(model: PreTrainedModel, ids: Sequence[int]) -> None:
         InputError: such a model; or one of `ids` is not in the vocabulary.
     """
     name = type(model).__name__
-    lacking = {"attention_mask", "position_ids", "past_key_values"} - set(inspect.signature(model.forward).parameters)
+    known = inspect.signature(model.forward).parameters
+    lacking = {"attention_mask", "position_ids", cache_argument(model)} - known.keys()
     if lacking:
         raise InputError(f"{name} cannot be sampled by the torch engine (no argument {min(lacking)}): {_ELSEWHERE}")
     other = set(_layer_types(model)) - _ATTENTION
@@ -46,16 +53,28 @@ def check_model(model: PreTrainedModel, ids: Sequence[int]) -> None:
 
 
 def check_inputs(
-    model: PreTrainedModel,
+    size: int,
+    positions: int,
     prompts: Sequence[Sequence[int]],
     limits: Sequence[int],
     sampling: Sampling,
     keys: Sequence[int] | None,
+    limited: str,
 ) -> None:
-    """Reject invalid arguments of `TorchEngine.generate`.
+    """Reject invalid arguments of `RolloutEngine.generate`.
+
+    Args:
+        size: vocabulary size.
+        positions: longest prompt and response together, except for the last token, in tokens.
+        prompts: token ids of each prompt.
+        limits: longest response to each, in tokens.
+        sampling: sampling parameters.
+        keys: seed of each response.
+        limited: what has only so many positions, and what to do about it.
 
     Raises:
-        InputError: see `TorchEngine.generate`.
+        InputError: an empty prompt, a token outside the vocabulary, a limit below 1, sampling without keys, or more
+            tokens than positions.
     """
     if sampling.temperature < 0 or not 0 < sampling.top_p <= 1 or sampling.top_k < 0:
         raise InputError(
@@ -67,7 +86,6 @@ def check_inputs(
     for what, values in (("keys", keys), ("max_new_tokens", limits)):
         if values is not None and len(values) != len(prompts):
             raise InputError(f"{len(values)} {what} for {len(prompts)} prompts: pass one for each")
-    positions, size = _positions(model), vocabulary(model)
     for i, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
         if not prompt:
             raise InputError(f"prompt {i} is empty: give it at least one token")
@@ -76,10 +94,24 @@ def check_inputs(
         if min(prompt) < 0 or max(prompt) >= size:
             raise InputError(f"prompt {i} has a token outside the model's vocabulary of {size}: check the tokenizer")
         if len(prompt) + limit - 1 > positions:
-            raise InputError(
-                f"prompt {i} has {len(prompt)} tokens and may grow by {limit}, but the torch engine can give "
-                f"{type(model).__name__} only {positions} positions: lower max_new_tokens or {_ELSEWHERE}"
-            )
+            raise InputError(f"prompt {i} has {len(prompt)} tokens and may grow by {limit}, but {limited}")
+
+
+def check_positions(model: PreTrainedModel) -> tuple[int, str]:
+    """Positions of the torch engine with a model, and what to say when they are too few."""
+    name, most = type(model).__name__, _positions(model)
+    return most, f"the torch engine can give {name} only {most} positions: lower max_new_tokens or {_ELSEWHERE}"
+
+
+def finite(logprobs: list[float]) -> list[float]:
+    """The same log-probabilities.
+
+    Raises:
+        FloatingPointError: one of them is not finite.
+    """
+    if not math.isfinite(sum(logprobs)):
+        raise FloatingPointError("the policy's logits are not finite: lower the learning rate or clip gradients")
+    return logprobs
 
 
 def _layer_types(model: PreTrainedModel) -> list[str]:

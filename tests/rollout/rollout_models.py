@@ -19,10 +19,10 @@ VOCABULARY = 29
 PAD = 0
 
 
-def build(name: str, seed: int = 0) -> PreTrainedModel:
-    """A causal LM whose logits are spread enough for greedy decoding to be free of ties."""
+def build(name: str, seed: int = 0, **changes: int) -> PreTrainedModel:
+    """A causal LM whose logits are spread enough for greedy decoding to be free of ties; `changes` of its config."""
     torch.manual_seed(seed)
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, **changes}
     ids = {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": None, "pad_token_id": PAD}
     if name == "llama":
         model: PreTrainedModel = LlamaForCausalLM(LlamaConfig(**shape, **ids, num_key_value_heads=4))

@@ -10,7 +10,10 @@ from rollout_models import PAD, VOCABULARY, build, ragged_prompts
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from sppo_lit.errors import InputError
-from sppo_lit.rollout import TorchEngine, sequence_key
+from sppo_lit.rollout import TorchEngine, sequence_key, torch_engine
+from sppo_lit.rollout.checks import cache_argument
+from sppo_lit.rollout.slot_cache import SlotCache
+from sppo_lit.rollout.torch_engine import cache_bytes
 from sppo_lit.types import Completion, Sampling
 
 MODELS = ("llama", "qwen2", "gpt2")
@@ -157,6 +160,65 @@ def test_running_out_of_gpu_memory_halves_the_batch() -> None:
     hook.remove()
     assert [d.response_ids for d in done] == [d.response_ids for d in expected]
     assert engine.max_concurrent < 16
+
+
+@pytest.mark.parametrize("sampling", [Sampling(max_new_tokens=40), Sampling(temperature=0, max_new_tokens=40)])
+def test_responses_begun_when_memory_runs_out_are_continued_not_drawn_again(sampling: Sampling) -> None:
+    model, prompts, decoded = build("llama"), ragged_prompts(12), 0
+    keys = keys_for(prompts)
+    expected = TorchEngine(model, [3], PAD).generate(prompts, sampling, keys=keys)
+
+    def watched(_, args, kwargs) -> None:
+        nonlocal decoded
+        rows, columns = kwargs["input_ids"].shape
+        if columns == 1 and decoded > 30 and rows > 6:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        decoded += rows if columns == 1 else 0
+
+    engine = TorchEngine(model, [3], PAD, max_concurrent=12)
+    hook = model.register_forward_pre_hook(watched, with_kwargs=True)
+    with pytest.warns(UserWarning, match="max_concurrent=6"):
+        done = engine.generate(prompts, sampling, keys=keys)
+    hook.remove()
+    assert [d.response_ids for d in done] == [d.response_ids for d in expected]
+    assert [d.finished for d in done] == [d.finished for d in expected]
+    for one, other in zip(done, expected, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+    assert decoded == sum(len(d.response_ids) for d in done), "every token was decoded once"
+
+
+@pytest.mark.parametrize("every", [2, 8, 1000])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_looking_rarely_at_which_responses_have_ended_changes_nothing(architecture: str, every: int) -> None:
+    model, prompts = build(architecture), ragged_prompts(20)
+    keys, sampling, limits = keys_for(prompts), Sampling(max_new_tokens=30), [30, 1, 2, 17] * 5
+    expected, seen = (
+        TorchEngine(model, [3, 5], PAD, 6).generate(prompts, sampling, keys=keys, max_new_tokens=limits),
+        [],
+    )
+    done = TorchEngine(model, [3, 5], PAD, 6, check_every=every).generate(
+        prompts, sampling, keys=keys, max_new_tokens=limits, on_progress=lambda *report: seen.append(report)
+    )
+    for one, other in zip(done, expected, strict=True):
+        assert (one.response_ids, one.finished) == (other.response_ids, other.finished)
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+    assert seen[-1] == (20, 20, sum(len(d.response_ids) for d in done))
+
+
+def test_as_many_sequences_are_decoded_as_fit_into_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TorchEngine(build("llama"), [3], PAD, max_concurrent=64)
+    assert engine.affordable(1000) == 64, "no limit on a CPU"
+    cache = SlotCache(16, torch.float32, torch.device("cpu"))
+    cache.begin_prefill(1, 0, torch.tensor([0]), torch.tensor([0]), torch.tensor([16]), 16)
+    engine.model(
+        input_ids=torch.ones((1, 16), dtype=torch.int64),
+        attention_mask=cache.attention_mask,
+        **{cache_argument(engine.model): cache},
+    )
+    held = sum(store.numel() * store.element_size() for layer in cache.layers for store in layer.stores())
+    assert held == 16 * cache_bytes(engine.model.config, torch.float32)
+    monkeypatch.setattr(torch_engine, "free_device_bytes", lambda device: 10 * held)
+    assert engine.affordable(16) == 8 and engine.affordable(10_000) == 1
 
 
 def test_a_sliding_window_is_accepted_only_while_it_does_not_slide() -> None:
