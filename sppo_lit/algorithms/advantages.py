@@ -3,7 +3,8 @@
 Sequence-Level PPO treats the whole response as one action of a contextual bandit (paper, section 3): context = the
 prompt s_p, action = the response, horizon 1. There is nothing to discount and nothing to whiten. The baselines of the
 paper differ from it in where the expectation comes from: other samples of the same prompt, a greedy one, or a critic
-that reads along. Controls that the paper lacks take it from the iteration's other responses.
+that reads along. Controls that the paper lacks take it from the iteration's other responses, or from a memory of each
+prompt (`tracking`).
 
 B responses; those of one prompt lie next to each other, N of each.
 """
@@ -25,7 +26,8 @@ class Outcomes(NamedTuple):
 
     Attributes:
         rewards: [B] float32, paid at the end of the response.
-        values: the critic's predictions before any update: [B], or [B, T] of a token-level critic; [B] zeros without.
+        values: predictions before any update, of the critic or of a memory of prompts: [B], or [B, T] of a token-level
+            critic; [B] zeros without.
         lengths: [B] int64, response lengths.
         samples: N, responses of each prompt.
         greedy: [B] float32, reward of the greedy response to the same prompt; zeros where none was taken.

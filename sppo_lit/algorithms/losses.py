@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, Protocol
 
 import torch
@@ -121,6 +122,50 @@ def _clipped(
         dual_clipped = (advantages < 0) & (loss > ceiling)
         loss = torch.where(advantages < 0, torch.minimum(loss, ceiling), loss)
     return PolicyTerms(loss, ratio, clipped, dual_clipped)
+
+
+def sequence_log_ratio(old_logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """Log of π_old / π_sampler of whole responses: the sum over their tokens, [B].
+
+    Args:
+        old_logprobs: [B, T], the trainer's log-probabilities under the weights before any update.
+        sampler_logprobs: [B, T], those under which the tokens were sampled.
+        mask: [B, T] bool, the tokens of the response.
+    """
+    return torch.where(mask, old_logprobs - sampler_logprobs, 0.0).sum(dim=1)
+
+
+def importance_weights(
+    old_logprobs: Tensor,
+    sampler_logprobs: Tensor,
+    mask: Tensor,
+    *,
+    token_cap: float | None = 2.0,
+    sequence_cap: float | None = 3.0,
+) -> Tensor:
+    """Weights of the tokens' policy loss for responses that another distribution than π_old sampled.
+
+    min(π_old / π_sampler, token_cap) at every token (truncated importance sampling: Ionides 2008; Yao et al. 2025,
+    "Your efficient RL framework secretly brings you off-policy RL training"), and 0 in a response whose whole ratio,
+    the product over its tokens, exceeds `sequence_cap` (TRL's sequence mask).
+
+    Args:
+        old_logprobs: [B, T], the trainer's log-probabilities under the weights before any update.
+        sampler_logprobs: [B, T], those under which the tokens were sampled.
+        mask: [B, T] bool, the tokens of the response; padding may hold anything.
+        token_cap: largest weight of a token; None gives every token the weight 1.
+        sequence_cap: largest ratio of a response that is learned from; None for no limit.
+
+    Returns:
+        [B, T], without gradient, 1 on padding of responses that are kept.
+    """
+    old, sampled = old_logprobs.detach(), sampler_logprobs.detach()
+    log_ratio = torch.where(mask, old - sampled, 0.0).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    weights = torch.ones_like(log_ratio) if token_cap is None else log_ratio.exp().clamp(max=token_cap)
+    if sequence_cap is None:
+        return weights
+    beyond = sequence_log_ratio(old, sampled, mask) > math.log(sequence_cap)
+    return torch.where(beyond[:, None], 0.0, weights)
 
 
 def identity(outputs: Tensor) -> Tensor:

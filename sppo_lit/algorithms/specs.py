@@ -21,7 +21,9 @@ from sppo_lit.algorithms.advantages import (
     length_adaptive_lam,
     mixed_baseline,
     returns_to_go,
+    sequence_level,
 )
+from sppo_lit.algorithms.tracking import BaselineMemory, PromptTracker
 from sppo_lit.errors import InputError
 from sppo_lit.types import Aggregation
 from sppo_lit.utils.objects import load_object, names_object
@@ -44,6 +46,8 @@ class AlgorithmSpec:
         samples_per_prompt: N, responses drawn for each problem.
         lam: λ of token-level advantages, or a function of the response lengths [B] -> [B], unless a recipe sets it.
         critic_lam: λ of the returns that a token-level critic learns; that of the advantages where None.
+        memory: makes the state that takes the critic's place as V(s_p): it is kept over the iterations and learns the
+            verdicts. None without.
         greedy: also take the greedy response to each problem, for its reward.
         whiten: shift and scale the advantages to mean 0 and variance 1 over the iteration.
         aggregation: how token losses become one number.
@@ -60,6 +64,7 @@ class AlgorithmSpec:
     samples_per_prompt: int = 1
     lam: float | Callable[[Tensor], Tensor] = 1.0
     critic_lam: float | None = None
+    memory: Callable[[], BaselineMemory] | None = None
     greedy: bool = False
     whiten: bool = False
     aggregation: Aggregation = "token-mean"
@@ -145,6 +150,12 @@ ALGORITHMS: dict[str, AlgorithmSpec] = {
     "reinforce_pp": AlgorithmSpec(
         title="REINFORCE++",
         advantage=lambda o: returns_to_go(o.rewards, o.lengths, o.gamma, o.costs),
+        whiten=True,
+    ),
+    "spo": AlgorithmSpec(
+        title="SPO",
+        advantage=lambda o: sequence_level(o.totals, o.values),
+        memory=PromptTracker,
         whiten=True,
     ),
 }

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sppo_lit.algorithms.advantages import Outcomes, equal_groups, gae, whiten
 from sppo_lit.algorithms.batching import check_minibatch, pad_rows
 from sppo_lit.algorithms.losses import kl_penalty
 from sppo_lit.algorithms.masking import response_mask
 from sppo_lit.algorithms.specs import AlgorithmSpec
+from sppo_lit.algorithms.tracking import BaselineMemory
 from sppo_lit.distributed.collectives import reduced
 from sppo_lit.distributed.sharding import is_sharded
-from sppo_lit.errors import InputError
+from sppo_lit.errors import SharedError
 from sppo_lit.models.policy import Policy
 from sppo_lit.rewards.shaping import overlong_penalty
+from sppo_lit.rollout.randomness import sequence_key
 from sppo_lit.settings import AdvantageSettings, KLSettings, RewardSettings
 from sppo_lit.training.budget import TokenBudget
 from sppo_lit.training.metrics import GREEDY
@@ -52,6 +54,10 @@ class ReferencePolicy:
         self._policy, self._trained = policy, trained
         self._budget, self._temperature, self._runtime = budget, temperature, runtime
 
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The reference policy's."""
+        return self._policy.parameters()
+
     @torch.no_grad()
     def logprobs(self, rollouts: Rollouts) -> Tensor:
         """Log-probabilities of the responses, [B, T] float32, zeros on padding."""
@@ -62,7 +68,7 @@ class ReferencePolicy:
         logprobs = torch.zeros_like(rollouts.logprobs)
         pieces = self._budget.cut(torch.arange(len(rollouts)), rollouts.lengths())
         with self._runtime.autocast(), self._policy.without_adapters():
-            read_logprobs(self._policy, rollouts, pieces, self._temperature, self._runtime, logprobs)
+            read_logprobs(self._policy, rollouts, pieces, self._temperature, self._budget, self._runtime, logprobs)
         return logprobs
 
 
@@ -79,6 +85,7 @@ class Collector:
         advantage: how rewards become advantages.
         kl: penalty on the KL divergence from the reference policy.
         values: computes the critic's V; None without a critic.
+        memory: remembers V of prompts instead; None without.
         reference: the reference policy; None without a penalty.
         runtime: runtime of this rank.
         timer: measures phases.
@@ -96,6 +103,7 @@ class Collector:
         advantage: AdvantageSettings,
         kl: KLSettings,
         values: ValueReader | None,
+        memory: BaselineMemory | None,
         reference: ReferencePolicy | None,
         runtime: Runtime,
         timer: PhaseTimer,
@@ -104,7 +112,7 @@ class Collector:
         self._spec, self._sampler, self._sampling = spec, sampler, sampling
         self._samples, self._minibatch_size = samples, minibatch_size
         self._reward, self._advantage, self._kl = reward, advantage, kl
-        self._values, self._reference = values, reference
+        self._values, self._memory, self._reference = values, memory, reference
         self._runtime, self._timer, self._stop = runtime, timer, stop
 
     def collect(self, problems: Sequence[Encoded], iteration: int) -> TrainingBatch:
@@ -134,8 +142,10 @@ class Collector:
         samples = list(range(self._samples)) * len(problems)
         with self._stop.interruptible(boundary=True):
             with self._timer("rollout"):
+                self._sampler.prepare(problems, self._sampling.max_new_tokens, iteration)
                 completions = self._draw(repeated, self._sampling, samples, iteration, "sampling")
                 greedy = self._draw_greedy(problems, iteration) if self._spec.greedy else []
+                self._sampler.release()
             with self._timer("verify"):
                 texts, verdicts = self._sampler.judge(repeated, completions)
                 rewards, custom = self._rewards(repeated, completions, texts, verdicts)
@@ -148,6 +158,7 @@ class Collector:
             *pad_rows([ids for _, ids in repeated], device),
             *pad_rows([c.response_ids for c in completions], device),
             logprobs=pad_rows([c.logprobs for c in completions], device, torch.float32)[0],
+            versions=torch.tensor([c.version for c in completions], device=device),
             rewards=rewards,
             labels=torch.tensor([float(v.reward) for v in verdicts], device=device),
             greedy_rewards=None if baseline is None else baseline.repeat_interleave(self._samples),
@@ -209,7 +220,7 @@ class Collector:
             counts = torch.tensor([sum(map(math.isnan, values)), len(values)], device=self._runtime.device)
             failed, all_of_them = reduced(counts).tolist()
             if failed == all_of_them:
-                raise InputError(
+                raise SharedError(
                     f"model.reward.custom: {name} failed on all {failed} responses of iteration {iteration + 1} (the "
                     "warning above shows its first failure); correct the function, or remove it from the recipe"
                 )
@@ -217,6 +228,8 @@ class Collector:
     def _trusted_values(self, rollouts: Rollouts) -> tuple[Tensor, Tensor, int]:
         """V, 0 where not finite; [B] whether it is finite; number of responses over all ranks where it is not."""
         usable = torch.ones_like(rollouts.rewards, dtype=torch.bool)
+        if self._memory is not None:
+            return self._memory.read(prompt_keys(rollouts)), usable, 0
         if self._values is None:
             return torch.zeros_like(rollouts.rewards), usable, 0
         values = self._values.read(rollouts)
@@ -280,11 +293,18 @@ class Collector:
         """The responses as text, with V(prompt) and the mean advantage of their tokens."""
         means = advantages if advantages.ndim == 1 else advantages.sum(dim=1) / rollouts.response_lengths
         first = (values if values.ndim == 1 else values[:, 0]).tolist()
-        prompt_values = first if self._values is not None else [None] * len(rollouts)
+        without = self._values is None and self._memory is None
+        prompt_values = [None] * len(rollouts) if without else first
         return [
             replace(s, value=value, advantage=advantage)
             for s, value, advantage in zip(rollouts.scored, prompt_values, means.tolist(), strict=True)
         ]
+
+
+def prompt_keys(rollouts: Rollouts) -> Tensor:
+    """A key of each response's prompt, [B] int64 on the device of the rollouts; the same in every run."""
+    keys = [sequence_key(s.problem.key) - 2**63 for s in rollouts.scored]
+    return torch.tensor(keys, device=rollouts.rewards.device)
 
 
 def _like(rows: Tensor, tensor: Tensor) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar, cast
 
 import lightning.pytorch as pl
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sppo_lit.errors import InputError
 from sppo_lit.problems.arithmetic import ArithmeticTask
-from sppo_lit.problems.prompts import encode_problems
+from sppo_lit.problems.prompts import Columns, PromptSettings, encode_problems
 from sppo_lit.problems.sources import ProblemSource, open_problems
 from sppo_lit.training.protocols import TrainingModule, training_module
 from sppo_lit.types import Encoded, Intact, Problem, Sequences
@@ -37,6 +38,8 @@ class ProblemSet:
         name: name in keys and results; the source's own by default.
         streaming: stream a large Hub source instead of loading it (training only; in source order).
         skip_bad_rows: skip and count rows without problem or answer and corrupt lines, instead of raising an error.
+        columns: which column of a row holds what; by default they are recognised. Not for "arithmetic".
+        prompt: how the text of its problems becomes prompts, instead of `data.prompt`.
     """
 
     path: str
@@ -45,10 +48,14 @@ class ProblemSet:
     name: str | None = None
     streaming: bool = False
     skip_bad_rows: bool = False
+    columns: Columns = Columns()  # noqa: RUF009 - frozen
+    prompt: PromptSettings | None = None
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise InputError(f"{self.path}: limit is {self.limit}; it must be at least 1, or null for all problems")
+        if self.path == "arithmetic" and self.columns != Columns():
+            raise InputError("arithmetic: columns name those of a file's rows, and this task is generated; remove them")
 
 
 class ProblemStream(Protocol):
@@ -70,7 +77,7 @@ class MathDataModule(pl.LightningDataModule):
         arithmetic: the procedural task, if `train` or `val` names it.
         problems_per_epoch: n, problems of one iteration over all ranks.
         max_prompt_tokens: longer prompts are dropped and counted.
-        system: system message for tokenizers with a chat template.
+        prompt: how the text of a problem becomes a prompt, in all sets that have no `prompt` of their own.
     """
 
     def __init__(
@@ -80,7 +87,7 @@ class MathDataModule(pl.LightningDataModule):
         arithmetic: ArithmeticTask = ArithmeticTask(),  # noqa: B008 - frozen
         problems_per_epoch: int = 256,
         max_prompt_tokens: int = 1024,
-        system: str | None = None,
+        prompt: PromptSettings = PromptSettings(),  # noqa: B008
     ) -> None:
         super().__init__()
         for name, value in (("problems_per_epoch", problems_per_epoch), ("max_prompt_tokens", max_prompt_tokens)):
@@ -95,7 +102,7 @@ class MathDataModule(pl.LightningDataModule):
         self.arithmetic = arithmetic
         self.problems_per_epoch = problems_per_epoch
         self.max_prompt_tokens = max_prompt_tokens
-        self.system = system
+        self.prompt = prompt
         self.stream: ProblemStream | None = None
         self.val_sets: dict[str, list[Encoded]] = {}
 
@@ -109,6 +116,13 @@ class MathDataModule(pl.LightningDataModule):
     def val_names(self) -> list[str]:
         """Names of the validation sets, in the order of their data loaders."""
         return list(self.val_sets)
+
+    @property
+    def problems_in_a_pass(self) -> float | None:
+        """Number of training problems after which they come again; infinite if they never do, None if unknown."""
+        if isinstance(self.stream, _Generated):
+            return math.inf
+        return len(self.stream.encoded) if isinstance(self.stream, _Shuffled) else None
 
     def setup(self, stage: str) -> None:
         """Read, check and encode the problems of this stage.
@@ -164,20 +178,22 @@ class MathDataModule(pl.LightningDataModule):
         dropped: Counter[str] = Counter()
         if problem_set.path == "arithmetic":
             split = problem_set.split or use
-            problems = [self.arithmetic.problem(i, split) for i in range(problem_set.limit or 1000)]
+            problems = [self.generated(problem_set, i, split) for i in range(problem_set.limit or 1000)]
+            suffixes = Counter({self.prompt_of(problem_set).suffix or "": len(problems)})
         else:
             source = self.open_source(problem_set)
             problems, wrong = self.parsable(source.problems())
             dropped.update(source.dropped)
             dropped["gold_unparsable"] += wrong
+            suffixes = source.suffixes
             if not problems:
                 raise InputError(
                     f"{problem_set.path}: none of its {wrong} gold answers can be checked; give answers as numbers or "
                     "LaTeX, without \\boxed"
                 )
-        encoded, too_long = self.encode(problems, problem_set.path, self.max_prompt_tokens)
+        encoded, too_long = self.encode(problems, problem_set, self.max_prompt_tokens, suffixes)
         dropped["prompt_too_long"] += too_long
-        self.report(f"{use}: {_name_of(problem_set, encoded)}", len(encoded), dropped)
+        self.report(f"{use}: {_name_of(problem_set, encoded)}", len(encoded), dropped, suffixes)
         return encoded
 
     def open_source(self, problem_set: ProblemSet) -> ProblemSource:
@@ -189,7 +205,18 @@ class MathDataModule(pl.LightningDataModule):
             limit=problem_set.limit,
             skip_bad_rows=problem_set.skip_bad_rows,
             name=problem_set.name,
+            columns=problem_set.columns,
+            prompt=self.prompt_of(problem_set),
         )
+
+    def prompt_of(self, problem_set: ProblemSet) -> PromptSettings:
+        """How the prompts of a set are made."""
+        return problem_set.prompt or self.prompt
+
+    def generated(self, problem_set: ProblemSet, index: int, split: str) -> Problem:
+        """Problem `index` of the arithmetic task, with the prompt of a set."""
+        problem = self.arithmetic.problem(index, split)
+        return replace(problem, prompt=self.prompt_of(problem_set).user_turn(problem.prompt, ""))
 
     def parsable(self, problems: Sequence[Problem]) -> tuple[list[Problem], int]:
         """Problems whose gold answer is verified as correct, and the number of the others.
@@ -201,22 +228,31 @@ class MathDataModule(pl.LightningDataModule):
         kept = [p for p, v in zip(problems, verdicts, strict=True) if v.reward == 1]
         return kept, len(problems) - len(kept)
 
-    def encode(self, problems: Sequence[Problem], path: str, limit: int) -> tuple[list[Encoded], int]:
+    def encode(
+        self, problems: Sequence[Problem], problem_set: ProblemSet, limit: int, suffixes: Counter[str]
+    ) -> tuple[list[Encoded], int]:
         """Problems with their prompt ids, and the number of those dropped for a prompt of more than `limit` tokens.
 
-        Raises:
-            InputError: every prompt of `path` is longer.
-        """
-        try:
-            return encode_problems(problems, self.module.tokenizer, limit, self.system)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
+        The examples get the suffix that most of the problems have.
 
-    def report(self, what: str, kept: int, dropped: Counter[str]) -> None:
-        """Print how many problems were kept and why others were dropped."""
+        Raises:
+            InputError: every prompt of the set is longer.
+        """
+        prompt = self.prompt_of(problem_set)
+        examples = prompt.turns(max(suffixes, key=suffixes.__getitem__, default=""))
+        try:
+            return encode_problems(problems, self.module.tokenizer, limit, prompt.system, examples)
+        except InputError as error:
+            raise InputError(f"{problem_set.path}: {error}") from error
+
+    def report(self, what: str, kept: int, dropped: Counter[str], suffixes: Counter[str]) -> None:
+        """Print how many problems were kept, why others were dropped, and what was added to them."""
         if self.trainer is not None and self.trainer.is_global_zero:
             reasons = ", ".join(f"{n:,} {reason}" for reason, n in sorted(dropped.items()) if n)
-            console.print(f"{what}: {kept:,} problems" + (f"; dropped {reasons}" if reasons else ""))
+            line = f"{what}: {kept:,} problems" + (f"; dropped {reasons}" if reasons else "")
+            if added := " or ".join(f'"{suffix}"' for suffix, n in suffixes.items() if suffix and n):
+                line += f"; followed by {added} (prompt.suffix)"
+            console.print(line, markup=False)
 
 
 class _IterationRollouts(Dataset[Intact[Sequences]]):
@@ -250,8 +286,8 @@ class _Generated:
         """Problem `index`, or a replacement if its prompt is too long, so that all iterations have the same size."""
         data, shortest = self.data, 10**9
         for attempt in range(self.ATTEMPTS):
-            problem = data.arithmetic.problem(index + attempt * self.STRIDE * 1_000_000, self.split)
-            [entry], _ = data.encode([problem], "arithmetic", 10**9)
+            problem = data.generated(data.train, index + attempt * self.STRIDE * 1_000_000, self.split)
+            [entry], _ = data.encode([problem], data.train, 10**9, Counter())
             shortest = min(shortest, len(entry[1]))
             if shortest <= data.max_prompt_tokens:
                 return entry
@@ -305,7 +341,7 @@ class _Streamed:
             problems, kept = iter(source), 0
             while chunk := [p for p, _ in zip(problems, range(self.CHUNK), strict=False)]:
                 parsable, wrong = data.parsable(chunk)
-                encoded, too_long = data.encode(parsable, data.train.path, 10**9) if parsable else ([], 0)
+                encoded, too_long = data.encode(parsable, data.train, 10**9, source.suffixes) if parsable else ([], 0)
                 short = [entry for entry in encoded if len(entry[1]) <= data.max_prompt_tokens]
                 dropped.update(gold_unparsable=wrong, prompt_too_long=too_long + len(encoded) - len(short))
                 kept += len(short)
@@ -316,7 +352,7 @@ class _Streamed:
                     f"{data.train.path}: no usable problem in it ({reasons}); raise data.max_prompt_tokens or use "
                     "other data"
                 )
-            data.report(f"train: {data.train.path}, one pass", kept, dropped + source.dropped)
+            data.report(f"train: {data.train.path}, one pass", kept, dropped + source.dropped, source.suffixes)
 
 
 def _loader(batches: Dataset[T] | list[T]) -> DataLoader[T]:

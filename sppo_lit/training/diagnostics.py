@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import get_args
@@ -10,31 +11,42 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sppo_lit.algorithms.losses import approx_kl
+from sppo_lit.algorithms.losses import LOG_RATIO_LIMIT, approx_kl, sequence_log_ratio
 from sppo_lit.algorithms.masking import masked_moments, masked_sum, response_mask
 from sppo_lit.distributed.collectives import gathered, reduced
 from sppo_lit.rewards.custom import reward_names
 from sppo_lit.training.metrics import brier, explained_variance
 from sppo_lit.training.updater import GREATEST, LEAST, Terms
-from sppo_lit.types import Reason, TrainingBatch
+from sppo_lit.types import Reason, Rollouts, TrainingBatch
+
+SEQUENCE_CAP = 3.0
+"""Ratio of a response above which `rollout/beyond_cap` counts it where the correction has no cap of its own."""
 
 
-def rollout_metrics(batch: TrainingBatch, old_logprobs: Tensor, seconds: float, critic: bool) -> dict[str, float]:
+def rollout_metrics(
+    batch: TrainingBatch,
+    old_logprobs: Tensor,
+    seconds: float,
+    values_of: str,
+    iteration: int,
+    sequence_cap: float | None = None,
+) -> dict[str, float]:
     """Metrics of rollouts and advantages over all ranks, before any update.
 
     Args:
         batch: batch of this rank.
         old_logprobs: [B, T] float32, under the weights before any update.
         seconds: wall-clock time of sampling on this rank.
-        critic: whether the batch has values of a critic.
+        values_of: where its values are from, "critic" or "tracker"; empty without values.
+        iteration: iterations completed before this one.
+        sequence_cap: cap of the ratio of whole responses; None counts those beyond `SEQUENCE_CAP`.
     """
     mask = response_mask(batch.response_lengths, batch.response_ids.shape[1])
-    gap = reduced(masked_sum((batch.logprobs - old_logprobs).abs(), mask))
-    slowest = reduced(gap.new_tensor(seconds), dist.ReduceOp.MAX)
+    slowest = reduced(batch.logprobs.new_tensor(seconds), dist.ReduceOp.MAX)
     names = get_args(Reason)
     reasons = Counter(s.verdict.reason for s in batch.scored)
     truncated = sum(not s.finished for s in batch.scored)
-    counts = reduced(gap.new_tensor([*(reasons[name] for name in names), truncated], dtype=torch.int64))
+    counts = reduced(slowest.new_tensor([*(reasons[name] for name in names), truncated], dtype=torch.int64))
     rewards, labels, lengths = gathered(batch.rewards), gathered(batch.labels), gathered(batch.response_lengths).float()
     kept = gathered(batch.loss_mask.any(dim=1).to(torch.int32)).float()
     *shares, truncation = (counts / len(rewards)).tolist()
@@ -44,14 +56,51 @@ def rollout_metrics(batch: TrainingBatch, old_logprobs: Tensor, seconds: float, 
         "rollout/response_length": float(lengths.mean()),
         "rollout/truncation_rate": truncation,
         "rollout/tokens_per_second": float(lengths.sum() / slowest.clamp(min=1e-9)),
-        "rollout/logprob_gap": float(gap / lengths.sum()),
         "rollout/kept": float(kept.mean()),
         **{f"rollout/reason/{name}": share for name, share in zip(names, shares, strict=True)},
         **_custom_rewards(batch),
+        **mismatch_metrics(batch, old_logprobs, mask, sequence_cap or SEQUENCE_CAP),
+        "rollout/staleness": iteration - float(gathered(batch.versions).float().mean()),
         **_spread(batch.advantages, mask),
         **_sampled(batch),
-        **(_critic_metrics(batch) if critic else {}),
+        **(_value_metrics(batch, values_of) if values_of else {}),
         **(_reference_metrics(batch, batch.reference, mask) if batch.reference is not None else {}),
+    }
+
+
+def mismatch_metrics(batch: Rollouts, old_logprobs: Tensor, mask: Tensor, sequence_cap: float) -> dict[str, float]:
+    """How far the distribution that sampled is from the trainer's, over all ranks.
+
+    `rollout/logprob_gap` and `rollout/logprob_gap_max` are mean and maximum of |log π_old − log π_sampler| over tokens,
+    `rollout/sampler_kl` estimates KL(π_sampler ‖ π_old) per token (k3), `rollout/effective_samples` is the effective
+    sample size of the tokens' ratios w, (Σ w)² / (n Σ w²), as a share of their number, and `rollout/beyond_cap` is the
+    share of responses whose ratio exceeds the cap.
+
+    Args:
+        batch: rollouts of this rank.
+        old_logprobs: [B, T] float32, under the weights before any update.
+        mask: [B, T] bool, the tokens of the responses.
+        sequence_cap: cap of the ratio of whole responses.
+    """
+    gap = torch.where(mask, old_logprobs - batch.logprobs, 0.0)
+    ratio = gap.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+    beyond = sequence_log_ratio(old_logprobs, batch.logprobs, mask) > math.log(sequence_cap)
+    sums = [
+        gap.abs().sum(),
+        masked_sum(approx_kl(old_logprobs, batch.logprobs), mask),
+        masked_sum(ratio, mask),
+        masked_sum(ratio.square(), mask),
+        mask.sum().to(gap.dtype),
+        beyond.sum().to(gap.dtype),
+        gap.new_tensor(len(batch)),
+    ]
+    total, kl, first, second, tokens, masked, responses = reduced(torch.stack(sums)).tolist()
+    return {
+        "rollout/logprob_gap": total / tokens,
+        "rollout/logprob_gap_max": float(reduced(gap.abs().max(), dist.ReduceOp.MAX)),
+        "rollout/sampler_kl": kl / tokens,
+        "rollout/effective_samples": first**2 / (tokens * second),
+        "rollout/beyond_cap": masked / responses,
     }
 
 
@@ -83,7 +132,7 @@ def _spread(advantages: Tensor, mask: Tensor) -> dict[str, float]:
     return {"advantage/mean": float(mean), "advantage/std": float((squares / count).sqrt())}
 
 
-def _critic_metrics(batch: TrainingBatch) -> dict[str, float]:
+def _value_metrics(batch: TrainingBatch, source: str) -> dict[str, float]:
     """How well V before the update predicted the verdicts.
 
     Of a token-level critic V at the prompt is used, as of a scalar one; `critic/brier_at_end` is of its prediction
@@ -93,10 +142,10 @@ def _critic_metrics(batch: TrainingBatch) -> dict[str, float]:
     by_token = batch.values.ndim == 2
     values = gathered(batch.values[:, 0].contiguous() if by_token else batch.values)
     metrics = {
-        "critic/bad_values": float(batch.bad_values),
-        "critic/value_mean": float(values.mean()),
-        "critic/brier": float(brier(values, labels)),
-        "critic/explained_variance": float(explained_variance(values, labels)),
+        f"{source}/bad_values": float(batch.bad_values),
+        f"{source}/value_mean": float(values.mean()),
+        f"{source}/brier": float(brier(values, labels)),
+        f"{source}/explained_variance": float(explained_variance(values, labels)),
     }
     if by_token:
         last = batch.values.gather(1, batch.response_lengths[:, None] - 1).squeeze(1)

@@ -56,11 +56,17 @@ class Evaluator:
         self._lookups: Sequence[ResponseLookup] = ()
         self.results = ValidationResults((), runtime.device)
         self._done = self._total = 0
+        self._most: int | None = None
 
     def begin(self, trainer: pl.Trainer) -> None:
         """Start an evaluation: count its responses, and find callbacks that store those of an interrupted one."""
         loaders = trainer.val_dataloaders or []
         problems = sum(len(batch.content) for loader in loaders for batch in loader.dataset)
+        self._most = None  # problems of each set on this rank
+        if trainer.sanity_checking and (most := self._settings.at_start) is not None:
+            rank, of = self._runtime.rank, self._runtime.ranks  # rank r has every r-th problem of w
+            self._most = max(0, -(-(most - rank) // of))
+            problems = sum(min(self._most, len(batch.content)) for loader in loaders for batch in loader.dataset)
         self._done, self._total = 0, problems * self._settings.responses
         self._lookups = [c.stored_response for c in callbacks_of(trainer) if isinstance(c, ResponseStore)]
         self.results = ValidationResults(validation_names(trainer), self._runtime.device)
@@ -75,12 +81,13 @@ class Evaluator:
             number: number of their validation set.
             iteration: iterations completed, the version of the weights.
         """
-        settings = self._settings
+        settings, problems = self._settings, problems[: self._most]
         sampled = Sampling(temperature=settings.temperature, max_new_tokens=self._limit)
         rounds = [([GREEDY], Sampling(temperature=0.0, max_new_tokens=self._limit))] if settings.greedy else []
         rounds += [(list(range(settings.samples)), sampled)] if settings.samples else []
         scored: list[Scored] = []
         with self._stop.interruptible(boundary=False):
+            self._sampler.prepare(problems, self._limit, iteration)
             for samples, sampling in rounds:
                 missing: list[tuple[Encoded, int]] = []
                 for problem in problems:
@@ -92,6 +99,7 @@ class Evaluator:
                             scored.append(stored)
                             self._done += 1
                 scored += self._sample([p for p, _ in missing], sampling, [s for _, s in missing], iteration)
+            self._sampler.release()
         self.results.update(number, scored)
         return scored
 
@@ -118,6 +126,7 @@ class Evaluator:
         self, problems: list[Encoded], completions: list[Completion], scored: list[Scored], reader: ValueReader
     ) -> list[Scored]:
         """Add V(prompt); with a token-level critic also V before each token."""
+        self._stop.wait()  # computing values is collective under sharding
         if not problems:
             reader.join()
             return scored

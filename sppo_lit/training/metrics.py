@@ -250,6 +250,9 @@ class AccuracyAtK(Metric):
 Result = dict[str, float]
 """Metrics of one validation set, see `AccuracyAtK.compute`."""
 
+MEASURES = {"greedy": "greedy", "avg_at_k": "avg@{k}", "pass_at_k": "pass@{k}", "maj_at_k": "maj@{k}"}
+"""Accuracies of a `Result` by key, as tables name them."""
+
 MEAN = "mean"
 """Name of the mean over sets."""
 

@@ -7,8 +7,10 @@ critic's step before the policy's. What differs between algorithms is a row of `
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -17,21 +19,25 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sppo_lit.algorithms.batching import shared_minibatches
-from sppo_lit.algorithms.losses import approx_kl, kl_penalty
+from sppo_lit.algorithms.batching import balanced_shares, shared_minibatches
+from sppo_lit.algorithms.losses import approx_kl, importance_weights, kl_penalty
 from sppo_lit.algorithms.masking import masked_sum, token_weights
 from sppo_lit.algorithms.specs import AlgorithmSpec
 from sppo_lit.algorithms.specs import algorithm as algorithm_named
-from sppo_lit.distributed.collectives import reduced
+from sppo_lit.algorithms.tracking import iteration_kl
+from sppo_lit.distributed.collectives import gathered, reduced
+from sppo_lit.distributed.rows import own_rows, whole_batch, whole_list
 from sppo_lit.distributed.sharding import place
 from sppo_lit.errors import InputError
 from sppo_lit.models.critics import ScalarCritic, TokenCritic
 from sppo_lit.models.loading import load_tokenizer
 from sppo_lit.models.policy import Policy
 from sppo_lit.rewards.verifiers import make_verifier
+from sppo_lit.rollout.engines import built_in
 from sppo_lit.settings import (
     AdvantageSettings,
     BatchSettings,
+    CorrectionSettings,
     EvalSettings,
     KLSettings,
     LoraSettings,
@@ -45,21 +51,22 @@ from sppo_lit.settings import (
     check_sampling,
 )
 from sppo_lit.training.budget import TokenBudget
-from sppo_lit.training.collector import Collector, ReferencePolicy
+from sppo_lit.training.collector import Collector, ReferencePolicy, prompt_keys
 from sppo_lit.training.diagnostics import rollout_metrics, step_metrics
 from sppo_lit.training.evaluator import Evaluator
 from sppo_lit.training.metrics import Result, flatten
 from sppo_lit.training.networks import make_critic, make_policy, make_reference
 from sppo_lit.training.passes import ValueReader, read_logprobs
-from sppo_lit.training.protocols import IterationProblems
+from sppo_lit.training.protocols import IterationProblems, ProblemPasses
 from sppo_lit.training.run_folder import run_folder
-from sppo_lit.training.runtime import Runtime
+from sppo_lit.training.runtime import Runtime, compute_dtype
 from sppo_lit.training.sampler import Sampler
 from sppo_lit.training.stopping import StopControl
-from sppo_lit.training.timing import PhaseTimer, listeners
+from sppo_lit.training.timing import CRITIC, PhaseTimer, listeners
 from sppo_lit.training.trainer_checks import check_trainer, content
-from sppo_lit.training.updater import Terms, Updater, adamw
+from sppo_lit.training.updater import Terms, Updater, adamw, idle_tensors
 from sppo_lit.types import Encoded, Intact, Rollouts, Sampling, Scored, TrainingBatch
+from sppo_lit.utils.cuda import prepare_cuda
 
 CRITIC_TERMS = ("critic/loss",)
 POLICY_TERMS = (
@@ -71,6 +78,10 @@ POLICY_TERMS = (
     "policy/ratio_min",
     "policy/ratio_max",
 )
+
+
+MEMORY = "memory_of_prompts"
+"""Key of the memory's state in a checkpoint."""
 
 
 class Minibatch(NamedTuple):
@@ -96,6 +107,7 @@ class SPPOModule(pl.LightningModule):
         reward: the policy's reward; the critic's labels are always the verdicts.
         verifier: how answers are verified.
         rollout: the engine that samples the responses.
+        correction: of the policy loss, where the engine's log-probabilities are not the trainer's.
         policy_optimizer: learning rate, schedule and clipping of the policy.
         critic_optimizer: the same for the critic.
         memory: limits on the accelerator memory of a training step.
@@ -127,6 +139,7 @@ class SPPOModule(pl.LightningModule):
         reward: RewardSettings = RewardSettings(),  # noqa: B008
         verifier: VerifierSettings = VerifierSettings(),  # noqa: B008
         rollout: RolloutSettings = RolloutSettings(),  # noqa: B008
+        correction: CorrectionSettings = CorrectionSettings(),  # noqa: B008
         policy_optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008
         critic_optimizer: OptimizerSettings = OptimizerSettings(lr=5e-6),  # noqa: B008
         memory: MemorySettings = MemorySettings(),  # noqa: B008
@@ -138,11 +151,14 @@ class SPPOModule(pl.LightningModule):
         samples = spec.samples_per_prompt if batch.samples_per_prompt is None else batch.samples_per_prompt
         check_settings(spec, samples, policy, sampling, evaluation, ppo, advantage, kl)
         reward.check(sampling.max_new_tokens)
+        if (engine := built_in(rollout)) is not None:
+            check_correction(rollout.engine, engine.exact, ppo, correction)
         self.spec, self.samples = spec, samples
         self.policy_source, self.critic_source = policy, critic or policy
         self.sampling, self.evaluation = sampling, evaluation
         self.batch_settings, self.ppo, self.advantage, self.kl, self.reward = batch, ppo, advantage, kl, reward
-        self.rollout, self.memory, self.lora, self.policy_only = rollout, memory, lora, policy_only
+        self.rollout, self.correction = rollout, correction
+        self.memory, self.lora, self.policy_only = memory, lora, policy_only
         self.policy_optimizer, self.critic_optimizer = policy_optimizer, critic_optimizer
         self.aggregation = ppo.aggregation or spec.aggregation
         self.surrogate = partial(
@@ -156,8 +172,10 @@ class SPPOModule(pl.LightningModule):
         self.verifier = make_verifier(verifier, list(reward.custom))
         self.budget = TokenBudget(memory.micro_batch_tokens)
         self.critic: ScalarCritic | TokenCritic | None = None
+        self.memory_of_prompts = spec.memory() if spec.memory is not None else None
         self.last_rollouts: Rollouts | None = None
         self.sampler: Sampler | None = None  # until `configure_model`
+        self.corrects = False  # until training starts
         self._loaded = False  # the networks
         self.register_buffer("iterations_done", torch.zeros((), dtype=torch.int64))
 
@@ -180,6 +198,7 @@ class SPPOModule(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Load the networks (once; Lightning calls this before every fit, validate and test), and create the parts."""
+        prepare_cuda()
         if not self._loaded:
             self._load_networks()
         if self._trainer is None:  # in `load_from_checkpoint`
@@ -187,8 +206,16 @@ class SPPOModule(pl.LightningModule):
         self.runtime = Runtime.of(self)
         self.timer = PhaseTimer(self.runtime.device, listeners(self.trainer))
         self.stop = StopControl(self.trainer, self.timer, lambda: self.iteration)
+        self.reference = self._reference()
         sampler = self.sampler = Sampler(
-            self.policy, self.tokenizer, self.verifier, self.rollout, self.seed, self.runtime, self.timer
+            self.policy,
+            self.tokenizer,
+            self.verifier,
+            self.rollout,
+            self.seed,
+            self.runtime,
+            self.timer,
+            self._idle_while_sampling,
         )
         values = None
         if self.critic is not None:
@@ -203,7 +230,8 @@ class SPPOModule(pl.LightningModule):
             self.advantage,
             self.kl,
             values,
-            self._reference(),
+            self.memory_of_prompts,
+            self.reference,
             self.runtime,
             self.timer,
             self.stop,
@@ -219,13 +247,13 @@ class SPPOModule(pl.LightningModule):
         )
 
     def _load_networks(self) -> None:
-        offload = self.memory.cpu_offload
+        offload, compute = self.memory.cpu_offload, compute_dtype(self._trainer)
         bonus = self.ppo.entropy_coef != 0
         make = partial(make_policy, self.policy_source, self.tokenizer, self.memory, self.lora, bonus)
-        self.policy = place(make, self.device_mesh, offload)
+        self.policy = place(make, self.device_mesh, offload, compute)
         if self.spec.critic != "none" and not self.policy_only:
             critic = partial(make_critic, self.critic_source, self.tokenizer, self.memory, self.spec.critic)
-            self.critic = place(critic, self.device_mesh, offload)
+            self.critic = place(critic, self.device_mesh, offload, compute)
         self._loaded = True
 
     def _reference(self) -> ReferencePolicy | None:
@@ -235,8 +263,14 @@ class SPPOModule(pl.LightningModule):
         policy = self.policy
         if self.lora is None or self.kl.reference is not None:
             make = partial(make_reference, self.kl.reference or self.policy_source, self.tokenizer)
-            policy = place(make, self.device_mesh, self.memory.cpu_offload)
+            policy = place(make, self.device_mesh, self.memory.cpu_offload, compute_dtype(self.trainer))
         return ReferencePolicy(policy, self.policy, self.budget, self.sampling.temperature, self.runtime)
+
+    def _idle_while_sampling(self) -> list[Tensor]:
+        networks = [network for network in (self.policy, self.critic, self.reference) if network is not None]
+        parameters = (p for network in networks for p in network.parameters())
+        optimizers, device = self.trainer.strategy.optimizers, self.runtime.device
+        return idle_tensors(self.memory.offload_while_sampling, optimizers, parameters, device)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """AdamW for the policy, and another for the critic if there is one."""
@@ -244,7 +278,11 @@ class SPPOModule(pl.LightningModule):
         return [policy] if self.critic is None else [policy, adamw(self.critic, self.critic_optimizer)]
 
     def on_train_start(self) -> None:
-        """Create the updaters with the optimizers wrapped by Lightning."""
+        """Create the updaters with the optimizers wrapped by Lightning, and the engine if there is none yet."""
+        assert self.sampler is not None
+        exact = self.sampler.engine(self.iteration).exact
+        check_correction(self.rollout.engine, exact, self.ppo, self.correction)
+        self.corrects = not exact if self.correction.enabled is None else self.correction.enabled
         optimizers = self.optimizers()
         wrapped = cast(list[torch.optim.Optimizer], optimizers if isinstance(optimizers, list) else [optimizers])
         common = (self.budget, self.runtime, self.stop, run_folder(self.trainer))
@@ -255,6 +293,27 @@ class SPPOModule(pl.LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(data, IterationProblems):
             self.runtime.say(self.iteration_size(data.problems_per_epoch))
+        if self.memory_of_prompts is not None and isinstance(data, ProblemPasses):
+            self._check_repetition(data)
+
+    def _check_repetition(self, data: ProblemPasses) -> None:
+        """Refuse a memory of prompts where none comes again; warn where none does in this run.
+
+        Raises:
+            InputError: the training problems are new for ever.
+        """
+        size, iterations = data.problems_in_a_pass, self.trainer.max_epochs or 0
+        if size == math.inf:
+            raise InputError(
+                f"{self.spec.title} remembers how often each prompt was solved, but data.train makes new problems for "
+                "ever; set data.train.limit (e.g. 1024), so that they come again"
+            )
+        if 0 < iterations * data.problems_per_epoch <= (size or 0):
+            self.runtime.say(
+                f"{self.spec.title}: no prompt comes again in {iterations:,} iterations of {data.problems_per_epoch:,} "
+                f"of {size:,} problems, so that its memory is of no use; raise trainer.max_epochs or set "
+                "data.train.limit"
+            )
 
     def iteration_size(self, problems: int) -> str:
         """One line: what an iteration of so many problems samples and learns from."""
@@ -264,12 +323,16 @@ class SPPOModule(pl.LightningModule):
         return f"iteration: {problems:,} problems × {self.samples} = {sequences:,} sequences{greedy}, {steps:,} steps"
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the token budget."""
+        """Save the token budget and the memory of prompts."""
         self.budget.save_to(checkpoint)
+        if self.memory_of_prompts is not None:
+            checkpoint[MEMORY] = self.memory_of_prompts.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the token budget."""
+        """Restore the token budget and the memory of prompts."""
         self.budget.load_from(checkpoint)
+        if self.memory_of_prompts is not None and MEMORY in checkpoint:  # not in one of another algorithm
+            self.memory_of_prompts.load_state_dict(checkpoint[MEMORY])
 
     def teardown(self, stage: str) -> None:
         """End the verifier's workers and the rollout engine."""
@@ -281,6 +344,11 @@ class SPPOModule(pl.LightningModule):
         """The trained models by name."""
         critic = {} if self.critic is None else {"critic": self.critic.model}
         return {"policy": self.policy.model, **critic}
+
+    def sources(self) -> Mapping[str, ModelSource]:
+        """Where they came from."""
+        critic = {} if self.critic is None else {"critic": self.critic_source}
+        return {"policy": self.policy_source, **critic}
 
     def adapter_base(self) -> str | None:
         """Path of the base model of the policy's adapters; None without adapters."""
@@ -294,60 +362,68 @@ class SPPOModule(pl.LightningModule):
         lrs = self._set_learning_rates()
         steps: list[Terms] = []
         with self.timer("update"), self.runtime.local_gradients():
-            plan = self.plan(rollouts)
-            old = self.old_logprobs(rollouts, plan)
+            shared = whole_batch(rollouts, self.samples)
+            plan = self.plan(shared)
+            old = self.old_logprobs(shared, plan)
             for i, minibatch in enumerate(plan):
                 self.timer.report("updating", i, len(plan))
                 self.stop.check(boundary=i == 0)
-                step = self.critic_step(rollouts, minibatch.critic)
+                step = self.critic_step(shared, minibatch.critic)
                 if self.iteration >= self.ppo.critic_warmup:
-                    step |= self.policy_step(rollouts, minibatch.policy, old)
+                    step |= self.policy_step(shared, minibatch.policy, old)
                 steps.append(step)
             self.timer.report("updating", len(plan), len(plan))
         seconds = self.timer.seconds.get("rollout", 0.0)
-        metrics = rollout_metrics(rollouts, old, seconds, critic=self.critic is not None)
-        self.finish_iteration({**metrics, **step_metrics(steps), **lrs})
+        mine = own_rows(len(shared), self.samples, self.runtime.rank, self.runtime.ranks)
+        own = old[mine, : rollouts.response_ids.shape[1]]
+        values_of = "tracker" if self.memory_of_prompts is not None else "critic" if self.critic is not None else ""
+        metrics = rollout_metrics(rollouts, own, seconds, values_of, self.iteration, self.correction.sequence_cap)
+        self.finish_iteration({**metrics, **step_metrics(steps), **self._remember(rollouts, steps), **lrs})
 
     def plan(self, batch: TrainingBatch) -> list[Minibatch]:
         """This rank's rows of every micro-batch of every minibatch of every PPO epoch.
 
-        Minibatches are random partitions of the iteration's sequences, keyed by (seed, iteration).
+        Minibatches are random partitions of the iteration's sequences, keyed by (seed, iteration), each shared out over
+        the ranks by length.
         """
         runtime, size = self.runtime, self.batch_settings.minibatch_size
-        problems = len(batch) // self.samples * runtime.ranks
+        problems = len(batch) // self.samples
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.iteration)
         learned, lengths = batch.loss_mask.any(dim=1).cpu(), batch.lengths()
         critic_lengths = lengths if self.critic is None else self.critic.lengths(batch)
         minibatches = [
-            rows
-            for _ in range(self.ppo.epochs)
-            for rows in shared_minibatches(problems, self.samples, size, generator, runtime.rank, runtime.ranks)
+            rows for _ in range(self.ppo.epochs) for rows in shared_minibatches(problems, self.samples, size, generator)
         ]
-        return [
-            Minibatch(self.budget.cut(rows, critic_lengths), self.budget.cut(rows[learned[rows]], lengths))
-            for rows in minibatches
-        ]
+
+        def mine(rows: Tensor, lengths: Tensor) -> list[Tensor]:
+            return self.budget.cut(balanced_shares(rows, lengths, runtime.ranks)[runtime.rank], lengths)
+
+        return [Minibatch(mine(rows, critic_lengths), mine(rows[learned[rows]], lengths)) for rows in minibatches]
 
     @torch.no_grad()
     def old_logprobs(self, batch: TrainingBatch, plan: list[Minibatch]) -> Tensor:
         """[B, T] log-probabilities under the weights before any update."""
         if self.ppo.old_logprobs == "sampler":
             return batch.logprobs
-        old = batch.logprobs.clone()  # kept for responses that the policy is not trained on
+        old = torch.zeros_like(batch.logprobs)
         for minibatch in plan[: len(plan) // self.ppo.epochs]:
-            read_logprobs(self.policy, batch, minibatch.policy, self.sampling.temperature, self.runtime, old)
-        return old
+            read_logprobs(
+                self.policy, batch, minibatch.policy, self.sampling.temperature, self.budget, self.runtime, old
+            )
+        # Each rank has read some rows; the sampler's are kept of responses that the policy is not trained on.
+        return torch.where(batch.loss_mask.any(dim=1)[:, None], reduced(old), batch.logprobs)
 
     def critic_step(self, batch: TrainingBatch, pieces: list[Tensor]) -> Terms:
         """One step of the critic on the mean loss over a minibatch's sequences, or over its tokens."""
         if self.critic_updater is None or self.critic is None:
             return {}
-        rows = torch.cat(pieces)
+        rows = torch.cat([torch.empty(0, dtype=torch.int64), *pieces])
         count = int(reduced(self.critic.mask(batch)[rows].sum()))
         loss = partial(self.critic_loss, batch, count)
-        return self.critic_updater.step(
-            pieces, self.critic.lengths(batch), loss, CRITIC_TERMS, partial(self._contents, batch)
-        )
+        with self.timer(CRITIC):
+            return self.critic_updater.step(
+                pieces, self.critic.lengths(batch), loss, CRITIC_TERMS, partial(self._contents, batch)
+            )
 
     def critic_loss(self, batch: TrainingBatch, count: int, rows: Tensor) -> Terms:
         """The critic's loss on a micro-batch, as a share of that of a minibatch of `count` predictions."""
@@ -378,7 +454,11 @@ class SPPOModule(pl.LightningModule):
         weights = token_weights(
             mask, self.aggregation, sequences=sequences, tokens=tokens, norm_length=self.sampling.max_new_tokens
         )
-        per_token = surrogate.loss - self.ppo.entropy_coef * terms.entropy
+        loss = surrogate.loss
+        if self.corrects:
+            caps = {"token_cap": self.correction.token_cap, "sequence_cap": self.correction.sequence_cap}
+            loss = loss * importance_weights(before, piece.logprobs.to(dtype), mask, **caps)
+        per_token = loss - self.ppo.entropy_coef * terms.entropy
         if piece.reference is not None and self.kl.where == "loss":
             penalty = kl_penalty(terms.logprobs, piece.reference.to(dtype), self.kl.estimator)
             per_token = per_token + self.kl.coef * penalty
@@ -395,8 +475,17 @@ class SPPOModule(pl.LightningModule):
                 "policy/ratio_max": ratio.max(),
             }
 
+    def _remember(self, batch: TrainingBatch, steps: list[Terms]) -> dict[str, float]:
+        """Take the iteration into the memory of prompts, only once it is finished: a resumed run does it again."""
+        if self.memory_of_prompts is None:
+            return {}
+        kl = iteration_kl([float(step["policy/approx_kl"]) for step in steps if "policy/approx_kl" in step])
+        return self.memory_of_prompts.update(gathered(prompt_keys(batch)), gathered(batch.labels), kl)
+
     def _contents(self, batch: TrainingBatch, rows: Tensor) -> dict[str, object]:
-        return {"iteration": self.iteration, **batch.contents(rows)}
+        assert self.last_rollouts is not None
+        scored = whole_list(self.last_rollouts.scored, self.samples)
+        return {"iteration": self.iteration, **replace(batch, scored=scored).contents(rows)}
 
     def _set_learning_rates(self) -> dict[str, float]:
         iterations = self.trainer.max_epochs or 1
@@ -483,3 +572,30 @@ def check_settings(
     check_sampling(sampling)
     if sampling.greedy:
         raise InputError("model.sampling.temperature is 0: training needs sampled responses; set it above 0")
+
+
+def check_correction(engine: str, exact: bool, ppo: PPOSettings, correction: CorrectionSettings) -> None:
+    """Check that old log-probabilities and their correction suit the rollout engine.
+
+    Args:
+        engine: its name.
+        exact: see `RolloutEngine`.
+        ppo: where the old log-probabilities come from.
+        correction: whether the policy loss is corrected.
+
+    Raises:
+        InputError: the sampler's log-probabilities are used as they are though they are not exact, or are to be
+            corrected by themselves.
+    """
+    if ppo.old_logprobs != "sampler":
+        return
+    if not exact:
+        raise InputError(
+            f"model.ppo.old_logprobs is sampler, but those of the engine {engine} are not exactly the policy's: "
+            "set model.ppo.old_logprobs to recompute"
+        )
+    if correction.enabled:
+        raise InputError(
+            "model.correction.enabled: with model.ppo.old_logprobs: sampler both distributions are one, and every "
+            "weight is 1; set model.ppo.old_logprobs to recompute, or leave the correction out"
+        )

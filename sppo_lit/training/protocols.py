@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sppo_lit.errors import InputError
-from sppo_lit.settings import EvalSettings
+from sppo_lit.settings import EvalSettings, ModelSource
 from sppo_lit.training.metrics import Result
 from sppo_lit.types import Encoded, Problem, Rollouts, Scored, Sequences, Verifier
 
@@ -57,6 +57,9 @@ class _Constructed(Protocol):
 
     def exports(self) -> Mapping[str, PreTrainedModel]:
         """The trained Hugging Face models by name: "policy", and "critic" if there is one."""
+
+    def sources(self) -> Mapping[str, ModelSource]:
+        """Where they came from."""
 
     def adapter_base(self) -> str | None:
         """Path of the base model of the policy's adapters; None without adapters."""
@@ -137,6 +140,15 @@ class IterationProblems(Protocol):
     """
 
     problems_per_epoch: int
+
+
+@runtime_checkable
+class ProblemPasses(IterationProblems, Protocol):
+    """A data module that knows after how many problems they come again."""
+
+    @property
+    def problems_in_a_pass(self) -> float | None:
+        """Number of training problems after which they come again; infinite if they never do, None if unknown."""
 
 
 def training_module(pl_module: pl.LightningModule) -> TrainingModule:

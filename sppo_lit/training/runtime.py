@@ -19,6 +19,11 @@ from sppo_lit.utils.console import console
 Network = Policy | ScalarCritic | TokenCritic
 
 
+def compute_dtype(trainer: pl.Trainer | None) -> torch.dtype | None:
+    """Dtype of forward passes, where it is not that of the weights; None where it is, or without a trainer."""
+    return torch.bfloat16 if trainer is not None and str(trainer.precision) == "bf16-mixed" else None
+
+
 @dataclass(frozen=True)
 class Runtime:
     """Device, rank and precision of this process.
@@ -27,6 +32,7 @@ class Runtime:
         device: device of the networks.
         rank: global rank of this process.
         ranks: number of processes.
+        compute: dtype of passes, where it is not that of the weights; None where it is.
         autocast: context of a forward pass outside `training_step`, in the precision of the run.
         backward: replaces ``loss.backward()``.
         local_gradients: context without gradient synchronisation, so that gradients are summed over ranks once per
@@ -36,6 +42,7 @@ class Runtime:
     device: torch.device
     rank: int
     ranks: int
+    compute: torch.dtype | None
     autocast: Callable[[], AbstractContextManager[object]]
     backward: Callable[[Tensor], None]
     local_gradients: Callable[[], AbstractContextManager[object]]
@@ -48,6 +55,7 @@ class Runtime:
             device=strategy.root_device,
             rank=trainer.global_rank,
             ranks=trainer.world_size,
+            compute=compute_dtype(trainer),
             autocast=trainer.precision_plugin.forward_context,
             backward=module.manual_backward,
             local_gradients=strategy.block_backward_sync if isinstance(strategy, ParallelStrategy) else nullcontext,

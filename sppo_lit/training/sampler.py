@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from sppo_lit.distributed.collectives import reduced
+from sppo_lit.distributed.host_memory import on_host
 from sppo_lit.distributed.sharding import is_sharded, whole_parameters
 from sppo_lit.models.loading import eos_token_ids
 from sppo_lit.models.policy import Policy
@@ -15,7 +20,17 @@ from sppo_lit.rollout.randomness import sequence_key
 from sppo_lit.settings import RolloutSettings
 from sppo_lit.training.runtime import Runtime
 from sppo_lit.training.timing import PhaseTimer
-from sppo_lit.types import Completion, Encoded, RolloutEngine, Sampling, Scored, Verdict, Verifier
+from sppo_lit.types import (
+    BoundedEngine,
+    Completion,
+    Encoded,
+    FreesWeights,
+    RolloutEngine,
+    Sampling,
+    Scored,
+    Verdict,
+    Verifier,
+)
 
 
 class Sampler:
@@ -29,6 +44,7 @@ class Sampler:
         seed: part of the key of every response's random numbers.
         runtime: runtime of this rank.
         timer: receives the progress of judging.
+        idle: returns the tensors that are kept in the host's memory while sampling.
     """
 
     def __init__(
@@ -40,26 +56,63 @@ class Sampler:
         seed: int,
         runtime: Runtime,
         timer: PhaseTimer,
+        idle: Callable[[], Sequence[Tensor]] = list,
     ) -> None:
         self._policy, self._tokenizer, self._verifier = policy, tokenizer, verifier
         self._settings, self._seed, self._runtime, self._timer = settings, seed, runtime, timer
+        self._idle = idle
         self._engine: RolloutEngine | None = None
-        self._synced = -1  # iteration whose weights the engine has
+        self._synced: int | None = None  # iteration whose weights the engine has
+        self._concurrent = settings.max_concurrent
 
     def engine(self, iteration: int) -> RolloutEngine:
         """The engine with the weights after `iteration` iterations; created at first use.
 
-        An engine with its own weights is synced once per iteration, which is collective under sharding; sampling
-        itself needs no other rank.
+        An engine with its own weights is synced once per iteration, or before every sampling if it frees them between,
+        which is collective under sharding; sampling itself needs no other rank.
         """
         model = self._policy.model
         if self._engine is None:
             ends, pad = eos_token_ids(model, self._tokenizer), int(self._tokenizer.pad_token_id)  # type: ignore[arg-type]
-            self._engine = make_engine(self._settings, model, ends, pad, self._runtime.device, is_sharded(model))
-        if not self._engine.shares_weights and self._synced != iteration:
-            self._engine.sync_weights(whole_parameters(model))
+            with self._runtime.autocast():
+                self._engine = make_engine(self._settings, model, ends, pad, self._runtime.device, is_sharded(model))
+        if self._synced != iteration:
+            if not self._engine.shares_weights:
+                self._engine.sync_weights(whole_parameters(model, self._runtime.compute if is_sharded(model) else None))
             self._synced = iteration
         return self._engine
+
+    def weights_changed(self) -> None:
+        """Sync at the next use, though no iteration has passed."""
+        self._synced = None
+
+    def _waiting(self, engine: RolloutEngine) -> list[Tensor]:
+        """The idle tensors, without those that the engine decodes with."""
+        used = {id(p) for p in self._policy.parameters()} if engine.shares_weights else set()
+        return [tensor for tensor in self._idle() if id(tensor) not in used]
+
+    def prepare(self, problems: Sequence[Encoded], max_new_tokens: int, iteration: int) -> None:
+        """Before sampling: sync the weights, and agree with all ranks how many sequences are decoded at a time.
+
+        Collective; so that no rank lags behind for want of memory that others have, and refills batches as they do.
+
+        Args:
+            problems: those of this rank that will be answered.
+            max_new_tokens: longest response.
+            iteration: iterations completed.
+        """
+        engine = self.engine(iteration)
+        if not isinstance(engine, BoundedEngine):
+            return
+        longest = max((len(ids) for _, ids in problems), default=0) + max_new_tokens
+        own = torch.tensor(engine.affordable(longest), device=self._runtime.device)
+        agreed = int(reduced(own, dist.ReduceOp.MIN))
+        if agreed < self._concurrent:
+            self._runtime.say(
+                f"sampling {agreed} sequences of up to {longest} tokens at a time (model.rollout.max_concurrent is "
+                f"{self._settings.max_concurrent}): no more fit into memory on every rank"
+            )
+        self._concurrent = engine.concurrent = agreed
 
     @torch.no_grad()
     def draw(
@@ -85,10 +138,18 @@ class Sampler:
         engine = self.engine(iteration)
         engine.wake()
         try:
-            with self._runtime.autocast():
-                return engine.generate([ids for _, ids in problems], sampling, keys=keys, on_progress=on_progress)
+            with on_host(self._waiting(engine)), self._runtime.autocast():
+                prompts = [ids for _, ids in problems]
+                completions = engine.generate(prompts, sampling, keys=keys, on_progress=on_progress)
         finally:
             engine.sleep()
+        return [replace(c, version=self._synced) if c.version is None else c for c in completions]
+
+    def release(self) -> None:
+        """Free the engine's own copy of the weights, if it has one, until the next sampling."""
+        if isinstance(self._engine, FreesWeights):
+            self._engine.free_weights()
+            self._synced = None
 
     def judge(self, problems: Sequence[Encoded], completions: Sequence[Completion]) -> tuple[list[str], list[Verdict]]:
         """Decoded responses and their verdicts."""

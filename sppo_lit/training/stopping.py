@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from sppo_lit.distributed.collectives import ranks, reduced
+from sppo_lit.distributed.waiting import Rendezvous
 from sppo_lit.errors import Stopped
 from sppo_lit.training.protocols import BoundaryKeeper, callbacks_of
 from sppo_lit.training.timing import WAIT, PhaseTimer
@@ -34,6 +35,7 @@ class StopControl:
         self._trainer, self._timer, self._iteration = trainer, timer, iteration
         self._device = trainer.strategy.root_device
         self._agreed = 0  # signal of any rank at the last synchronisation
+        self._rendezvous = Rendezvous()
 
     def request(self, signum: int) -> None:
         """Stop at the next point where no finished work is lost; the first request counts."""
@@ -48,11 +50,16 @@ class StopControl:
         """
         with suppress(Stopped):  # raised by `break_off`
             yield
+        # Ranks sample for very different times, possibly longer than a collective may take.
         if boundary:
-            self.meet()
+            self.meet(patient=True)
         else:  # waiting for an evaluation is not part of an iteration
-            self._meet()
+            self._meet(patient=True)
         self.check(boundary)
+
+    def wait(self) -> None:
+        """Wait for all ranks, however long they take, before a collective within an `interruptible` block."""
+        self._rendezvous.wait()
 
     def break_off(self, boundary: bool) -> None:
         """Interrupt an `interruptible` block on this rank alone; to be called often.
@@ -79,8 +86,12 @@ class StopControl:
             keeper.save_boundary(self._trainer, self._trainer.lightning_module)
         raise Stopped(signum)
 
-    def meet(self, flag: bool = False) -> bool:
+    def meet(self, flag: bool = False, patient: bool = False) -> bool:
         """Synchronise all ranks; the time waited is added to the iteration's `WAIT`.
+
+        Args:
+            flag: this rank's.
+            patient: however long the others take; otherwise as long as a collective may take.
 
         Returns:
             Whether the flag of any rank is set.
@@ -90,11 +101,13 @@ class StopControl:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         with self._timer(WAIT):
-            return self._meet(flag)
+            return self._meet(flag, patient)
 
-    def _meet(self, flag: bool = False) -> bool:
+    def _meet(self, flag: bool = False, patient: bool = False) -> bool:
         if ranks() == 1:
             return flag
+        if patient:
+            self._rendezvous.wait()
         mine = torch.tensor([self.signum, int(flag)], device=self._device)
         signum, any_flag = reduced(mine, dist.ReduceOp.MAX).tolist()
         self._agreed = max(self._agreed, signum)

@@ -37,13 +37,14 @@ from sppo_lit.training.evaluator import Evaluator
 from sppo_lit.training.metrics import Result, flatten
 from sppo_lit.training.networks import make_policy
 from sppo_lit.training.run_folder import run_folder
-from sppo_lit.training.runtime import Runtime
+from sppo_lit.training.runtime import Runtime, compute_dtype
 from sppo_lit.training.sampler import Sampler
 from sppo_lit.training.stopping import StopControl
 from sppo_lit.training.timing import PhaseTimer, listeners
 from sppo_lit.training.trainer_checks import check_trainer, content
-from sppo_lit.training.updater import Terms, Updater, adamw
+from sppo_lit.training.updater import Terms, Updater, adamw, idle_tensors
 from sppo_lit.types import Encoded, Intact, Rollouts, Sampling, Scored, Sequences
+from sppo_lit.utils.cuda import prepare_cuda
 
 
 class SolutionCollector:
@@ -148,9 +149,10 @@ class SupervisedModule(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Load the policy (once; Lightning calls this before every fit, validate and test), and create the parts."""
+        prepare_cuda()
         if not self._loaded:
             make = partial(make_policy, self.policy_source, self.tokenizer, self.memory, self.lora, False)
-            self.policy = place(make, self.device_mesh, self.memory.cpu_offload)
+            self.policy = place(make, self.device_mesh, self.memory.cpu_offload, compute_dtype(self._trainer))
             self._loaded = True
         if self._trainer is None:  # in `load_from_checkpoint`
             return
@@ -158,11 +160,22 @@ class SupervisedModule(pl.LightningModule):
         self.timer = PhaseTimer(self.runtime.device, listeners(self.trainer))
         self.stop = StopControl(self.trainer, self.timer, lambda: self.iteration)
         sampler = self.sampler = Sampler(
-            self.policy, self.tokenizer, self.verifier, self.rollout, self.seed, self.runtime, self.timer
+            self.policy,
+            self.tokenizer,
+            self.verifier,
+            self.rollout,
+            self.seed,
+            self.runtime,
+            self.timer,
+            self._idle_while_sampling,
         )
         self.collector = SolutionCollector(self.tokenizer, self.batch_settings.minibatch_size, self.runtime)
         limit = self.sampling.max_new_tokens
         self.evaluator = Evaluator(sampler, self.evaluation, limit, None, self.runtime, self.timer, self.stop)
+
+    def _idle_while_sampling(self) -> list[Tensor]:
+        optimizers, device = self.trainer.strategy.optimizers, self.runtime.device
+        return idle_tensors(self.memory.offload_while_sampling, optimizers, self.policy.parameters(), device)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over the policy."""
@@ -191,6 +204,10 @@ class SupervisedModule(pl.LightningModule):
     def exports(self) -> Mapping[str, PreTrainedModel]:
         """The trained models by name."""
         return {"policy": self.policy.model}
+
+    def sources(self) -> Mapping[str, ModelSource]:
+        """Where they came from."""
+        return {"policy": self.policy_source}
 
     def adapter_base(self) -> str | None:
         """Path of the base model of the policy's adapters; None without adapters."""

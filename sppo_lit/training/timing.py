@@ -18,8 +18,8 @@ from sppo_lit.utils.peak_memory import peak_mib, reset_peak
 Listener = Callable[[str, int, int, Mapping[str, float]], None]
 """Called with the phase, its finished parts, total parts, and further facts."""
 
-WAIT = "wait"
-"""The phase in which this rank waits for others; nested in other phases."""
+WAIT, CRITIC = "wait", "critic"
+"""Phases nested in others, whose seconds leave out theirs: waiting for other ranks, the critic's steps of an update."""
 
 
 class PhaseTimer:
@@ -30,24 +30,26 @@ class PhaseTimer:
         listeners: called with the progress of a phase.
 
     Attributes:
-        seconds: wall-clock time of each phase on this rank, without that spent in `WAIT`.
+        seconds: wall-clock time of each phase on this rank, without that of phases nested in it.
     """
 
     def __init__(self, device: torch.device, listeners: Sequence[Listener] = ()) -> None:
         self.seconds: dict[str, float] = {}
+        self._nested = 0.0  # seconds of all finished phases
         self._memory: dict[str, float] = {}  # MiB
         self._device, self._listeners = device, listeners
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        """Add the block's seconds and peak memory to `phase`."""
-        measured = phase != WAIT and reset_peak(self._device)
-        start, waited = time.perf_counter(), self.seconds.get(WAIT, 0.0)
+        """Add the block's seconds and peak memory to `phase`; the memory of a nested phase counts for the outer one."""
+        measured = phase not in (WAIT, CRITIC) and reset_peak(self._device)
+        start, before = time.perf_counter(), self._nested
         yield
         if measured:
             self._memory[phase] = max(self._memory.get(phase, 0.0), peak_mib(self._device))
-        elsewhere = self.seconds.get(WAIT, 0.0) - waited
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start - elsewhere
+        elapsed = time.perf_counter() - start
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + elapsed - (self._nested - before)
+        self._nested = before + elapsed
 
     def report(self, phase: str, done: int, total: int, **facts: float) -> None:
         """Report the progress of `phase` to all listeners."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,7 @@ from sppo_lit.settings import OptimizerSettings
 from sppo_lit.training.budget import TokenBudget
 from sppo_lit.training.runtime import Network, Runtime
 from sppo_lit.training.stopping import StopControl
+from sppo_lit.utils.out_of_memory import is_out_of_memory, release_reserve
 
 Terms = dict[str, Tensor]
 """Scalars by name; those named in `LEAST` and `GREATEST` are extremes, all others sums over micro-batches and ranks."""
@@ -29,7 +31,28 @@ def adamw(network: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimi
     matrices = [p for p in trained if p.ndim >= 2]
     vectors = [p for p in trained if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    # The fused kernel needs no temporary memory; "foreach" needs as much as the gradients for a moment.
+    fused = True if trained and all(p.device.type == "cuda" for p in trained) else None
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
+
+
+def idle_tensors(
+    what: Literal["none", "optimizer", "all"],
+    optimizers: Sequence[torch.optim.Optimizer],
+    parameters: Iterable[Tensor],
+    device: torch.device,
+) -> list[Tensor]:
+    """What `memory.offload_while_sampling` moves from the device to the host's memory.
+
+    Args:
+        what: the setting.
+        optimizers: their moments are moved, their counters of steps are not.
+        parameters: those of all networks.
+        device: device of this rank; what lies elsewhere stays.
+    """
+    entries = [] if what == "none" else [state for optimizer in optimizers for state in optimizer.state.values()]
+    idle = [value for state in entries for value in state.values() if isinstance(value, Tensor) and value.ndim]
+    return [tensor for tensor in (*idle, *(parameters if what == "all" else ())) if tensor.device.type == device.type]
 
 
 class Updater:
@@ -120,15 +143,14 @@ class Updater:
             done: list[Terms] = []
             try:
                 done.append(self._passes(pieces, loss, names))
-            except torch.OutOfMemoryError:
-                if is_sharded(self._network) or max(map(len, pieces)) == 1:
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or is_sharded(self._network) or max(map(len, pieces), default=1) == 1:
                     raise
             # Outside the except block, whose traceback keeps activations alive.
             if not self._stop.meet(not done):
                 return done[0]
             self._network.zero_grad()
-            if self._runtime.device.type == "cuda":
-                torch.cuda.empty_cache()
+            release_reserve()
             self._budget.halve()
             self._runtime.say(
                 f"out of memory in an update: continuing with model.memory.micro_batch_tokens {self._budget.tokens}"
@@ -162,9 +184,21 @@ class Updater:
         sum_gradients(parameters)
         norm = whole(nn.utils.clip_grad_norm_(parameters, self._settings.clip_norm))
         if torch.isfinite(norm):  # the same number on every rank
-            self._optimizer.step()
+            self._take_step()
         self._optimizer.zero_grad()
         return norm.detach()
+
+    def _take_step(self) -> None:
+        """One optimizer step; once more when memory runs out while the first one allocates the moments."""
+        try:
+            self._optimizer.step()
+            return
+        except RuntimeError as error:
+            begun = any(bool(state["step"] > 0) for state in self._optimizer.state.values())  # weights may have changed
+            if not is_out_of_memory(error) or begun:
+                raise
+        release_reserve()
+        self._optimizer.step()
 
     def _skip(self, loss: Tensor) -> Tensor:
         self._optimizer.zero_grad()

@@ -221,11 +221,11 @@ def verl(name: str, seed: int) -> tuple[Outcomes, Tensor, Tensor, Tensor]:
     core = pytest.importorskip("verl.trainer.ppo.core_algos", exc_type=ImportError)
     import numpy as np
 
-    o = ragged(seed, samples=1 if name in ("ppo", "remax", "reinforce_pp") else N)
+    o = ragged(seed, samples=1 if name in ("ppo", "remax", "reinforce", "reinforce_pp") else N)
     mask = response_mask(o.lengths, T)
     assert o.costs is not None
     tokens = -o.costs + torch.zeros_like(o.costs).scatter(1, o.lengths[:, None] - 1, o.rewards[:, None])
-    index = np.repeat(np.arange(B // o.samples), o.samples)
+    index = np.zeros(B) if name == "reinforce" else np.repeat(np.arange(B // o.samples), o.samples)
     if name == "ppo":
         values = torch.where(mask, o.values, 0.0)
         theirs = core.compute_gae_advantage_return(tokens, values, mask.double(), o.gamma, o.lam)
@@ -233,16 +233,18 @@ def verl(name: str, seed: int) -> tuple[Outcomes, Tensor, Tensor, Tensor]:
         o, tokens = o._replace(costs=None), tokens + o.costs  # verl charges a token only for what follows it
         theirs = core.compute_remax_outcome_advantage(tokens, o.greedy, mask)
     elif name == "reinforce_pp":
-        theirs = core.compute_reinforce_plus_plus_outcome_advantage(tokens, mask, config=SimpleNamespace(gamma=o.gamma))
-    elif name == "rloo":
+        theirs = core.compute_reinforce_plus_plus_outcome_advantage(
+            tokens, mask.double(), config=SimpleNamespace(gamma=o.gamma)
+        )
+    elif name in ("rloo", "reinforce"):  # which is RLOO of one group
         theirs = core.compute_rloo_outcome_advantage(tokens.clone(), mask, index)
     else:
-        norm = name == "grpo"
+        norm = name != "dr_grpo"
         theirs = core.compute_grpo_outcome_advantage(tokens.clone(), mask, index, norm_adv_by_std_in_grpo=norm)
     return o, mask, theirs[0], theirs[1]
 
 
-@pytest.mark.parametrize("name", ["ppo", "grpo", "dr_grpo", "rloo", "remax", "reinforce_pp"])
+@pytest.mark.parametrize("name", ["ppo", "grpo", "gspo", "dr_grpo", "rloo", "remax", "reinforce", "reinforce_pp"])
 def test_equal_to_verl(name: str) -> None:
     for seed in range(3):
         o, mask, theirs, returns = verl(name, seed)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sppo_lit.algorithms.batching import PASSES, micro_batches, shared_minibatches
+from sppo_lit.algorithms.batching import PASSES, balanced_shares, micro_batches, shared_minibatches
 
 
 def test_minibatches_are_a_partition_that_the_seed_decides() -> None:
@@ -21,6 +21,19 @@ def test_minibatches_are_a_partition_that_the_seed_decides() -> None:
     assert [len(p) for p in pieces] == [8, 8, 8]
     assert sorted(torch.cat(pieces).tolist()) == list(range(24))
     assert torch.equal(torch.cat(pieces), torch.cat(cut(1))) and not torch.equal(torch.cat(pieces), torch.cat(cut(2)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths=st.lists(st.integers(1, 9000), min_size=0, max_size=40), ranks=st.integers(1, 8))
+def test_shares_are_a_partition_within_four_thirds_of_the_best(lengths: list[int], ranks: int) -> None:
+    every, rows = torch.tensor([5, *lengths]), torch.arange(1, len(lengths) + 1)
+    shares = balanced_shares(rows, every, ranks)
+    assert len(shares) == ranks and sorted(torch.cat(shares).tolist()) == rows.tolist()
+    assert ranks > 1 or torch.equal(shares[0], rows), "one process keeps its order"
+    bound = max(
+        max(lengths, default=0), sum(lengths) / ranks, sum(sorted(lengths, reverse=True)[ranks - 1 : ranks + 1])
+    )
+    assert max(int(every[share].sum()) for share in shares) <= 4 / 3 * bound
 
 
 @settings(max_examples=100, deadline=None)

@@ -14,6 +14,7 @@ from sppo_lit.algorithms.losses import (
     clipped_surrogate,
     critic_bce,
     critic_clipped_mse,
+    importance_weights,
     kl_penalty,
     sequence_surrogate,
 )
@@ -194,3 +195,59 @@ def test_losses_equal_those_of_verl() -> None:
     for ours_name, name in (("k1", "kl"), ("k2", "mse"), ("k3", "low_var_kl")):
         theirs = core.kl_penalty_forward(new * 0.3, old * 0.3, name)
         assert torch.allclose(kl_penalty(new * 0.3, old * 0.3, ours_name), theirs, atol=1e-9)  # type: ignore[arg-type]
+
+
+def test_gspo_and_its_gradient_equal_those_of_verl() -> None:
+    core = pytest.importorskip("verl.trainer.ppo.core_algos", exc_type=ImportError)
+    from verl.workers.config import ActorConfig
+
+    config = ActorConfig(
+        strategy="fsdp",
+        rollout_n=1,
+        ppo_micro_batch_size_per_gpu=1,
+        clip_ratio=3e-4,
+        clip_ratio_low=3e-4,
+        clip_ratio_high=4e-4,
+    )
+    g = torch.Generator().manual_seed(4)
+    lengths = torch.randint(1, 12, (64,), generator=g)
+    mask = response_mask(lengths, 11)
+    old, advantages = (torch.randn(64, 11, generator=g, dtype=torch.float64) for _ in range(2))
+    advantages = advantages[:, :1].expand_as(advantages)
+    new = (old + 6e-4 * torch.randn(64, 11, generator=g, dtype=torch.float64)).requires_grad_()
+    theirs, *_ = core.compute_policy_loss_gspo(old, new, advantages, mask, config=config)
+    weights = token_weights(mask, "seq-mean-token-mean", sequences=64, tokens=int(lengths.sum()), norm_length=11)
+    terms = sequence_surrogate(new, old, advantages[:, 0], mask, dual_clip=None)  # verl has none here
+    ours = masked_sum(terms.loss * weights, mask)
+    assert 0 < terms.clipped[mask].double().mean() < 1
+    assert float(ours) == pytest.approx(float(theirs), rel=1e-7)
+    [one], [two] = torch.autograd.grad(ours, [new]), torch.autograd.grad(theirs, [new])
+    assert torch.allclose(one, two, rtol=1e-6, atol=1e-12) and one.abs().sum() > 0
+
+
+@pytest.mark.parametrize("token_cap", [None, 2.0])
+@pytest.mark.parametrize("sequence_cap", [None, 3.0])
+def test_importance_weights_equal_the_token_by_token_reference(
+    token_cap: float | None, sequence_cap: float | None
+) -> None:
+    rng = random.Random(1)
+    lengths = [1, 2, 5, 9, 9, 9]
+    old = torch.tensor([[rng.uniform(-3, 0) for _ in range(9)] for _ in lengths], dtype=torch.float64)
+    spread = [1.5, 0.2, 0.1, 0.05, 0.8, 0.8]
+    sampled = old + torch.tensor([[rng.gauss(0, s) for _ in range(9)] for s in spread], dtype=torch.float64)
+    sampled[0, 0] = old[0, 0] - math.log(7)  # beyond both caps
+    mask = response_mask(torch.tensor(lengths), 9)
+    weights = importance_weights(
+        old, torch.where(mask, sampled, torch.nan), mask, token_cap=token_cap, sequence_cap=sequence_cap
+    )
+    dropped = 0
+    for row, length in enumerate(lengths):
+        ratios = [math.exp(float(old[row, t] - sampled[row, t])) for t in range(length)]
+        beyond = sequence_cap is not None and math.prod(ratios) > sequence_cap
+        dropped += beyond
+        for t, ratio in enumerate(ratios):
+            expected = 0.0 if beyond else 1.0 if token_cap is None else min(ratio, token_cap)
+            assert float(weights[row, t]) == pytest.approx(expected, rel=1e-9)
+    assert bool(weights.isfinite().all()) and dropped in ({0} if sequence_cap is None else {1, 2, 3})
+    equal = importance_weights(old, old, mask, token_cap=token_cap, sequence_cap=sequence_cap)
+    assert torch.equal(equal, torch.ones_like(equal))

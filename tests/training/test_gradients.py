@@ -20,7 +20,7 @@ from grouped import grouped
 from sppo_lit.errors import InputError
 from sppo_lit.models.loading import load_causal_lm, load_tokenizer
 from sppo_lit.problems.arithmetic import ArithmeticTask
-from sppo_lit.settings import KLSettings, ModelSource, OptimizerSettings, RewardSettings
+from sppo_lit.settings import CorrectionSettings, KLSettings, ModelSource, OptimizerSettings, RewardSettings
 from sppo_lit.training.datamodule import MathDataModule, ProblemSet
 from sppo_lit.training.module import SPPOModule
 from sppo_lit.types import Intact, Sampling, TrainingBatch
@@ -90,10 +90,14 @@ def run_iteration(
         "critic_optimizer": OptimizerSettings(lr=3e-3),
         **settings,
     }
+    problems = options.pop("problems", None)
     module = kind(**grouped(**options))
     module.exact = precision is None
     data = MathDataModule(
-        ProblemSet("arithmetic"), arithmetic=ArithmeticTask(1, 3), problems_per_epoch=16, max_prompt_tokens=32
+        ProblemSet("arithmetic", limit=problems),
+        arithmetic=ArithmeticTask(1, 3),
+        problems_per_epoch=16,
+        max_prompt_tokens=32,
     )
     trainer = pl.Trainer(
         max_epochs=iterations,
@@ -138,10 +142,17 @@ def reference_gradients(module: Recorded, step: dict[str, Any]) -> tuple[list[to
         advantage = reward - w * float(batch.values[row]) - (1 - w) * sum(others) / max(len(others), 1)
         with torch.no_grad():
             old = reference_logprobs(module.before.double(), prompt, response, temperature)
-        for new_t, old_t in zip(reference_logprobs(policy, prompt, response, temperature), old, strict=True):
+        off = (
+            torch.exp(old - batch.logprobs[row, : len(response)].double()) if module.corrects else torch.ones_like(old)
+        )
+        beyond = float(off.prod()) > 3.0
+        for t, (new_t, old_t) in enumerate(
+            zip(reference_logprobs(policy, prompt, response, temperature), old, strict=True)
+        ):
             ratio = torch.exp(new_t - old_t)
             loss = torch.maximum(-advantage * ratio, -advantage * torch.clamp(ratio, 1 - epsilon, 1 + epsilon))
-            policy_loss = policy_loss + (torch.clamp(loss, max=-advantage * c) if advantage < 0 else loss)
+            loss = torch.clamp(loss, max=-advantage * c) if advantage < 0 else loss
+            policy_loss = policy_loss + (0.0 if beyond else min(float(off[t]), 2.0)) * loss
             tokens += 1
     (critic_loss / len(step["rows"])).backward()
     (policy_loss / tokens).backward()
@@ -169,6 +180,25 @@ def test_gradients_of_a_whole_iteration_equal_the_float64_reference(ppo_epochs: 
     for step in module.steps:
         critic, policy = reference_gradients(module, step)
         assert_close(step["critic_gradient"], critic, 1e-6)
+        assert_close(step["policy_gradient"], policy, 1e-6)
+
+
+class NoisySampler(Recorded):
+    """Learns from responses whose sampler was another distribution than the policy."""
+
+    def training_step(self, batch: Intact[TrainingBatch], batch_idx: int) -> None:
+        noise = 0.4 * torch.randn(batch.content.logprobs.shape, generator=torch.Generator().manual_seed(2))
+        super().training_step(Intact(replace(batch.content, logprobs=batch.content.logprobs + noise)), batch_idx)
+
+
+def test_corrected_gradients_equal_the_float64_reference() -> None:
+    module = run_iteration(kind=NoisySampler, ppo_epochs=2, correction=CorrectionSettings(enabled=True))
+    metrics = module.trainer.callback_metrics
+    assert 0 < metrics["rollout/beyond_cap"] < 1 and 0.3 < metrics["rollout/effective_samples"] < 0.99
+    assert 0.2 < metrics["rollout/logprob_gap"] < 0.5 < metrics["rollout/logprob_gap_max"]
+    assert 0.02 < metrics["rollout/sampler_kl"] < 0.3 and metrics["rollout/staleness"] == 0
+    for step in module.steps:
+        _, policy = reference_gradients(module, step)
         assert_close(step["policy_gradient"], policy, 1e-6)
 
 
@@ -363,6 +393,7 @@ def reference_of(module: Recorded, step: dict[str, Any], options: dict[str, Any]
         {"algorithm": "remax"},
         {"algorithm": "reinforce"},
         {"algorithm": "reinforce_pp"},
+        {"algorithm": "spo", "problems": 16},
         {"algorithm": "vc_ppo"},
         {"algorithm": "ppo", "lam": 0.8, "critic_lam": 1.0},
     ],
@@ -419,6 +450,68 @@ def test_reinforce_pp_is_centred_under_the_loss_over_tokens(start: ModelSource) 
     assert len(batch.response_lengths.unique()) > 3
 
 
+class Remembered(Recorded):
+    """Keeps every iteration's rollouts, and the weights before each and before its last step."""
+
+    history: list[tuple[TrainingBatch, Any, dict[str, Any]]]
+
+    def training_step(self, batch: Intact[TrainingBatch], batch_idx: int) -> None:
+        super().training_step(batch, batch_idx)
+        self.history = [*getattr(self, "history", []), (batch.content, self.before, self.steps[-1])]
+
+
+def test_spo_remembers_each_prompt_and_forgets_as_the_policy_moves(start: ModelSource) -> None:
+    """Against plain numbers by prompt: 24 problems, 16 an iteration, so that each comes again after one or two."""
+    optimizer = OptimizerSettings(lr=1e-3)
+    module: Any = run_iteration(
+        kind=Remembered, iterations=6, algorithm="spo", problems=24, policy=start, policy_optimizer=optimizer
+    )
+    tracked: dict[str, list[float]] = {}  # α, β, KL until the last visit
+    moved, rhos, again = 0.0, set(), 0
+    for batch, before, last in module.history:
+        first = sum(a / (a + b) for a, b, _ in tracked.values()) / len(tracked) if tracked else 0.5
+        values = []
+        for scored in batch.scored:
+            a, b, _ = tracked.get(scored.problem.key, (8 * first, 8 * (1 - first), moved))
+            values.append(a / (a + b))
+        assert batch.values.tolist() == pytest.approx(values, abs=1e-6)
+        assert [scored.value for scored in batch.scored] == pytest.approx(values, abs=1e-6)
+        errors = [float(r) - v for r, v in zip(batch.labels, values, strict=True)]
+        mean = sum(errors) / 16
+        deviation = (sum((e - mean) ** 2 for e in errors) / 15) ** 0.5
+        assert batch.advantages.tolist() == pytest.approx([(e - mean) / deviation for e in errors], abs=1e-4)
+        divergence, tokens = 0.0, 0
+        for row in last["rows"].tolist():
+            prompt = batch.prompt_ids[row, : batch.prompt_lengths[row]]
+            response = batch.response_ids[row, : batch.response_lengths[row]]
+            with torch.no_grad():
+                old, new = (reference_logprobs(m.double(), prompt, response, 0.7) for m in (before, last["policy"]))
+            divergence += float((torch.exp(new - old) - 1 - (new - old)).sum())
+            tokens += len(response)
+        paid: dict[str, list[float]] = {}  # a problem may close one pass and open the next
+        for scored, reward in zip(batch.scored, batch.labels.tolist(), strict=True):
+            paid.setdefault(scored.problem.key, []).append(reward)
+        for key, rewards in paid.items():
+            a, b, seen = tracked.get(key, (8 * first, 8 * (1 - first), moved))
+            rho = min(max(2 ** (-(moved - seen) / 0.06), 0.875), 0.96)
+            if key in tracked:
+                rhos.add(rho)
+                again += 1
+            tracked[key] = [rho * a + sum(rewards), rho * b + len(rewards) - sum(rewards), moved]
+        moved += 2 * divergence / tokens  # measured after one of two steps
+    assert again > 60 and len(tracked) == 24 and any(0.875 < rho < 0.96 for rho in rhos)
+    metrics = module.trainer.callback_metrics
+    assert (metrics["tracker/prompts"], metrics["tracker/seen"]) == (24, 1)
+    assert 0 <= float(metrics["tracker/brier"]) <= 1
+
+
+def test_spo_says_where_no_prompt_comes_again_in_a_run(start: ModelSource, capsys: pytest.CaptureFixture[str]) -> None:
+    run_iteration("32-true", iterations=2, algorithm="spo", problems=64, policy=start)
+    assert "SPO: no prompt comes again in 2 iterations of 16 of 64 problems" in capsys.readouterr().out
+    run_iteration("32-true", iterations=2, algorithm="spo", problems=24, policy=start)
+    assert "no prompt" not in capsys.readouterr().out
+
+
 def test_vc_ppo_takes_its_own_lambda_for_each_response_and_one_for_the_critic(start: ModelSource) -> None:
     module = run_iteration(iterations=2, algorithm="vc_ppo", policy=start, critic_warmup=1, whiten=False)
     batch, found = module.last_rollouts, advantages_of(module)
@@ -470,6 +563,7 @@ def test_kl_in_the_reward_is_taken_from_what_is_paid_but_not_from_the_labels(sta
             {"algorithm": "trpo"},
             "choose one of: sppo, ppo, ppo_bce, vc_ppo, grpo, gspo, dr_grpo, rloo, remax, reinforce",
         ),
+        ({"algorithm": "spo"}, r"makes new problems for ever; set data\.train\.limit"),
     ],
 )
 def test_settings_that_an_algorithm_cannot_have(options: dict[str, Any], part: str) -> None:

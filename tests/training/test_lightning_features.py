@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader
 
 from sppo_lit import (
     BatchSettings,
+    EvalSettings,
     Evaluation,
     HuggingFaceExport,
     IterationCheckpoint,
@@ -204,6 +205,60 @@ def test_barebones(tmp_path: Path) -> None:
 def test_a_trial_leaves_no_files(tmp_path: Path) -> None:
     _, module = fit(tmp_path, Evaluation(), IterationCheckpoint(), HuggingFaceExport(), fast_dev_run=True)
     assert module.iteration == 1 and not list(tmp_path.rglob("*"))
+
+
+class Sizes(Callback):
+    """Problems of every evaluation."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.seen += [int(result["problems"]) for result in pl_module.validation_results().values()]
+
+
+def test_a_small_evaluation_before_training_is_not_what_later_ones_are_compared_with(tmp_path: Path) -> None:
+    module, sizes, evaluation = make(evaluation=EvalSettings(at_start=3)), Sizes(), Evaluation()
+    trainer(tmp_path, sizes, evaluation, num_sanity_val_steps=-1).fit(module, datamodule=problems())
+    assert sizes.seen == [3, 4, 4]
+    assert [iteration for iteration, _ in evaluation.history] == [1, 2]
+    assert evaluation.first["arithmetic"]["problems"] == 4
+
+
+class OutOfMemory(Callback):
+    """Memory runs out once in a pass without gradient of each network, and once in the first step of each optimizer."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *facts: Any) -> None:
+        if pl_module.iteration == 0:
+            self.fail_once(pl_module.policy, "forward", lambda ids, *rest: len(ids) > 1 and not torch.is_grad_enabled())
+            for updater in (pl_module.policy_updater, pl_module.critic_updater):
+                self.fail_once(updater._optimizer, "step", lambda: True)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.fail_once(pl_module.critic, "forward", lambda ids, *rest: len(ids) > 1)
+
+    def fail_once(self, owner: Any, name: str, here: Callable[..., bool]) -> None:
+        inner, failed = getattr(owner, name), []
+
+        def outer(*arguments: Any) -> Any:
+            if not failed and here(*arguments):
+                failed.append(True)
+                self.times += 1
+                raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+            return inner(*arguments)
+
+        setattr(owner, name, outer)
+
+
+def test_memory_that_runs_out_in_a_pass_without_gradient_or_an_optimizer_step_changes_nothing(tmp_path: Path) -> None:
+    straight, trouble = fit(tmp_path, held_out=False)[1], OutOfMemory()
+    disturbed = fit(tmp_path, trouble, held_out=False)[1]
+    assert trouble.times == 4 and disturbed.budget.tokens == straight.budget.tokens // 4
+    for (name, one), other in zip(straight.state_dict().items(), disturbed.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-5, msg=name)
 
 
 # ------------------------------------------------------------------------------------------------- refused in one line
