@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
@@ -31,21 +32,20 @@ def table(study: Study, progress: Mapping[Job, Progress], height: int, elapsed: 
     title = Text(visible(study.title), "bold")
     if study.protocol:
         title.append(f" · {study.protocol.replace('_', ' ')}", "not bold dim")
-    table = Table(title=title, title_justify="left")
-    table.add_column("cell")
-    stages = any(job.stage != TRAIN for job in progress)
-    for name in ("seed", *(["stage"] if stages else []), "state"):
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.padding, table.pad_edge, table.show_edge = (0, 1, 0, 0), False, False  # fits in 80 columns
+    table.add_column("cell", overflow="fold")
+    for name in ("seed", "state"):
         table.add_column(name, no_wrap=True)
     for name in ("iteration", "accuracy", "budget", "time", "left"):
         table.add_column(name, justify="right", no_wrap=True)
-    jobs = select(progress, max(3, height - 7))
+    jobs = select(progress, max(3, height - 5))
     for job in jobs:
         p = progress[job]
         table.add_row(
-            job.cell,
+            job.cell if job.stage == TRAIN else f"{job.cell} · {job.stage}",
             str(job.seed),
-            *([job.stage] if stages else []),
-            Text("done before" if p.earlier else p.state, STYLES[p.state]),
+            Text(p.state, STYLES[p.state]),
             "" if p.iteration is None else str(p.iteration),
             "" if p.accuracy is None else f"{p.accuracy:.1%}",
             "" if p.share is None else f"{p.share:.0%}",
@@ -74,6 +74,8 @@ def summary(study: Study, progress: Mapping[Job, Progress], elapsed: float) -> s
     """
     counts = {state: sum(p.state == state for p in progress.values()) for state in STYLES}
     parts = [f"{n} {state}" for state, n in counts.items() if n]
+    if earlier := sum(p.earlier for p in progress.values()):
+        parts.append(f"{earlier} of them before")
     left = remaining(study, progress)
     return " · ".join([*parts, f"{duration(elapsed)} elapsed", *([f"about {duration(left)} left"] if left else [])])
 

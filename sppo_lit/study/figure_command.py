@@ -44,7 +44,7 @@ def figure(arguments: Sequence[str]) -> int:
     if spec.reads != "nothing" and not args.sources:
         raise InputError(f"figure {args.name}: no sources given; it reads {spec.reads}")
     out = args.out or Path(f"{args.name}.png")
-    for table in tables(spec.draw(args.sources, out)):
+    for table in tables(spec.draw(args.sources, out), units=spec.units):
         console.print(rich_table(table))
     console.print(f"figure: {out.with_suffix('.png')} and {out.with_suffix('.svg')}", markup=False, soft_wrap=True)
     return 0

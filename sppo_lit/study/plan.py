@@ -15,6 +15,7 @@ import yaml
 from sppo_lit.errors import InputError
 from sppo_lit.study.protocols import PROTOCOLS, size_flags
 from sppo_lit.utils.paths import find
+from sppo_lit.utils.provenance import made_with
 
 NAME = r"[A-Za-z0-9][\w.-]*"
 """Pattern of the name of a cell or of a validation, which is also a folder name."""
@@ -323,13 +324,16 @@ KEYS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
 
 
 def write_study_json(study: Study) -> None:
-    """Write what the report needs of the study to ``<out>/study.json``."""
+    """Write what the report needs of the study to ``<out>/study.json``, and add what it is now run with."""
     recipe = os.path.relpath(study.recipe) if Path(study.recipe).is_relative_to(Path.cwd()) else study.recipe
     fields = asdict(study)
     names = ("title", "budget", "baseline", "protocol", "seeds", "common", "cells", "after")
     content = {"recipe": recipe, **{name: fields[name] for name in names}}
+    file = study.out / "study.json"
+    before = json.loads(file.read_text(encoding="utf-8")).get("made_with", []) if file.is_file() else []
+    content["made_with"] = list(dict.fromkeys([*before, made_with()]))
     study.out.mkdir(parents=True, exist_ok=True)
-    (study.out / "study.json").write_text(json.dumps(content, indent=1, default=str), encoding="utf-8")
+    file.write_text(json.dumps(content, indent=1, default=str), encoding="utf-8")
 
 
 def read_study_json(source: Path) -> dict[str, Any]:

@@ -49,8 +49,8 @@ class Progress:
             job: the job.
             budget: `Study.budget`.
         """
-        self.state, self.started = "running", time.monotonic()
         self.update(job, budget)
+        self.state, self.started, self.seconds = "running", time.monotonic(), 0.0
         self.share_at_start = self.share or 0.0
 
     def update(self, job: Job, budget: Mapping[str, float]) -> None:
@@ -75,9 +75,9 @@ class Progress:
             self.iteration, self.share = int(iterations[-1]), min(1.0, used[-1] / limit)
         if accuracies := series.get("val/accuracy", ([], []))[1]:
             self.accuracy = accuracies[-1]
-        gained = (self.share or 0.0) - self.share_at_start
+        gained, left = (self.share or 0.0) - self.share_at_start, 1 - (self.share or 0.0)
         if self.state == "running" and gained > 0:
-            self.remaining = (self.seconds or 0.0) * (1 - (self.share or 0.0)) / gained
+            self.remaining = (self.seconds or 0.0) * left / gained if left else None  # the last evaluation goes on
 
 
 def is_done(job: Job) -> bool:

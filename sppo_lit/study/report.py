@@ -15,7 +15,8 @@ from sppo_lit.study.plan import flag_value, read_study_json
 from sppo_lit.study.protocols import PROTOCOLS
 from sppo_lit.study.responses import files
 from sppo_lit.study.runs import find_runs
-from sppo_lit.study.tables import TextTable, format_value, tables
+from sppo_lit.study.tables import TextTable, tables
+from sppo_lit.utils.console import duration
 
 
 def write_report(out: Path) -> Path:
@@ -38,6 +39,8 @@ def write_report(out: Path) -> Path:
     drawn: dict[str, dict[str, Any]] = {}
     missing: dict[str, str] = {}
     for name, spec in FIGURES.items():
+        if spec.reads == "gradients":  # a measurement of its own
+            continue
         try:
             drawn[name] = spec.draw(sources(out, spec), folder / f"{name}.png")
         except InputError as error:
@@ -57,13 +60,16 @@ def write_report(out: Path) -> Path:
     html = page.render(
         title=study.get("title", out.name),
         recipe=study.get("recipe"),
-        budget=", ".join(f"{format_value(value)} {unit}" for unit, value in study.get("budget", {}).items()),
+        budget=", ".join(budget(unit, value) for unit, value in study.get("budget", {}).items()),
         baseline=study.get("baseline"),
+        made_with=study.get("made_with", []),
         protocol=PROTOCOLS.get(study.get("protocol", "")),
-        figures=[(name, FIGURES[name].about, tables(numbers)) for name, numbers in drawn.items()],
+        figures=[
+            (name, FIGURES[name].about, tables(numbers, units=FIGURES[name].units)) for name, numbers in drawn.items()
+        ],
         missing=missing,
         cells=TextTable("Cells", ["cell", "flags"], cells),
-        runs=tables(last_values, "Runs"),
+        runs=tables(last_values, "Runs", dict.fromkeys(("training accuracy", "held-out accuracy"), "%")),
     )
     (folder / "numbers.json").write_text(json.dumps(finite(drawn), indent=1), encoding="utf-8")
     (folder / "index.html").write_text(html, encoding="utf-8")
@@ -97,6 +103,11 @@ def has_field(run: Path, field: str) -> bool:
             return json.loads(opened.readline()).get(field) is not None
     except (InputError, ValueError):
         return False
+
+
+def budget(unit: str, amount: float) -> str:
+    """``5:00 min of training``, ``2,000,000 sampled tokens``."""
+    return f"{duration(amount)} of training" if unit == "seconds" else f"{amount:,.0f} sampled {unit}"
 
 
 def flags_of(flags: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
@@ -15,19 +16,42 @@ from sppo_lit.study.plan import read_study_json
 from sppo_lit.utils.plotting import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY
 from sppo_lit.utils.run_log import Series, read_metrics
 
-COLORS = {
-    "sppo": BLUE,
-    "grpo": RED,
-    "ppo": GREEN,
-    "ppo_bce": ORANGE,
-    "rloo": PURPLE,
-    "dr_grpo": SKY,
-    "remax": "#332288",
+LOOKS = {
+    "sppo": (BLUE, "-"),
+    "spo": (SKY, "--"),
+    "ppo": (GREEN, "-"),
+    "ppo_bce": ("#117733", "--"),
+    "vc_ppo": ("#999933", ":"),
+    "grpo": (RED, "-"),
+    "dr_grpo": (ORANGE, "--"),
+    "gspo": ("#882255", ":"),
+    "rloo": (PURPLE, "--"),
+    "remax": ("#332288", ":"),
+    "reinforce": ("#000000", "--"),
+    "reinforce_pp": (GREY, "-."),
 }
-"""Algorithm → colour, the same in every figure (Okabe & Ito's, and one more)."""
+"""Algorithm → colour and line style, the same in every figure.
 
-SPARE = ("#882255", "#117733", GREY, "#AA4499", "#999933", "#000000")
-"""Colours of further cells of an algorithm and of algorithms that are not in `COLORS`."""
+Okabe & Ito's colours, and Tol's muted ones; relatives of an algorithm, whose colours are close to it, have another line
+style, so that no two rows depend on colour alone.
+"""
+
+SPARE = (("#AA4499", "-"), ("#661100", "--"), ("#44AA99", "-."), ("#6699CC", ":"), ("#DDCC77", "-"), ("#888888", "--"))
+"""Of further cells of an algorithm, and of algorithms that are not in `LOOKS`."""
+
+
+class Style(NamedTuple):
+    """How a label is drawn in figures.
+
+    Attributes:
+        title: its name in legends.
+        color: hexadecimal.
+        line: matplotlib's line style.
+    """
+
+    title: str
+    color: str
+    line: str
 
 
 @dataclass(frozen=True)
@@ -102,15 +126,15 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return groups
 
 
-def styles(runs: Sequence[Run]) -> dict[str, tuple[str, str]]:
-    """Title and colour of every label: those of its algorithm, and a colour of `SPARE` if that is taken."""
+def styles(runs: Sequence[Run]) -> dict[str, Style]:
+    """Style of every label: that of its algorithm, and one of `SPARE` if that is taken."""
     spare, taken, result = cycle(SPARE), set(), {}
     for label, group in grouped(runs).items():
         algorithm = group[0].algorithm
         title = ALGORITHMS[algorithm].label if algorithm in ALGORITHMS else label
-        color = COLORS.get(algorithm)
-        if not color or algorithm in taken:
-            color = next(spare)
+        look = LOOKS.get(algorithm)
+        if look is None or algorithm in taken:
+            look = next(spare)
         taken.add(algorithm)
-        result[label] = (title if label == algorithm else label, color)
+        result[label] = Style(title if label == algorithm else label, *look)
     return result

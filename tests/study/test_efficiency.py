@@ -15,10 +15,10 @@ from evaluations import evaluation
 from sppo_lit.algorithms.specs import ALGORITHMS
 from sppo_lit.cli.main import main
 from sppo_lit.errors import InputError
-from sppo_lit.study.figures import efficiency, memory
+from sppo_lit.study.figures import calibration, efficiency, memory, tail
 from sppo_lit.study.protocols import PROTOCOLS
 from sppo_lit.study.report import write_report
-from sppo_lit.study.runs import COLORS, SPARE, Run, find_runs, styles
+from sppo_lit.study.runs import LOOKS, SPARE, Run, find_runs, styles
 from sppo_lit.study.tables import tables
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -33,7 +33,7 @@ def run(
     config = {"run_name": name, "seed_everything": seed, "model": {"algorithm": algorithm}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     names = ["step", "clock/seconds", "clock/tokens", "clock/sequences", "rollout/accuracy", "val/accuracy"]
-    names += ["memory/rollout", "memory/update"]
+    names += ["memory/rollout", "memory/update", "time/rollout", "time/iteration"]
     with (folder / "metrics.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, names)
         table.writeheader()
@@ -41,7 +41,8 @@ def run(
         for i, (seconds, accuracy) in enumerate(points[1:], start=1):
             used = {"clock/seconds": seconds, "clock/tokens": 10 * i, "clock/sequences": 2 * i}
             peaks = {"memory/rollout": memory + i, "memory/update": 2 * memory}
-            table.writerow({"step": i, "rollout/accuracy": 0.5, **used, **peaks})
+            spent = {"time/rollout": 1.0, "time/iteration": 2.0}
+            table.writerow({"step": i, "rollout/accuracy": 0.5, **used, **peaks, **spent})
             table.writerow({"step": i, "val/accuracy": accuracy})
     return folder
 
@@ -104,17 +105,64 @@ def test_labels_and_colours(tmp_path: Path) -> None:
     run(tmp_path, "small_critic", "sppo", 1, [(0, 0.1), (1, 0.2)])
     found = styles(find_runs([tmp_path]))
     assert found == {
-        "quickstart · grpo": ("quickstart · grpo", COLORS["grpo"]),
-        "quickstart · sppo": ("quickstart · sppo", COLORS["sppo"]),
-        "small_critic": ("small_critic", SPARE[0]),
+        "quickstart · grpo": ("quickstart · grpo", *LOOKS["grpo"]),
+        "quickstart · sppo": ("quickstart · sppo", *LOOKS["sppo"]),
+        "small_critic": ("small_critic", *SPARE[0]),
     }
-    assert len({*COLORS.values(), *SPARE}) == len(COLORS) + len(SPARE)
+    assert len({color for color, _ in [*LOOKS.values(), *SPARE]}) == len(LOOKS) + len(SPARE)
 
 
-def test_an_algorithm_has_a_title_and_a_colour() -> None:
+def test_every_algorithm_has_a_look_of_its_own() -> None:
     shown = styles([Run(name, name, 1, {}, Path()) for name in ALGORITHMS])
-    assert shown.keys() == ALGORITHMS.keys()
-    assert len({title for title, _ in shown.values()}) == len({color for _, color in shown.values()}) == len(shown)
+    assert shown.keys() == ALGORITHMS.keys() <= LOOKS.keys(), "fixed: not one of the spare ones"
+    assert len({style.title for style in shown.values()}) == len({style[1:] for style in shown.values()}) == len(shown)
+
+
+def test_colours_that_look_alike_without_red_or_green_have_another_line() -> None:
+    """Viénot, Brettel and Mollon's projections (1999) for people without red or green cones, in linear RGB."""
+    red = np.array([[0.11238, 0.88762, 0.0], [0.11238, 0.88762, 0.0], [0.00401, -0.00401, 1.0]])
+    green = np.array([[0.29275, 0.70725, 0.0], [0.29275, 0.70725, 0.0], [-0.02234, 0.02234, 1.0]])
+    for seen in (red, green):
+        looks = [
+            (name, seen @ (np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255) ** 2.2, line)
+            for name, (color, line) in LOOKS.items()
+        ]
+        for i, (name, color, line) in enumerate(looks):
+            for other, its_color, its_line in looks[:i]:
+                alike = np.abs(np.clip(color, 0, 1) ** (1 / 2.2) - np.clip(its_color, 0, 1) ** (1 / 2.2)).max() < 0.15
+                assert not alike or line != its_line, f"{name} and {other}"
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, draw: Any, *arguments: Any) -> Any:
+    """The matplotlib figure that a function saves."""
+    from matplotlib.figure import Figure
+
+    figures: list[Any] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: (figures.append(self), save(self, *args, **kw)))
+    draw(*arguments)
+    return figures[0]
+
+
+def test_bands_of_many_algorithms_have_a_panel_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("sppo", "ppo", "grpo", "rloo", "reinforce")
+    for count in (3, 5):
+        for name in names[:count]:
+            for seed in (1, 2):
+                run(tmp_path / str(count), name, name, seed, [(0, 0.2), (10, 0.3 + seed / 10), (20, 0.4)])
+        axes = drawn(monkeypatch, efficiency.draw, [tmp_path / str(count)], tmp_path / "e.png").axes
+        bands = [len(axis.collections) for axis in axes if axis.axison]
+        assert bands == ([3, 3] if count == 3 else [0, 0, 1, 1, 1, 1, 1])
+    assert [axis.get_title("left") for axis in axes[2:7]] == [ALGORITHMS[name].label for name in sorted(names)], (
+        "runs without a study are in the order of their names"
+    )
+
+
+def test_nothing_lies_over_the_data_of_a_critic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = evaluation(tmp_path / "arithmetic-iteration-2.jsonl", 24, 4)
+    for draw in (calibration.draw, tail.draw):
+        for axis in drawn(monkeypatch, draw, [file], tmp_path / "figure.png").axes:
+            assert not axis.texts and axis.get_legend() is None
 
 
 def test_peak_memory_by_phase(study: Path) -> None:
@@ -133,6 +181,16 @@ def test_the_page_of_a_study(study: Path) -> None:
     numbers = json.loads((folder / "numbers.json").read_text())
     assert numbers["efficiency"]["cells"]["sppo"]["faster"] == pytest.approx(3)
     assert set(numbers["ablation"]["cells"]) == {"sppo", "ppo"}
+    for cell in ("60.0 ± 2.8%", "3.00×", "200 MiB", "50.0%", "30 s of training"):
+        assert cell in page, cell
+
+
+def test_the_page_says_what_the_study_was_run_with(study: Path) -> None:
+    made = ["sppo-lit 0.1 (commit abc), 2 cores", "sppo-lit 0.2 (commit def and changes), 8 × NVIDIA H100"]
+    plan = json.loads((study / "study.json").read_text())
+    (study / "study.json").write_text(json.dumps({**plan, "made_with": made}))
+    page = write_report(study).read_text(encoding="utf-8")
+    assert f"Run with {made[0]}" in page and f"and with {made[1]}" in page
 
 
 def test_the_page_names_the_protocol(study: Path) -> None:
@@ -174,7 +232,13 @@ def test_figure_on_the_command_line(study: Path, tmp_path: Path, capsys: Any, mo
     monkeypatch.chdir(tmp_path)
     assert main(["figure", "efficiency", str(study), "--out", "plots/e.png"]) == 0
     shown = capsys.readouterr().out
-    assert "seconds to target" in shown and "0.600 ± 0.028" in shown and "plots/e.png" in shown
+    assert (
+        "seconds to target" in shown
+        and "60.0 ± 2.8%" in shown
+        and "3.00×" in shown
+        and "10 s" in shown
+        and "plots/e.png" in shown
+    )
     assert (tmp_path / "plots" / "e.svg").is_file()
     assert main(["figure", "group_advantage"]) == 0 and (tmp_path / "group_advantage.png").is_file()
     capsys.readouterr()
@@ -193,5 +257,8 @@ def test_numbers_as_tables() -> None:
     [single, nested] = tables({"k": 64, "none": None, "curve": [1, 2], "a_b": {"x": (0.5, 0.1), "long": [0.1] * 9}})
     assert single.rows == [["k", "64"], ["none", "–"]]
     assert nested.columns == ["", "x"] and nested.rows == [["a_b", "0.500 ± 0.100"]]
+    units = {"x": "%", "y": "×", "z": "MiB", "s": "s"}
+    [row] = tables({"cell": {"x": (0.5, None), "y": 1.466, "z": 1234.5, "s": 192.0}}, units=units)
+    assert [cell for _, cell in row.rows] == ["50.0%", "1.47×", "1,234 MiB", "3:12 min"]
     [turned] = tables({"cell": {"x": 12345.6, "y": 0.00012, "z": float("nan")}})
     assert turned.columns == ["", "cell"] and [row[1] for row in turned.rows] == ["12,346", "0.00012", "–"]

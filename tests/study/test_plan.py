@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from cli_helpers import ROOT, recipe, refused
 from rich.console import Console
 
+from sppo_lit import __version__
 from sppo_lit.cli.main import run_settings
 from sppo_lit.errors import InputError
 from sppo_lit.study.command import check
@@ -125,6 +127,46 @@ def test_protocol_starts_from_the_numbers_of_the_recipe_and_common(tmp_path: Pat
     assert [[sequences[c][n] for n in numbers] for c in cells] == [[32, 32], [16, 32]]
 
 
+def test_a_study_remembers_all_that_it_was_run_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = read(str(study(tmp_path)))
+    write_study_json(plan)
+    write_study_json(plan)
+    [entry] = read_study_json(plan.out)["made_with"]
+    assert re.search(rf"^sppo-lit {re.escape(__version__)}( \(commit [0-9a-f]{{7,}}( and changes)?\))?, Python", entry)
+    assert re.search(r"torch \S+ on .+, \d+ cores?, \d+ GiB of memory$", entry)
+    monkeypatch.setattr("sppo_lit.study.plan.made_with", lambda: "another machine")
+    write_study_json(plan)
+    assert read_study_json(plan.out)["made_with"] == [entry, "another machine"]
+
+
+def test_the_screen_of_a_study_fits_in_80_columns(tmp_path: Path) -> None:
+    plan = read(str(study(tmp_path, after={"samples": {"model.evaluation.samples": 4}})))
+    busy = {"iteration": 12345, "accuracy": 1.0, "share": 1.0, "seconds": 3599.0, "remaining": 43210.0}
+    screen = Console(record=True, width=80, file=io.StringIO())
+    screen.print(table(plan, {job: Progress(state="running", **busy) for job in jobs(plan)}, 24, 3599.0))
+    lines = screen.export_text().splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 80 and len(lines) <= 24 and "…" not in "".join(lines)
+    assert lines[3].split() == ["sppo", "1", "running", "12345", "100.0%", "100%", "59:59", "min", "12:00:10", "h"]
+
+
+def test_a_resumed_run_has_no_time_left_before_it_has_gained_anything(tmp_path: Path) -> None:
+    plan = read(str(study(tmp_path)))
+    job = jobs(plan)[0]
+    log, rows = job.run / "metrics.csv", "step,clock/tokens\n1,48\n"
+    log.parent.mkdir(parents=True)
+    log.write_text(rows)
+    progress = Progress()
+    progress.start(job, plan.budget)
+    assert (progress.share, progress.remaining) == (0.16, None)
+    progress.started -= 10
+    log.write_text(f"{rows}2,96\n")
+    progress.update(job, plan.budget)
+    assert progress.remaining == pytest.approx(10 * 0.68 / 0.16, rel=0.01)
+    log.write_text(f"{rows}2,300\n")
+    progress.update(job, plan.budget)
+    assert progress.remaining is None, "the budget is used up, the last evaluation goes on"
+
+
 def test_a_study_without_protocol_sets_its_own_numbers(tmp_path: Path) -> None:
     plan = read(str(study(tmp_path)))
     assert plan.protocol is None and plan.cells["sppo"] == {}
@@ -192,7 +234,14 @@ def test_devices_are_given_out_in_turn(tmp_path: Path, monkeypatch: pytest.Monke
     assert environment(read(str(study(tmp_path, devices=["cpu"]))), 0)["CUDA_VISIBLE_DEVICES"] == ""
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "recipes" / "study").glob("*.yaml")), ids=lambda path: path.stem)
+MANY_CELLS = {"levels_learning_rates"}
+SHIPPED = [
+    pytest.param(file, marks=[pytest.mark.slow] * (file.stem in MANY_CELLS), id=file.stem)
+    for file in sorted((ROOT / "recipes" / "study").glob("*.yaml"))
+]
+
+
+@pytest.mark.parametrize("file", SHIPPED)
 def test_shipped_studies_fit_their_recipes(file: Path) -> None:
     plan = read(str(file))
     check(jobs(plan), run_settings)

@@ -48,7 +48,7 @@ def test_a_failed_cell_does_not_stop_the_others(tmp_path: Path, capsys: Any) -> 
     before = log.stat().st_mtime_ns
     assert main(["study", str(file), "--only", "right"]) == 0
     assert log.stat().st_mtime_ns == before, "what is done is kept"
-    assert "done before" in capsys.readouterr().out
+    assert "1 done · 1 of them before" in capsys.readouterr().out
     study(tmp_path, cells=cells, seeds=[3], budget={"tokens": 400})
     refused(capsys, tmp_path, ["study", file, "--only", "right"], "right, seed 3", "--clock.max_tokens=400")
 

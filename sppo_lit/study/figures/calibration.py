@@ -20,6 +20,8 @@ from sppo_lit.utils.plotting import BLUE, GREY, ORANGE
 
 BINS = 10
 TICKS = [0.0, 0.5, 1.0]
+FACTS: Any = {"fontsize": 7.5, "fontweight": "normal"}
+"""Numbers above a panel: inside, they would lie over data."""
 
 
 def measure(values: Tensor, correct: Tensor, levels: Sequence[int | None]) -> dict[str, Any]:
@@ -161,7 +163,7 @@ def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:
     """
     tables = {label(source): table(read(source), source) for source in sources}
     numbers = {name: measure(*data) for name, data in tables.items()}
-    with saved_figure(out, 0.3 + 3.9 * len(tables), 7.0) as figure:
+    with saved_figure(out, 0.3 + 3.9 * len(tables), 7.4) as figure:
         shape = {"height_ratios": [0.18, 1, 1], "width_ratios": [1, 0.18] * len(tables)}
         axes = figure.subplots(3, 2 * len(tables), squeeze=False, gridspec_kw=shape)
         for column, (name, (values, correct, _)) in enumerate(tables.items()):
@@ -188,30 +190,19 @@ def _panel(axes: Any, name: str, values: Tensor, success: Tensor, numbers: dict[
         marginal.spines[:].set_visible(False)
     scatter.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
     scatter.scatter(x, y, s=14, color=BLUE, alpha=0.45, linewidths=0)
-    scatter.text(
-        0.03,
-        0.97,
-        f"Pearson {numbers['pearson']:.3f}\nSpearman {numbers['spearman']:.3f}"
-        + (f"\nlevel alone {numbers['level_pearson']:.3f}" if "level_pearson" in numbers else ""),
-        transform=scatter.transAxes,
-        va="top",
-        bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0},
-    )
+    facts = [f"Pearson {numbers['pearson']:.3f}", f"Spearman {numbers['spearman']:.3f}"]
+    if "level_pearson" in numbers:
+        facts.append(f"level alone {numbers['level_pearson']:.3f}")
+    scatter.set_title(" · ".join(facts), **FACTS)
     scatter.set_ylabel(f"Avg@{numbers['k']}")
     curve.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
     curve.axhline(numbers["base_rate"], color=GREY, linewidth=0.8)
     predicted, observed, counts = zip(*numbers["reliability"], strict=True)
     curve.plot(predicted, observed, color=ORANGE)
     curve.scatter(predicted, observed, s=[12 + 200 * n / numbers["problems"] for n in counts], color=ORANGE)
-    curve.text(
-        0.03,
-        0.97,
-        f"Brier {numbers['brier']:.3f} (base rate {numbers['brier_base_rate']:.3f})\nECE {numbers['ece']:.3f}   "
-        f"AUROC {numbers['auroc']:.3f}",
-        transform=curve.transAxes,
-        va="top",
-        bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0},
-    )
+    facts = [f"Brier {numbers['brier']:.3f} (base rate {numbers['brier_base_rate']:.3f})"]
+    facts += [f"ECE {numbers['ece']:.3f}", f"AUROC {numbers['auroc']:.3f}"]
+    curve.set_title(" · ".join(facts), **FACTS)
     curve.set_ylabel("accuracy of the bin")
     for axis in (scatter, curve):
         axis.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xticks=TICKS, yticks=TICKS, xlabel="V(prompt)")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from sppo_lit.errors import InputError
 from sppo_lit.study.figures.drawing import percent_axis, saved_figure
 from sppo_lit.study.plan import read_study_json
-from sppo_lit.study.runs import Run, find_runs, grouped, styles
+from sppo_lit.study.runs import Run, Style, find_runs, grouped, styles
 from sppo_lit.utils.plotting import GREY
 
 SCORE = "val/accuracy"
@@ -23,8 +23,29 @@ T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2
 
 UNITS = {"seconds": ((1, "s"), (60, "min"), (3600, "h")), "tokens": ((1, ""), (1e3, "thousand"), (1e6, "million"))}
 
+FEW = 3
+"""So many bands can be told apart in one panel."""
+
+PANELS = 6
+"""Most panels beside each other."""
+
+NUMBERS = {
+    "target": "%",
+    "start": "%",
+    "best": "%",
+    "final": "%",
+    "seconds": "s",
+    "seconds_to_target": "s",
+    "faster": "×",
+    "fewer_sequences": "×",
+}
+"""Units of `measure`."""
+
 Curve = tuple[np.ndarray, np.ndarray]
 """Cost so far (increasing) and score at each evaluation, [N] each."""
+
+Band = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Costs, mean scores, and half widths of their interval, [points] each."""
 
 
 def curve(run: Run, cost: str) -> Curve:
@@ -40,7 +61,7 @@ def curve(run: Run, cost: str) -> Curve:
     return np.array([x for x, _ in points]), np.array([y for _, y in points])
 
 
-def mean_curve(curves: Sequence[Curve], points: int = POINTS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def mean_curve(curves: Sequence[Curve], points: int = POINTS) -> Band:
     """Mean over seeds where every seed has data, linearly interpolated between evaluations.
 
     Args:
@@ -76,6 +97,13 @@ def first_reaching(grid: np.ndarray, mean: np.ndarray, target: float) -> float |
     return float(np.interp(target, mean[i - 1 : i + 1], grid[i - 1 : i + 1]))
 
 
+def baseline_of(groups: Mapping[str, Sequence[Run]], given: str | None) -> str | None:
+    """Label of the baseline: the one given if there are runs of it, else the first GRPO; None without either."""
+    if given in groups:
+        return given
+    return next((label for label, group in groups.items() if group[0].algorithm == "grpo"), None)
+
+
 def measure(runs: Sequence[Run], baseline: str | None = None) -> dict[str, Any]:
     """Compare the scores and costs of runs.
 
@@ -91,8 +119,7 @@ def measure(runs: Sequence[Run], baseline: str | None = None) -> dict[str, Any]:
         baseline's own.
     """
     groups = grouped(runs)
-    if baseline is None or baseline not in groups:
-        baseline = next((label for label, group in groups.items() if group[0].algorithm == "grpo"), None)
+    baseline = baseline_of(groups, baseline)
     reach: dict[str, dict[str, float | None]] = {}
     target = math.inf
     for cost in ("sequences", "seconds"):
@@ -124,7 +151,7 @@ def _spread(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:
-    """Draw the figure: mean and 95 % band over seeds, one line for each algorithm.
+    """Draw the figure: mean over seeds, one line for each algorithm, and a panel of each with its 95 % band.
 
     Args:
         sources: run folders, or folders that contain them.
@@ -172,37 +199,88 @@ def comparable(runs: Sequence[Run]) -> list[Run]:
 
 
 def _draw(runs: list[Run], out: Path, baseline: str | None) -> dict[str, Any]:
+    """Mean curves against time and tokens; bands beside them, or, of more than a few algorithms, in a panel of each."""
     numbers = measure(runs, baseline)
-    with saved_figure(out, 8.6, 3.4) as figure:
-        axes = figure.subplots(1, 2, sharey=True)
+    groups, looks = grouped(runs), styles(runs)
+    apart = len(groups) > FEW
+    columns = math.ceil(len(groups) / math.ceil(len(groups) / PANELS))
+    rows = math.ceil(len(groups) / columns) if apart else 0
+    with saved_figure(out, 9.2, 3.4 + 1.9 * rows) as figure:
+        whole, *parts = figure.subfigures(
+            1 + bool(rows), 1, height_ratios=[3.4, 1.9 * rows][: 1 + bool(rows)], squeeze=False
+        )[:, 0]
+        axes = whole.subplots(1, 2, sharey=True)
         for axis, cost in zip(axes, ("seconds", "tokens"), strict=True):
-            curves = {label: [curve(run, cost) for run in group] for label, group in grouped(runs).items()}
-            scale, unit = _scale(max(x[-1] for group in curves.values() for x, _ in group), cost)
-            for label, (title, color) in styles(runs).items():
-                grid, mean, half = mean_curve(curves[label])
-                axis.plot(grid / scale, mean, color=color, label=title)
-                if len(curves[label]) > 1:
-                    low, high = np.clip(mean - half, 0, 1), np.clip(mean + half, 0, 1)
-                    axis.fill_between(grid / scale, low, high, color=color, alpha=0.13, linewidth=0)
-            if numbers["baseline"] is not None:
-                best = mean_curve(curves[numbers["baseline"]])[1].max()
-                axis.axhline(best, color=GREY, linewidth=0.8, linestyle="--")
+            curves = {label: mean_curve([curve(run, cost) for run in group]) for label, group in groups.items()}
+            scale, unit = _scale(max(grid[-1] for grid, *_ in curves.values()), cost)
+            for label, look in looks.items():
+                _curve(axis, curves[label], scale, look, band=not apart)
+            _baseline(axis, curves, looks, numbers["baseline"])
             axis.set_xlim(left=0)
-            axis.set_xlabel({"seconds": f"training time ({unit})", "tokens": f"sampled tokens ({unit})"}[cost])
+            axis.set_xlabel({"seconds": "training time", "tokens": "sampled tokens"}[cost] + unit)
         percent_axis(axes[0])
-        means = [mean_curve([curve(run, "seconds") for run in group])[1] for group in grouped(runs).values()]
-        low, high = min(m.min() for m in means), max(m.max() for m in means)
-        axes[0].set_ylim(max(0.0, low - 0.2 * (high - low) - 0.02), min(1.0, high + 0.2 * (high - low) + 0.02))
-        axes[0].set_ylabel("held-out accuracy")
+        curves = {label: mean_curve([curve(run, "seconds") for run in group]) for label, group in groups.items()}
+        limits = _limits([mean for _, mean, _ in curves.values()])
+        axes[0].set(ylim=limits, ylabel="held-out accuracy")
         handles, labels = axes[0].get_legend_handles_labels()
-        if numbers["baseline"] is not None:
-            handles.append(axes[0].lines[-1])
-            labels.append(f"best of {styles(runs)[numbers['baseline']][0]}")
-        figure.legend(handles, labels, loc="outside right center")
+        whole.legend(handles, labels, loc="outside right center", handlelength=2.6)
+        if parts:
+            scale, unit = _scale(max(grid[-1] for grid, *_ in curves.values()), "seconds")
+            _panels(parts[0], columns, curves, looks, numbers["baseline"], scale, f"training time{unit}", limits)
     return numbers
 
 
+def _panels(
+    figure: Any,
+    columns: int,
+    curves: Mapping[str, Band],
+    looks: Mapping[str, Style],
+    baseline: str | None,
+    scale: float,
+    label: str,
+    limits: tuple[float, float],
+) -> None:
+    """A panel for each algorithm: its curve with the band, before those of the others in light grey."""
+    panels = figure.subplots(math.ceil(len(looks) / columns), columns, sharex=True, sharey=True, squeeze=False)
+    for axis, (name, look) in zip(panels.flat, looks.items(), strict=False):
+        for other in curves:
+            if other != name:
+                _curve(axis, curves[other], scale, look._replace(color="#D4D4D4", line="-"), width=0.8)
+        _curve(axis, curves[name], scale, look._replace(line="-"), band=True)
+        _baseline(axis, curves, looks, baseline)
+        axis.set_title(look.title, color=look.color, fontsize=8.5)
+    for axis in panels.flat[len(looks) :]:
+        axis.set_axis_off()
+    for axis in panels[:, 0]:
+        percent_axis(axis)
+    panels[0, 0].set_xlim(left=0)
+    panels[0, 0].set_ylim(limits)
+    figure.supxlabel(f"{label}; band: 95% interval of the mean over seeds", fontsize=9)
+
+
+def _curve(axis: Any, band_curve: Band, scale: float, look: Style, *, band: bool = False, width: float = 1.6) -> None:
+    grid, mean, half = band_curve
+    axis.plot(grid / scale, mean, color=look.color, linestyle=look.line, linewidth=width, label=look.title)
+    if band and np.isfinite(half).all():
+        low, high = np.clip(mean - half, 0, 1), np.clip(mean + half, 0, 1)
+        axis.fill_between(grid / scale, low, high, color=look.color, alpha=0.18, linewidth=0)
+
+
+def _baseline(axis: Any, curves: Mapping[str, Band], looks: Mapping[str, Style], baseline: str | None) -> None:
+    """A line at the baseline's best mean score."""
+    if baseline is not None:
+        label = f"{looks[baseline].title}'s best"
+        axis.axhline(curves[baseline][1].max(), color=GREY, linewidth=0.8, linestyle=(0, (1, 2)), label=label)
+
+
+def _limits(means: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Of the y axis: all mean curves, and a fifth more on both sides."""
+    low, high = min(float(m.min()) for m in means), max(float(m.max()) for m in means)
+    room = 0.2 * (high - low) + 0.02
+    return max(0.0, low - room), min(1.0, high + room)
+
+
 def _scale(largest: float, cost: str) -> tuple[float, str]:
-    """Size and name of the largest unit in which the largest value is at least 3."""
-    units = [(size, name) for size, name in UNITS[cost] if largest >= 3 * size]
-    return units[-1] if units else UNITS[cost][0]
+    """Size of the largest unit in which the largest value is at least 3, and its name in brackets for a label."""
+    size, name = [(size, name) for size, name in UNITS[cost] if size == 1 or largest >= 3 * size][-1]
+    return size, f" ({name})" if name else ""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sppo_lit.study.figures.drawing import percent_axis, saved_figure
-from sppo_lit.study.runs import COLORS
+from sppo_lit.study.runs import LOOKS
 
 N = 8
 EPS = 1e-6
@@ -74,7 +74,7 @@ def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:
     """
     p = np.linspace(0, 1, 401)
     curves = expected(p)
-    group, value = COLORS["grpo"], COLORS["sppo"]
+    group, value = LOOKS["grpo"][0], LOOKS["sppo"][0]
     with saved_figure(out, 9.4, 3.2) as figure:
         advantage, magnitude, zero_gradient = figure.subplots(1, 3)
         advantage.set_title("Advantage of a response")

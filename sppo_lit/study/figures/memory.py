@@ -13,6 +13,8 @@ from sppo_lit.study.runs import Run, find_runs, grouped, styles
 
 PHASES = ("rollout", "verify", "values", "update")
 PEAK = "peak"
+NUMBERS = dict.fromkeys((*PHASES, PEAK), "MiB")
+"""Units of `measure`."""
 
 
 def measure(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
@@ -62,7 +64,7 @@ def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:
         axis = figure.subplots()
         width = 0.8 / len(numbers)
         for i, (label, row) in enumerate(numbers.items()):
-            title, color = style[label]
+            title, color, _ = style[label]
             places = [j + (i - (len(numbers) - 1) / 2) * width for j, p in enumerate(phases) if p in row]
             axis.bar(places, [row[p] for p in phases if p in row], width * 0.92, color=color, label=title)
         names = [p if p != PEAK else "whole iteration" for p in phases]

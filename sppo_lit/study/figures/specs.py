@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-from sppo_lit.study.figures import calibration, efficiency, group_advantage, memory, tail
+from sppo_lit.study.figures import (
+    aggregates,
+    calibration,
+    efficiency,
+    gradient_variance,
+    group_advantage,
+    memory,
+    sampling_cost,
+    tail,
+)
 
 
 class FigureSpec(NamedTuple):
@@ -16,23 +26,45 @@ class FigureSpec(NamedTuple):
         draw: (sources, PNG to write) → numbers of the figure; an SVG is written beside the PNG.
         about: description in one line.
         reads: kind of its sources: training runs (or folders that contain them), evaluations (run folders or JSONL
-            files), or nothing.
+            files), the folder of a measurement of gradients, or nothing.
         field: field that the responses of an evaluation must have.
+        units: name of a number → its unit in tables (`tables.format_value`).
     """
 
     draw: Callable[[Sequence[Path], Path], dict[str, Any]]
     about: str
-    reads: Literal["runs", "evaluations", "nothing"] = "runs"
+    reads: Literal["runs", "evaluations", "gradients", "nothing"] = "runs"
     field: str = ""
+    units: Mapping[str, str] = MappingProxyType({})
 
 
 FIGURES = {
-    "efficiency": FigureSpec(efficiency.draw, "held-out accuracy against training time and sampled tokens"),
-    "ablation": FigureSpec(efficiency.draw_ablation, "the same of SPPO, PPO and PPO+BCE"),
-    "memory": FigureSpec(memory.draw, "peak memory of each phase of an iteration"),
-    "group_advantage": FigureSpec(group_advantage.draw, "GRPO's advantage of a response against A = R − V", "nothing"),
-    "calibration": FigureSpec(calibration.draw, "V(prompt) against Avg@k", "evaluations", "value"),
+    "efficiency": FigureSpec(
+        efficiency.draw, "held-out accuracy against training time and sampled tokens", units=efficiency.NUMBERS
+    ),
+    "ablation": FigureSpec(efficiency.draw_ablation, "the same of SPPO, PPO and PPO+BCE", units=efficiency.NUMBERS),
+    "aggregates": FigureSpec(
+        aggregates.draw, "scores over seeds, probability of improvement and speed-up, with 95 % bootstrap intervals"
+    ),
+    "sampling_cost": FigureSpec(sampling_cost.draw, "the comparison if sampling cost 1, 3 or 10 times as much as here"),
+    "memory": FigureSpec(memory.draw, "peak memory of each phase of an iteration", units=memory.NUMBERS),
+    "group_advantage": FigureSpec(
+        group_advantage.draw,
+        "GRPO's advantage of a response against A = R − V",
+        "nothing",
+        units={"zero_gradient": "%"},
+    ),
+    "gradient_variance": FigureSpec(
+        gradient_variance.draw, "variance of the policy gradient under each baseline", "gradients"
+    ),
+    "calibration": FigureSpec(
+        calibration.draw, "V(prompt) against Avg@k", "evaluations", "value", units={"base_rate": "%"}
+    ),
     "tail": FigureSpec(
-        tail.draw, "where along a response a token-level critic knows its outcome", "evaluations", "values"
+        tail.draw,
+        "where along a response a token-level critic knows its outcome",
+        "evaluations",
+        "values",
+        units=tail.NUMBERS,
     ),
 }

@@ -27,6 +27,10 @@ THRESHOLD = 0.75
 """AUROC above which correct and incorrect responses count as separated."""
 
 
+NUMBERS = {"correct": "%", "separates_at": "%"}
+"""Units of `measure`."""
+
+
 @dataclass(frozen=True)
 class Responses:
     """V(s_t) along R responses.
@@ -187,10 +191,11 @@ def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:
         InputError: no such evaluation, no values in it, or matplotlib is not installed.
     """
     numbers = {label(source): measure(table(read(source), source)) for source in sources}
-    with saved_figure(out, 15.5, 0.4 + 3.3 * len(numbers)) as figure:
+    with saved_figure(out, 15.5, 0.7 + 3.3 * len(numbers)) as figure:
         rows = figure.subplots(len(numbers), 4, squeeze=False, sharex="col", sharey="col")
         for axes, (name, row) in zip(rows, numbers.items(), strict=True):
             _row(axes, name, row)
+        figure.legend(*rows[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return numbers
 
 
@@ -204,7 +209,6 @@ def _row(axes: Any, name: str, numbers: dict[str, Any]) -> None:
             axis.fill_between(x, y - band, y + band, color=color, alpha=0.2, linewidth=0)
         axis.set_ylabel("V(s_t)")
     means.set_title(name)
-    means.legend(loc="best")
     end.set(title="the last tokens", xlabel="tokens before the end")
     where = "never separated" if at is None else f"separated after {at:.0%} of the response"
     area.plot(relative["position"], relative["auroc"], color=BLUE)

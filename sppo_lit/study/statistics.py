@@ -1,0 +1,96 @@
+"""Statistics over a few seeds: interquartile mean, probability of improvement, bootstrap intervals.
+
+As Agarwal et al. 2021 ("Deep Reinforcement Learning at the Edge of the Statistical Precipice") recommend for few runs.
+Seeds are drawn anew with replacement within each cell, so that every replicate has as many runs of each as the study.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Interval = tuple[float, float, float]
+"""An estimate and the ends of its 95 % interval; NaN ends where there is a single run."""
+
+RESAMPLES = 2000
+LEVEL = 0.95
+SEED = 0
+T = TypeVar("T")
+
+
+def interquartile_mean(values: Sequence[float] | Array) -> float:
+    """Mean of the middle half: a quarter of the values (rounded down) is left out at each end.
+
+    Args:
+        values: [N], at least one.
+    """
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    cut = len(ordered) // 4
+    return float(ordered[cut : len(ordered) - cut].mean())
+
+
+def probability_of_improvement(ours: Sequence[float] | Array, theirs: Sequence[float] | Array) -> float:
+    """How likely a run of ours is better than one of theirs, over all pairs; a tie counts one half.
+
+    Args:
+        ours: [N] scores.
+        theirs: [M] scores.
+    """
+    difference = np.asarray(ours)[:, None] - np.asarray(theirs)[None, :]
+    return float((difference > 0).mean() + 0.5 * (difference == 0).mean())
+
+
+def draws(*sizes: int, resamples: int = RESAMPLES) -> list[NDArray[np.int64]]:
+    """Rows of each group of runs, drawn with replacement: [resamples, size] each, the same in every call."""
+    rng = np.random.default_rng(SEED)
+    return [rng.integers(0, size, (resamples, size)) for size in sizes]
+
+
+def replicates(statistic: Callable[..., float], *groups: Sequence[T], resamples: int = RESAMPLES) -> Array:
+    """The statistic of groups of runs drawn with replacement, each group from itself.
+
+    Args:
+        statistic: called with as many lists of runs as there are groups; their order must not matter.
+        groups: runs of each group.
+        resamples: number of replicates.
+
+    Returns:
+        [resamples], the same in every call.
+    """
+    drawn = draws(*map(len, groups), resamples=resamples)
+    known: dict[tuple[tuple[int, ...], ...], float] = {}  # of five runs there are only 126 draws
+    result = np.empty(resamples)
+    for i in range(resamples):
+        key = tuple(tuple(sorted(rows[i].tolist())) for rows in drawn)
+        if key not in known:
+            known[key] = statistic(*([group[j] for j in rows] for group, rows in zip(groups, key, strict=True)))
+        result[i] = known[key]
+    return result
+
+
+def interval(statistic: Callable[..., float], *groups: Sequence[T], resamples: int = RESAMPLES) -> Interval:
+    """The statistic of groups of runs with the percentile interval of its bootstrap replicates.
+
+    Args:
+        statistic: of as many lists of runs as there are groups.
+        groups: runs of each group.
+        resamples: number of replicates.
+
+    Returns:
+        The estimate of the runs as they are, and the ends of its 95 % interval: NaN where no group has two runs.
+    """
+    estimate = statistic(*(list(group) for group in groups))
+    if all(len(group) < 2 for group in groups):
+        return estimate, math.nan, math.nan
+    return (estimate, *ends(replicates(statistic, *groups, resamples=resamples)))
+
+
+def ends(values: Array) -> tuple[float, float]:
+    """Ends of the central 95 % of some replicates, which may be infinite."""
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="inverted_cdf")
+    return float(low), float(high)
