@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sppo_lit.errors import InputError
+from sppo_lit.errors import InputError, refuse
 from sppo_lit.types import LARGEST_REWARD, Aggregation, KLEstimator, Sampling
 from sppo_lit.utils.objects import check_object, names_object
 
@@ -25,7 +25,7 @@ class ModelSource:
 
     path: str
     init: Literal["pretrained", "random"] = "pretrained"
-    config: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict, hash=False)
     revision: str | None = None
 
     def __post_init__(self) -> None:
@@ -46,7 +46,7 @@ class BatchSettings:
     minibatch_size: int = 128
 
     def __post_init__(self) -> None:
-        _refuse("model.batch", minibatch_size=(self.minibatch_size, self.minibatch_size >= 1, "at least 1"))
+        refuse("model.batch", minibatch_size=(self.minibatch_size, self.minibatch_size >= 1, "at least 1"))
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,43 @@ class PPOSettings:
     critic_warmup: int = 0
 
     def __post_init__(self) -> None:
-        _refuse("model.ppo", epochs=(self.epochs, self.epochs >= 1, "at least 1"))
+        low, high, dual = self.clip_low, self.clip_high, self.dual_clip
+        refuse(
+            "model.ppo",
+            epochs=(self.epochs, self.epochs >= 1, "at least 1"),
+            clip_low=(low, low is None or 0 <= low <= 1, "from 0 to 1"),
+            clip_high=(high, high is None or high >= 0, "at least 0"),
+            dual_clip=(dual, dual is None or dual > 1, "above 1, or null for none"),
+        )
+
+
+@dataclass(frozen=True)
+class CorrectionSettings:
+    """What the policy loss does where the sampler's log-probabilities are not the trainer's.
+
+    Both parts compare π_old, recomputed by the trainer, with the probabilities under which a response was sampled.
+
+    Attributes:
+        enabled: None: with an engine whose log-probabilities are not exact, such as vllm.
+        token_cap: the loss of each token is weighted by min(π_old / π_sampler, token_cap) (truncated importance
+            sampling); None for no weights.
+        sequence_cap: the policy does not learn from a response whose whole ratio, the product over its tokens, exceeds
+            this; None for no limit.
+    """
+
+    enabled: bool | None = None
+    token_cap: float | None = 2.0
+    sequence_cap: float | None = 3.0
+
+    def __post_init__(self) -> None:
+        token, sequence, least = self.token_cap, self.sequence_cap, "at least 1, or null to switch it off"
+        refuse(
+            "model.correction",
+            token_cap=(token, token is None or token >= 1, least),
+            sequence_cap=(sequence, sequence is None or sequence >= 1, least),
+        )
+        if self.enabled and token is None and sequence is None:
+            raise InputError("model.correction: enabled with neither token_cap nor sequence_cap; set one of them")
 
 
 @dataclass(frozen=True)
@@ -104,7 +140,13 @@ class AdvantageSettings:
     drop_equal_groups: bool = False
 
     def __post_init__(self) -> None:
-        _refuse("model.advantage", value_weight=(self.value_weight, 0 <= self.value_weight <= 1, "from 0 to 1"))
+        share = "from 0 to 1"
+        refuse(
+            "model.advantage",
+            value_weight=(self.value_weight, 0 <= self.value_weight <= 1, share),
+            gamma=(self.gamma, 0 <= self.gamma <= 1, share),
+            lam=(self.lam, self.lam is None or 0 <= self.lam <= 1, share),
+        )
 
 
 @dataclass(frozen=True)
@@ -115,15 +157,46 @@ class MemorySettings:
         micro_batch_tokens: most tokens, padding included, of one forward pass with gradient.
         gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
         cpu_offload: under `--strategy fsdp`, keep weights, gradients and optimizer states in CPU memory.
+        offload_while_sampling: move to CPU memory while responses are sampled, and back for the update: "optimizer",
+            its states; "all", also the weights that sampling does not read (all of them where it decodes from a copy);
+            "none".
     """
 
     micro_batch_tokens: int = 16384
     gradient_checkpointing: bool = False
     cpu_offload: bool = False
+    offload_while_sampling: Literal["none", "optimizer", "all"] = "none"
 
     def __post_init__(self) -> None:
-        _refuse(
-            "model.memory", micro_batch_tokens=(self.micro_batch_tokens, self.micro_batch_tokens >= 1, "at least 1")
+        refuse("model.memory", micro_batch_tokens=(self.micro_batch_tokens, self.micro_batch_tokens >= 1, "at least 1"))
+
+
+@dataclass(frozen=True)
+class VLLMSettings:
+    """The vLLM engine; used with `model.rollout.engine: vllm` only.
+
+    Attributes:
+        dtype: precision of its weights and its cache; "auto" is float32 on a CPU and bfloat16 elsewhere.
+        memory_share: share of each GPU's memory for its weights and its cache together.
+        cache_gib: GiB of the cache of keys and values; None takes what `memory_share` leaves, on a CPU 1 GiB.
+        max_model_len: longest prompt and response together, in tokens; None takes the model's own limit.
+        tensor_parallel_size: processes of the run that share one copy of the weights; must divide their number.
+    """
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    memory_share: float = 0.3
+    cache_gib: float | None = None
+    max_model_len: int | None = None
+    tensor_parallel_size: int = 1
+
+    def __post_init__(self) -> None:
+        length, cache, shards = self.max_model_len, self.cache_gib, self.tensor_parallel_size
+        refuse(
+            "model.rollout.vllm",
+            memory_share=(self.memory_share, 0 < self.memory_share <= 1, "above 0 and at most 1"),
+            cache_gib=(cache, cache is None or cache > 0, "above 0, or null"),
+            max_model_len=(length, length is None or length >= 2, "at least 2, or null for the model's own limit"),
+            tensor_parallel_size=(shards, shards >= 1, "at least 1"),
         )
 
 
@@ -132,15 +205,17 @@ class RolloutSettings:
     """The rollout engine.
 
     Attributes:
-        engine: "torch", or a custom factory as ``package.module.name`` or ``path/to/file.py:name``.
+        engine: "torch", "vllm", or a custom factory as ``package.module.name`` or ``path/to/file.py:name``.
         max_concurrent: most sequences decoded at once.
+        vllm: settings of the vLLM engine.
     """
 
     engine: str = "torch"
     max_concurrent: int = 256
+    vllm: VLLMSettings = field(default_factory=VLLMSettings)
 
     def __post_init__(self) -> None:
-        _refuse("model.rollout", max_concurrent=(self.max_concurrent, self.max_concurrent >= 1, "at least 1"))
+        refuse("model.rollout", max_concurrent=(self.max_concurrent, self.max_concurrent >= 1, "at least 1"))
         if names_object(self.engine):
             check_object(self.engine, "model.rollout.engine")
 
@@ -170,7 +245,7 @@ class OptimizerSettings:
     max_skipped_steps: int = 5
 
     def __post_init__(self) -> None:
-        _refuse(
+        refuse(
             "optimizer",
             lr=(self.lr, 0 <= self.lr <= 1, "from 0 to 1 (above, AdamW only destroys the weights)"),
             weight_decay=(self.weight_decay, self.weight_decay >= 0, "at least 0"),
@@ -202,6 +277,8 @@ class EvalSettings:
         max_new_tokens: longest response in tokens; None uses the training limit.
         values: also have the critic predict each response's success: V(prompt), and V before every token of the
             response where the critic is token-level.
+        at_start: problems of each set that are answered before training, None for all of them. The first evaluation of
+            all is then the one that later ones are compared with.
         chunk: responses that a process samples between two writes to disk in `validate`: an interruption loses at most
             this many.
     """
@@ -211,6 +288,7 @@ class EvalSettings:
     temperature: float = 0.6
     max_new_tokens: int | None = None
     values: bool = False
+    at_start: int | None = None
     chunk: int = 512
 
     @property
@@ -220,11 +298,16 @@ class EvalSettings:
 
     def __post_init__(self) -> None:
         limit = self.max_new_tokens
-        _refuse(
+        refuse(
             "model.evaluation",
             samples=(self.samples, self.samples >= 0, "at least 0"),
             temperature=(self.temperature, 0 <= self.temperature < math.inf, "at least 0"),
             chunk=(self.chunk, self.chunk >= 1, "at least 1"),
+            at_start=(
+                self.at_start,
+                self.at_start is None or self.at_start >= 1,
+                "at least 1, or null for all problems (trainer.num_sanity_val_steps 0 for no evaluation)",
+            ),
             max_new_tokens=(limit, limit is None or limit >= 1, "at least 1, or null for the training limit"),
         )
         if self.samples and self.temperature <= 0:
@@ -243,7 +326,7 @@ class VerifierSettings:
     Attributes:
         kind: "math", or a custom verifier: ``package.module:name`` or ``path/to/file.py:name`` of a function or
             class that takes these settings and the names of the custom rewards (see `rewards.verifiers`).
-        workers: number of processes.
+        workers: number of processes; None for one per core, shared among the ranks of this machine.
         deadline: seconds for one answer; after that its worker is killed and replaced, and the answer counts as wrong.
         memory_mb: MiB of address space for each worker.
         audit: file to which a sample of the accepted answers that are not the gold answer to the letter is appended,
@@ -251,7 +334,7 @@ class VerifierSettings:
     """
 
     kind: str = "math"
-    workers: int = 2
+    workers: int | None = None
     deadline: float = 5.0
     memory_mb: int = 2048
     audit: str | None = None
@@ -314,7 +397,7 @@ class KLSettings:
     reference: ModelSource | None = None
 
     def __post_init__(self) -> None:
-        _refuse("model.kl", coef=(self.coef, self.coef >= 0, "at least 0"))
+        refuse("model.kl", coef=(self.coef, self.coef >= 0, "at least 0"))
         if self.coef and self.where == "loss" and self.estimator == "k1":
             raise InputError(
                 "model.kl: the gradient of k1 in the loss is 0 on average; take k2 or k3 there, or where: reward"
@@ -333,10 +416,10 @@ class LoraSettings:
 
     rank: int = 16
     alpha: float = 32.0
-    targets: str | list[str] = "all-linear"
+    targets: str | list[str] = field(default="all-linear", hash=False)
 
     def __post_init__(self) -> None:
-        _refuse(
+        refuse(
             "model.lora",
             rank=(self.rank, self.rank >= 1, "at least 1"),
             alpha=(self.alpha, self.alpha > 0, "above 0"),
@@ -350,17 +433,10 @@ def check_sampling(sampling: Sampling) -> None:
     Raises:
         InputError: a setting is out of its range.
     """
-    _refuse(
+    refuse(
         "model.sampling",
         temperature=(sampling.temperature, 0 <= sampling.temperature < math.inf, "at least 0"),
         max_new_tokens=(sampling.max_new_tokens, sampling.max_new_tokens >= 1, "at least 1"),
         top_p=(sampling.top_p, 0 < sampling.top_p <= 1, "above 0 and at most 1 (1 switches it off)"),
         top_k=(sampling.top_k, sampling.top_k >= 0, "at least 0 (0 switches it off)"),
     )
-
-
-def _refuse(where: str, **checks: tuple[object, bool, str]) -> None:
-    """Raise `InputError` for the first setting whose check (value, whether it is valid, what it must be) failed."""
-    for key, (value, valid, requirement) in checks.items():
-        if not valid:
-            raise InputError(f"{where}: {key} is {value}; it must be {requirement}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,11 +73,14 @@ class Completion:
         logprobs: log-probability of each of them under the sampling distribution at `Sampling.temperature` (before
             top-p/top-k), float32, same length.
         finished: ended by an end-of-sequence token; False means truncated by `max_new_tokens`.
+        version: iterations that the weights which sampled it had been trained for; None where the engine leaves it to
+            its caller, who knows what was synced.
     """
 
     response_ids: list[int]
     logprobs: list[float]
     finished: bool
+    version: int | None = None
 
 
 @dataclass(frozen=True)
@@ -168,13 +171,14 @@ class Sequences:
             picked = value[rows]
             return picked if picked.ndim == 1 else picked[:, : p if name == "prompt_ids" else t]
 
-        return replace(self, **{name: pick(name, value) for name, value in self._tensors().items()})
+        return replace(self, **{name: pick(name, value) for name, value in self.tensors().items()})
 
     def contents(self, rows: Tensor) -> dict[str, object]:
         """The tensors of some sequences ([N] int64) on the CPU, to be saved for inspection."""
-        return {name: value[rows].cpu() for name, value in self._tensors().items()}
+        return {name: value[rows].cpu() for name, value in self.tensors().items()}
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by field."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: value for name, value in values.items() if hasattr(value, "ndim")}
 
@@ -185,6 +189,7 @@ class Rollouts(Sequences):
 
     Attributes:
         logprobs: [B, T] float32, log-probabilities under the policy that sampled, zeros on padding.
+        versions: [B] int64, iterations that the weights of that policy had been trained for.
         rewards: [B] float32, the policy's reward at the end of the response, shaping included.
         labels: [B] float32 in [0, 1], the verdicts, never shaped.
         greedy_rewards: [B] float32, reward of the greedy response to the same problem; None without such a baseline.
@@ -196,6 +201,7 @@ class Rollouts(Sequences):
     """
 
     logprobs: Tensor
+    versions: Tensor
     rewards: Tensor
     labels: Tensor
     greedy_rewards: Tensor | None
@@ -215,7 +221,8 @@ class TrainingBatch(Rollouts):
     """Rollouts with everything that the update needs, computed with the weights before any update.
 
     Attributes:
-        values: [B] float32, V; [B, T] of a token-level critic, zeros on padding; [B] zeros without a critic.
+        values: [B] float32, V of the critic or of a memory of prompts, zeros without either; [B, T] of a token-level
+            critic, zeros on padding.
         targets: same shape, the critic's targets: the labels, or returns computed from the labels alone.
         advantages: [B] float32; [B, T] of a token-level estimator, zeros on padding.
         loss_mask: [B, T] bool, the tokens that the policy is trained on.
@@ -251,10 +258,12 @@ class RolloutEngine(Protocol):
     Attributes:
         deterministic: the same keys give the same responses, whatever else is in the batch.
         shares_weights: decodes with the policy's own parameters, so that `sync_weights` is not needed.
+        exact: its log-probabilities are those of the policy's forward pass, except for rounding in the run's precision.
     """
 
     deterministic: bool
     shares_weights: bool
+    exact: bool
 
     def sync_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Load the policy's current weights, given by parameter name."""
@@ -286,6 +295,28 @@ class RolloutEngine(Protocol):
 
     def close(self) -> None:
         """Free everything; the engine is not used again."""
+
+
+@runtime_checkable
+class FreesWeights(Protocol):
+    """An engine whose own copy of the weights is freed between samplings, and synced again before each."""
+
+    def free_weights(self) -> None:
+        """Free the copy until `sync_weights` is called again; no-op without one."""
+
+
+@runtime_checkable
+class BoundedEngine(Protocol):
+    """A rollout engine that decodes a bounded number of sequences at a time, which all ranks agree on.
+
+    Attributes:
+        concurrent: most sequences decoded at a time; set before sampling.
+    """
+
+    concurrent: int
+
+    def affordable(self, tokens: int) -> int:
+        """Most sequences of so many tokens that fit into the memory free now, at most its limit."""
 
 
 class Verifier(Protocol):

@@ -56,3 +56,19 @@ def test_lightning_releases_with_malware_are_refused() -> None:
     assert "2.6.2" not in allowed and "2.6.3" not in allowed
     pinned = re.findall(r"^lightning==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
     assert pinned and pinned[0] in allowed
+
+
+def test_hooks_are_pinned_to_the_versions_of_ci() -> None:
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    for rev in re.findall(r"^ +rev: (\S+)$", hooks, re.MULTILINE):
+        assert re.fullmatch(r"v\d+\.\d+\.\d+", rev)
+    [ruff] = re.findall(r"ruff-pre-commit\n +rev: v(\S+)", hooks)
+    assert f"\nruff=={ruff}\n" in constraints
+
+
+def test_addresses_agree() -> None:
+    """Clone URL, badges, site and package metadata name one repository."""
+    address = "https://github.com/sppo-lit/sppo-lit"
+    for file in ("pyproject.toml", "README.md", "mkdocs.yml", "docs/start.md", "CITATION.cff"):
+        assert address in (ROOT / file).read_text(encoding="utf-8"), file

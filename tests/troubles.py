@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import time
+from datetime import timedelta
 from typing import Any
 
 import lightning.pytorch as pl
@@ -32,6 +34,22 @@ class KillAt(SignalAt):
 
     def __init__(self, phase: str, iteration: int, rank: int) -> None:
         super().__init__(signal.SIGKILL, phase, iteration, rank)
+
+
+class SlowSampling(pl.Callback):
+    """One rank samples so many seconds longer than a collective may take, in every iteration and evaluation."""
+
+    def __init__(self, seconds: float, timeout: float, rank: int) -> None:
+        self.seconds, self.timeout, self.rank, self.slept = seconds, timeout, rank, set[tuple[str, int]]()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=self.timeout))
+
+    def on_phase(self, trainer: pl.Trainer, pl_module: Any, phase: str, *facts: Any) -> None:
+        here = (phase, pl_module.iteration)
+        if phase in ("sampling", "evaluating") and trainer.global_rank == self.rank and here not in self.slept:
+            self.slept.add(here)
+            time.sleep(self.seconds)
 
 
 class SmallMemory(pl.Callback):

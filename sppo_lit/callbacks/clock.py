@@ -36,7 +36,7 @@ class Clock(Callback):
 
     def __init__(self, max_seconds: float | None = None, max_tokens: int | None = None, evaluations: int = 0) -> None:
         for name, value in (("max_seconds", max_seconds), ("max_tokens", max_tokens)):
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:
                 raise InputError(f"clock.{name} is {value}; it must be above 0, or null for no such budget")
         if evaluations < 0:
             raise InputError(f"clock.evaluations is {evaluations}; it must be at least 0")

@@ -11,9 +11,13 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from sppo_lit.errors import refuse
 from sppo_lit.training.protocols import training_module
 from sppo_lit.types import Scored
 from sppo_lit.utils.console import console, shorten, visible
+
+ANSWER_WIDTH = 12
+"""Columns of a gold answer and of an answer; longer ones are folded."""
 
 
 class CompletionsTable(Callback):
@@ -23,9 +27,18 @@ class CompletionsTable(Callback):
         every_n_iterations: how often; 0 disables it.
         samples: number of rows.
         characters: maximum characters of a prompt; of a response, the last 2 × `characters` are shown.
+
+    Raises:
+        InputError: a number that leaves nothing to show.
     """
 
     def __init__(self, every_n_iterations: int = 10, samples: int = 4, characters: int = 200) -> None:
+        refuse(
+            "completions",
+            every_n_iterations=(every_n_iterations, every_n_iterations >= 0, "at least 0 (0: no tables)"),
+            samples=(samples, samples >= 1, "at least 1; without tables: every_n_iterations 0"),
+            characters=(characters, characters >= 10, "at least 10"),
+        )
         self.every_n_iterations = every_n_iterations
         self.samples = samples
         self.characters = characters
@@ -62,26 +75,23 @@ def table(scored: Sequence[Scored], iteration: int, characters: int = 200) -> Ta
         title=f"Completions of iteration {iteration}", title_justify="left", title_style="bold", box=box.ROUNDED
     )
     shown.show_lines = True
-    shown.add_column("prompt", ratio=3, overflow="fold")
-    shown.add_column("response", ratio=5, overflow="fold")
-    shown.add_column("gold", ratio=1, overflow="fold", min_width=4)
-    shown.add_column("answer", ratio=1, overflow="fold", min_width=6)
+    shown.add_column("prompt", ratio=3, overflow="fold", min_width=len("prompt"))
+    shown.add_column("response", ratio=5, overflow="fold", min_width=len("response"))
+    for name in ("gold", "answer"):  # no share of the width, which would cut their heading on a narrow screen
+        shown.add_column(name, overflow="fold", min_width=len(name), max_width=ANSWER_WIDTH)
     shown.add_column("verdict", no_wrap=True)
-    shown.add_column("V", justify="right", no_wrap=True)
-    shown.add_column("A", justify="right", no_wrap=True)
     shown.expand = True
     for s in scored:
         right = s.verdict.reward > 0.5
         verdict = Text(("✓ " if right else "✗ ") + s.verdict.reason.replace("_", " "), "green" if right else "red")
-        verdict.append(f"\n{s.tokens} tokens", "dim")
+        verdict.append(f"\n{s.tokens} tokens\n", "dim").append_text(number("V", s.value))
+        verdict.append("  ").append_text(number("A", s.advantage, signed=True))
         shown.add_row(
             Text(shorten(visible(s.problem.prompt.strip()), characters, "both")),
             response(s.text, 2 * characters),
             Text(shorten(visible(s.problem.answer), 60)),
             Text(shorten(visible(s.verdict.answer), 60)) if s.verdict.answer is not None else Text("–", "dim"),
             verdict,
-            number(s.value),
-            number(s.advantage, signed=True),
         )
     return shown
 
@@ -104,8 +114,9 @@ def _closing_brace(text: str, start: int) -> int:
     return len(text)
 
 
-def number(value: float | None, signed: bool = False) -> Text:
-    """A value or advantage with two digits; – for None."""
+def number(name: str, value: float | None, signed: bool = False) -> Text:
+    """A value or advantage with its name and two digits; – for None."""
     if value is None:
-        return Text("–", "dim")
-    return Text(f"{value:+.2f}" if signed else f"{value:.2f}", "" if not signed else "green" if value > 0 else "red")
+        return Text(f"{name} –", "dim")
+    style = "" if not signed else "green" if value > 0 else "red"
+    return Text.assemble((f"{name} ", "dim"), (f"{value:+.2f}" if signed else f"{value:.2f}", style))

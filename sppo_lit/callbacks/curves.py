@@ -10,10 +10,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 
 from sppo_lit.callbacks.panels import LEGEND_COLUMNS, panels_for
-from sppo_lit.errors import InputError
+from sppo_lit.errors import InputError, refuse
 from sppo_lit.training.run_folder import run_folder
 from sppo_lit.utils.console import console
-from sppo_lit.utils.files import written_whole
+from sppo_lit.utils.files import is_name, written_whole
 from sppo_lit.utils.plotting import STYLE
 from sppo_lit.utils.run_log import Series, read_metrics
 
@@ -25,9 +25,13 @@ class Curves(Callback):
 
     Args:
         filename: name of the figure in the run folder.
+
+    Raises:
+        InputError: it is not the name of a file.
     """
 
     def __init__(self, filename: str = "curves.png") -> None:
+        refuse("curves", filename=(repr(filename), is_name(filename), "the name of one file, without '/'"))
         self.filename = filename
         self._csv: Path | None = None
         self._picture = Path()

@@ -8,11 +8,12 @@ from typing import Any
 import lightning.pytorch as pl
 import torch.distributed
 from lightning.pytorch.callbacks import Callback
+from rich import box
 from rich.table import Table
 
 from sppo_lit.callbacks.journal import Journal, write_completions
-from sppo_lit.training.metrics import MEAN, Result, accuracy, file_name, flatten, with_mean
-from sppo_lit.training.protocols import training_module, validation_names
+from sppo_lit.training.metrics import MEAN, MEASURES, Result, accuracy, file_name, flatten, with_mean
+from sppo_lit.training.protocols import TrainingModule, training_module, validation_names
 from sppo_lit.training.run_folder import is_trial, run_folder
 from sppo_lit.types import Problem, Scored
 from sppo_lit.utils.console import console
@@ -107,6 +108,10 @@ class Evaluation(Callback):
             for logger in trainer.loggers if trainer.is_global_zero else []:
                 logger.log_metrics(logged, step=iteration)
                 logger.save()
+        if trainer.sanity_checking and self._partial(module):
+            if trainer.is_global_zero:
+                console.print(table(results, {}, iteration))
+            return
         self.last = results
         self.history = [h for h in self.history if h[0] < iteration] + [(iteration, logged["val/accuracy"])]
         self.first = self.first or results
@@ -115,6 +120,11 @@ class Evaluation(Callback):
             console.print(table(results, earlier, iteration, trainer.state.fn == "fit"))
             if self.jsonl and trainer.state.fn == "validate":
                 console.print(f"completions: {folder}", markup=False, soft_wrap=True)
+
+    @staticmethod
+    def _partial(module: TrainingModule) -> bool:
+        """Whether the evaluation before training is of a part of the problems, with which nothing is compared."""
+        return module.evaluation is not None and module.evaluation.at_start is not None
 
     def state_dict(self) -> dict[str, Any]:
         """Metrics that a resumed run needs to show the change from the first evaluation."""
@@ -135,24 +145,24 @@ def table(results: dict[str, Result], earlier: dict[str, Result], iteration: int
         iteration: iterations completed.
         training: whether the evaluation is part of training.
     """
-    sampled = any("avg_at_k" in r for r in results.values())
+    ks = {r["k"] for r in results.values() if "avg_at_k" in r}
+    k = f"{ks.pop():g}" if len(ks) == 1 else "k"
+    metrics = {key: name.format(k=k) for key, name in MEASURES.items() if any(key in r for r in results.values())}
     when = f" after iteration {iteration}" if iteration else " before training" if training else ""
-    shown = Table(title=f"Evaluation{when}", title_justify="left", title_style="bold")
-    shown.add_column("set")
-    greedy = any("greedy" in r for r in results.values())
-    columns = ["problems", *(["k"] if sampled else []), *(["greedy"] if greedy else [])]
-    columns += ["avg@k", "pass@k", "maj@k"] if sampled else []
-    for name in [*columns, "tokens", "truncated", *(["change"] if earlier else [])]:
+    shown = Table(title=f"Evaluation{when} (%)", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    shown.padding, shown.pad_edge, shown.show_edge = (0, 1, 0, 0), False, False  # all metrics fit in 80 columns
+    shown.add_column("set", overflow="fold")
+    shown.add_column("problems", justify="right", no_wrap=True)
+    for name in metrics.values():
+        shown.add_column(name, justify="right", min_width=max(len(name), len("±13.4")))
+    for name in ["tokens", "truncated", *(["change"] if earlier else [])]:
         shown.add_column(name, justify="right", no_wrap=True)
     before = with_mean(earlier) if earlier.keys() == results.keys() else earlier
     for name, r in with_mean(results).items():
         if name == MEAN:
             shown.add_section()
-        row = [name, f"{r['problems']:.0f}"]
-        row += [f"{r['k']:g}"] if sampled else []
-        row += [_percent(r, "greedy")] if greedy else []
-        row += [_percent(r, key) for key in ("avg_at_k", "pass_at_k", "maj_at_k")] if sampled else []
-        row += [f"{r['length']:.0f}", f"{100 * r['truncation_rate']:.1f} %"]
+        row = [name, f"{r['problems']:.0f}", *(_percent(r, key) for key in metrics)]
+        row += [f"{r['length']:.0f}", f"{100 * r['truncation_rate']:.1f}"]
         if earlier:
             row.append(_change(accuracy(r) - accuracy(before[name])) if name in before else "")
         shown.add_row(*row)
@@ -162,7 +172,7 @@ def table(results: dict[str, Result], earlier: dict[str, Result], iteration: int
 def _percent(result: Result, key: str) -> str:
     if key not in result:
         return "[dim]–[/dim]"
-    interval = f" [dim]± {100 * result[f'{key}_ci']:.1f}[/dim]" if f"{key}_ci" in result else ""
+    interval = f" [dim]±{100 * result[f'{key}_ci']:.1f}[/dim]" if f"{key}_ci" in result else ""
     return f"[bold]{100 * result[key]:.1f}[/bold]{interval}"
 
 

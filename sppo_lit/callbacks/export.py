@@ -11,20 +11,20 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
+from sppo_lit.callbacks.card import Origin, model_card
 from sppo_lit.callbacks.evaluation import Evaluation
 from sppo_lit.distributed.sharding import whole_value
+from sppo_lit.errors import InputError, refuse
+from sppo_lit.models.loading import on_hub
 from sppo_lit.models.lora import merged, save_adapters
-from sppo_lit.training.protocols import callbacks_of, training_module
+from sppo_lit.problems.sources import hub_id
+from sppo_lit.training.datamodule import MathDataModule
+from sppo_lit.training.metrics import Result
+from sppo_lit.training.protocols import TrainingModule, callbacks_of, training_module
 from sppo_lit.training.run_folder import is_trial, run_folder
-from sppo_lit.utils.files import written_whole
-
-CITATION = """@misc{sppo2026,
-  title         = {SPPO: Sequence-Level PPO for Long-Horizon Reasoning Tasks},
-  author        = {Wang and others},
-  year          = {2026},
-  eprint        = {2604.08865},
-  archivePrefix = {arXiv},
-}"""
+from sppo_lit.utils.console import console
+from sppo_lit.utils.files import is_name, written_whole
+from sppo_lit.utils.upload import Target, check, upload
 
 
 class HuggingFaceExport(Callback):
@@ -38,11 +38,39 @@ class HuggingFaceExport(Callback):
     Args:
         critic: export the critic too, if there is one.
         folder: name of the folder in the run folder.
+        repo: upload to this repository of the Hugging Face Hub too, and the critic to the same name with ``-critic``.
+            Name, login and connection are checked before training; an upload that fails at its end does not fail the
+            run, and ``sppo push`` repeats it.
+        private: make these repositories private.
+        license: licence in the model cards, as an identifier of the Hub such as ``apache-2.0``; None: on upload that of
+            a base model on the Hub.
+
+    Raises:
+        InputError: `repo` is not the name of a repository, or `folder` not that of a folder.
     """
 
-    def __init__(self, critic: bool = True, folder: str = "hf") -> None:
+    def __init__(
+        self,
+        critic: bool = True,
+        folder: str = "hf",
+        repo: str | None = None,
+        private: bool = False,
+        license: str | None = None,
+    ) -> None:
+        refuse("export", folder=(repr(folder), is_name(folder), "the name of one folder, without '/'"))
         self.critic = critic
         self.folder = folder
+        self.license = license
+        self.target = None if repo is None else Target(repo, private, license)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check that the Hub would take an upload.
+
+        Raises:
+            InputError: no connection, no login, or no right to write there.
+        """
+        if self.target is not None and trainer.is_global_zero and not is_trial(trainer):
+            check(self.target)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the folders; all ranks gather sharded weights, rank zero writes."""
@@ -51,16 +79,25 @@ class HuggingFaceExport(Callback):
         run = run_folder(trainer)
         module = training_module(pl_module)
         models = {name: model for name, model in module.exports().items() if name != "critic" or self.critic}
+        first, last = held_out(trainer)
         for name, model in models.items():
             weights = full_state(model)
             if trainer.is_global_zero:
-                kind, done = type(model).__name__.removeprefix("FSDP"), module.iteration
-                card = model_card(name, kind, run, done, results(trainer))
+                kind, origin = type(model).__name__.removeprefix("FSDP"), origin_of(name, module, trainer, self.license)
+                card = model_card(name, kind, run, module.iteration, origin, first, last)
                 save(run / self.folder / name, model, weights, module.tokenizer, card)
         if (base := module.adapter_base()) is not None:
             with written_whole(run / self.folder / "adapter") if trainer.is_global_zero else nullcontext() as folder:
                 save_adapters(folder, models["policy"], base, whole_value)
         trainer.strategy.barrier("HuggingFaceExport")
+        if self.target is not None and trainer.is_global_zero:
+            try:
+                for url in upload(run / self.folder, self.target):
+                    console.print(f"uploaded: {url}", markup=False, soft_wrap=True)
+            except InputError as error:
+                again = f"sppo push {run} --repo {self.target.repo}"
+                console.print(f"not uploaded: {error}; later: {again}", markup=False, soft_wrap=True)
+        trainer.strategy.barrier("upload")
 
 
 def full_state(model: nn.Module) -> dict[str, Tensor]:
@@ -127,87 +164,28 @@ def generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Ge
     )
 
 
-def results(trainer: pl.Trainer) -> list[str]:
-    """The held-out metrics before and after training as a Markdown table; empty without an evaluation."""
-    callbacks = callbacks_of(trainer)
-    evaluation = next((c for c in callbacks if isinstance(c, Evaluation)), None)
-    if evaluation is None or not evaluation.last:
-        return []
-    lines = ["| set | problems | measure | before training | after training |", "|---|---:|---|---:|---:|"]
-    measures = {"greedy": "greedy", "avg_at_k": "avg@{k}", "pass_at_k": "pass@{k}", "maj_at_k": "maj@{k}"}
-    for name, last in evaluation.last.items():
-        first = evaluation.first.get(name, {}) if len(evaluation.history) > 1 else {}
-        for key, label in measures.items():
-            if key in last:
-                cells = [
-                    name,
-                    f"{last['problems']:.0f}",
-                    label.format(k=int(last["k"])),
-                    cell(first, key),
-                    cell(last, key),
-                ]
-                lines.append(f"| {' | '.join(cells)} |")
-    return lines
+def held_out(trainer: pl.Trainer) -> tuple[dict[str, Result], dict[str, Result]]:
+    """Held-out metrics by set before and after training; empty without an evaluation."""
+    evaluation = next((c for c in callbacks_of(trainer) if isinstance(c, Evaluation)), None)
+    if evaluation is None:
+        return {}, {}
+    return (evaluation.first if len(evaluation.history) > 1 else {}), evaluation.last
 
 
-def cell(result: dict[str, float], key: str) -> str:
-    """A metric in percent with its 95 % interval; – if missing."""
-    if key not in result:
-        return "–"
-    interval = f" ± {100 * result[f'{key}_ci']:.1f}" if f"{key}_ci" in result else ""
-    return f"{100 * result[key]:.1f}{interval}"
-
-
-def auto_class(model_class: str) -> str:
-    """The Auto class of transformers that loads a policy or critic of this class."""
-    suffixes = {"ForSequenceClassification": "SequenceClassification", "ForTokenClassification": "TokenClassification"}
-    kind = next((kind for end, kind in suffixes.items() if model_class.endswith(end)), "CausalLM")
-    return f"AutoModelFor{kind}"
-
-
-def model_card(part: str, model_class: str, run: Path, iteration: int, table: list[str]) -> str:
-    """README of an exported model: description, usage, results, recipe and citation.
-
-    Args:
-        part: ``policy`` or ``critic``.
-        model_class: transformers class of the model.
-        run: run folder, whose ``config.yaml`` (if present) is the recipe.
-        iteration: iterations completed.
-        table: lines of the table of results.
-    """
-    auto = auto_class(model_class)
-    about = {
-        "AutoModelForCausalLM": "a language model trained to solve problems whose answers can be checked",
-        "AutoModelForSequenceClassification": "the critic of that training: sigmoid(logit) at the last prompt token is "
-        "the policy's probability of solving the prompt",
-        "AutoModelForTokenClassification": "the critic of that training: its output at a token is the value of prompt "
-        "and response up to that token (a logit if the algorithm of the recipe is ppo_bce)",
-    }[auto]
-    lines = [
-        "---",
-        "library_name: transformers",
-        f"pipeline_tag: {'text-generation' if part == 'policy' else 'text-classification'}",
-        "tags: [reinforcement-learning, reasoning, sequence-level-ppo, sppo-lit]",
-        "---",
-        "",
-        f"# {part.capitalize()} after {iteration} iterations of training",
-        "",
-        f"A `{model_class}`: {about}. Made with sppo-lit.",
-        "",
-        "```python",
-        f"from transformers import {auto}, AutoTokenizer",
-        "",
-        f'model = {auto}.from_pretrained("{part}")  # this folder',
-        f'tokenizer = AutoTokenizer.from_pretrained("{part}")',
-        "```",
-        "",
-    ]
-    if table:
-        lines += ["## Held-out results of the policy", "", "Percent, with 95 % intervals.", "", *table, ""]
-    recipe = run / "config.yaml"
-    if recipe.is_file():
-        text = recipe.read_text(encoding="utf-8").strip()
-        fence = "`" * (4 if "```" in text else 3)
-        lines += ["## Recipe", "", f"{fence}yaml", text, fence, ""]
-    lines += ["## Citation", "", "```bibtex", CITATION, "```", ""]
-    return "\n".join(lines)
+def origin_of(part: str, module: TrainingModule, trainer: pl.Trainer, licence: str | None) -> Origin:
+    """What an exported model was made from, as its card says it."""
+    source = module.sources()[part]
+    model = source.path if source.init == "pretrained" else None
+    data = getattr(trainer, "datamodule", None)  # of Lightning; the data may also be a plain data loader
+    if not isinstance(data, MathDataModule):
+        return Origin(model, on_hub(source), licence=licence)
+    sets = {name: hub_id(given.path) for name, given in zip(data.val_names, data.val, strict=False)}
+    train = hub_id(data.train.path)
+    return Origin(
+        model=model,
+        model_on_hub=on_hub(source),
+        train=train or data.train.path,
+        datasets=(train,) if train else (),
+        held_out={name: found for name, found in sets.items() if found},
+        licence=licence,
+    )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from rich.columns import Columns
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar as Bar
 from rich.table import Table
@@ -55,7 +56,7 @@ def picture(view: View) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True, min_width=21)
     grid.add_column(no_wrap=True, justify="right", min_width=7)
-    grid.add_column(width=28)
+    grid.add_column(min_width=4, max_width=28)  # the bar is what gives way on a narrow screen
     grid.add_column(no_wrap=True)
     if view.iterations is not None or view.share is not None:
         done = view.share if view.share is not None else view.iteration / max(view.iterations or 1, 1)
@@ -64,7 +65,7 @@ def picture(view: View) -> RenderableType:
         grid.add_row(
             Text("iteration", "bold"),
             Text(f"{view.iteration}/{view.iterations}" if view.iterations is not None else f"{view.iteration}"),
-            Bar(1.0, done, width=28),
+            Bar(1.0, done),
             Text.assemble((f"{duration(view.elapsed)} elapsed · ", "dim"), left),
         )
     if view.phase:
@@ -72,13 +73,13 @@ def picture(view: View) -> RenderableType:
         grid.add_row(
             Text(PHASES.get(view.phase, view.phase), "cyan"),
             Text(f"{view.done}/{view.total}" if view.total else ""),
-            Bar(max(view.total, 1), view.done, width=28, complete_style="cyan", finished_style="cyan"),
+            Bar(max(view.total, 1), view.done, complete_style="cyan", finished_style="cyan"),
             Text(f"{speed:,.0f} tokens/s" if speed else "", "dim"),
         )
     lines: list[RenderableType] = [grid]
     if facts := logged_facts(view.metrics):
-        parts = [part for label, value in facts for part in ((f"{label} ", "dim"), (value, "bold"), ("   ", ""))]
-        lines.append(Text.assemble(*parts[:-1], no_wrap=True, overflow="ellipsis"))
+        shown = [Text.assemble((f"{label} ", "dim"), (value, "bold"), no_wrap=True) for label, value in facts]
+        lines.append(Columns(shown, padding=(0, 3)))
     curve = sparkline(view.accuracies) if len(view.accuracies) > 1 else ""
     if curve or view.held_out:
         trend = Text.assemble(("training accuracy ", "dim"), (curve, "green"), "   ") if curve else Text()
@@ -118,7 +119,7 @@ def ends(values: Sequence[float]) -> list[float]:
     return [values[0], values[-1]] if len(values) > 1 else list(values)
 
 
-def sparkline(values: Sequence[float], width: int = 40) -> str:
+def sparkline(values: Sequence[float], width: int = 30) -> str:
     """A curve in one line of text, between the least and the greatest value; longer series are averaged to `width`."""
     finite = [v for v in values if math.isfinite(v)]
     if not finite:

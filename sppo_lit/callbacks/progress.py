@@ -17,6 +17,7 @@ from rich.live import Live
 from sppo_lit.callbacks.clock import Clock
 from sppo_lit.callbacks.evaluation import Evaluation
 from sppo_lit.callbacks.picture import View, picture, plain
+from sppo_lit.errors import refuse
 from sppo_lit.training.protocols import callbacks_of, training_module
 from sppo_lit.utils import console as shared
 
@@ -58,11 +59,19 @@ class RunProgress(ProgressBar):
     Args:
         plain_every_n_iterations: how often a line is printed without a terminal.
         refresh_per_second: refresh rate of the live display.
+
+    Raises:
+        InputError: a number that cannot be meant.
     """
 
     def __init__(self, plain_every_n_iterations: int = 1, refresh_per_second: float = 4.0) -> None:
         super().__init__()
-        self.plain_every_n_iterations = max(1, plain_every_n_iterations)
+        refuse(
+            "progress",
+            plain_every_n_iterations=(plain_every_n_iterations, plain_every_n_iterations >= 1, "at least 1"),
+            refresh_per_second=(refresh_per_second, 0 < refresh_per_second <= 60, "above 0 and at most 60"),
+        )
+        self.plain_every_n_iterations = plain_every_n_iterations
         self.refresh_per_second = refresh_per_second
         self._enabled = True
         self._live: Live | None = None

@@ -12,9 +12,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from sppo_lit.callbacks.card import auto_class
 from sppo_lit.callbacks.clock import Clock
 from sppo_lit.callbacks.evaluation import Evaluation
-from sppo_lit.callbacks.export import auto_class
 from sppo_lit.errors import Stopped
 from sppo_lit.training.protocols import BoundaryKeeper, callbacks_of, training_module
 from sppo_lit.training.run_folder import run_folder

@@ -11,10 +11,11 @@ import torch
 from jsonargparse import Namespace
 
 from sppo_lit.algorithms.specs import algorithm
-from sppo_lit.cli.recipe_cli import RecipeCLI, check_shares, run
+from sppo_lit.cli.recipe_checks import check_shares
+from sppo_lit.cli.recipe_cli import RecipeCLI, run
 from sppo_lit.doctor.checks import Examination
 from sppo_lit.doctor.memory import Plan, disk_bytes, needs
-from sppo_lit.doctor.report import Check, show
+from sppo_lit.doctor.report import Check, Prompt, show, show_prompts
 from sppo_lit.doctor.resources import available_memory, disk_check, memory_check
 from sppo_lit.settings import LoraSettings, ModelSource
 from sppo_lit.training.protocols import callbacks_of
@@ -30,6 +31,7 @@ class DoctorCLI(RecipeCLI):
 
     args: argparse.Namespace
     writes = False
+    prompts: Sequence[Prompt] = ()
 
     def before_instantiate_classes(self) -> None:
         """Estimate memory and disk from the configuration, before anything is loaded."""
@@ -41,11 +43,13 @@ class DoctorCLI(RecipeCLI):
         if self.args.memory:
             available, kind = int(self.args.memory * 2**30), "--memory"
         local = local_processes(settings.trainer.devices, cuda)
-        plan = plan_of(settings, local)
+        gpu = settings.trainer.accelerator != "cpu" and (cuda or bool(self.args.memory))
+        plan = plan_of(settings, local, available if gpu else None)
         self.estimate, self.ranks = needs(plan), plan.ranks
         sharing = 1 if cuda or self.args.memory else local
         check = memory_check(self.estimate, plan, sharing, available, kind)
-        self.checks = [check, disk_check(disk_bytes(plan), free_bytes(self._runs()), self._runs())]
+        free = None if self.args.memory else free_bytes(self._runs())  # with --memory, another machine is asked about
+        self.checks = [check, disk_check(disk_bytes(plan), free, self._runs())]
         if cuda and local > torch.cuda.device_count():
             detail = f"{local} GPUs are requested, {torch.cuda.device_count()} are available"
             self.checks.append(Check("devices", False, detail, "change --devices"))
@@ -74,6 +78,7 @@ class DoctorCLI(RecipeCLI):
         callbacks_of(self.trainer)[:] = [examination]  # without the built-in ones, which plot, save and evaluate
         self.trainer.fit(self.model, datamodule=self.datamodule)
         self.checks += examination.checks
+        self.prompts = examination.prompts
 
 
 def doctor(args: argparse.Namespace, arguments: list[str]) -> int:
@@ -88,16 +93,18 @@ def doctor(args: argparse.Namespace, arguments: list[str]) -> int:
     """
     kind: type[DoctorCLI] = type("DoctorCLI", (DoctorCLI,), {"args": args})
     cli = run(arguments, kind)
+    show_prompts(cli.prompts, console)
     show(cli.checks, cli.estimate, console)
     return int(any(not check.good for check in cli.checks))
 
 
-def plan_of(settings: Namespace, processes: int) -> Plan:
+def plan_of(settings: Namespace, processes: int, gpu_memory: int | None = None) -> Plan:
     """The sizes of a recipe's run.
 
     Args:
         settings: the parsed recipe.
         processes: number of processes on each node.
+        gpu_memory: bytes of each GPU; None on a CPU.
     """
     trainer, data = settings.trainer, settings.data
     model = settings.model.get("init_args", settings.model)
@@ -122,6 +129,8 @@ def plan_of(settings: Namespace, processes: int) -> Plan:
         concurrent=model.rollout.max_concurrent,
         gradient_checkpointing=model.memory.gradient_checkpointing,
         cpu_offload=model.memory.cpu_offload,
+        offload_while_sampling=model.memory.offload_while_sampling,
+        gpu_memory=gpu_memory,
         lora=LoraSettings(**lora.as_dict()) if lora else None,
     )
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from sppo_lit import __version__
 from sppo_lit.cli import STAGES
 from sppo_lit.distributed import processes
-from sppo_lit.errors import InputError, Stopped
-from sppo_lit.utils.paths import find, shipped_root
+from sppo_lit.errors import InputError, SharedError, Stopped
+from sppo_lit.utils.paths import find
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -37,6 +37,8 @@ usage: {name} run [fit|validate] RECIPE [--flag value …]
                      [--json FILE] [--split S] [--limit N]
        {name} study FILE [--seeds N,N] [--only CELL,CELL] [--report]
        {name} figure NAME [SOURCE …] [--out FILE]
+       {name} convert CHECKPOINT FILE
+       {name} push RUN --repo NAME [--private] [--license ID]
 
 run          trains (fit, the default) or evaluates a checkpoint (validate)
 list         shows the recipes and what each is for
@@ -44,6 +46,8 @@ doctor       checks a recipe's models, data, memory and disk before a long run
 audit        checks the gold answers of a data set and saved verdicts
 study        runs a grid of algorithms and seeds, and reports on it
 figure       draws one figure from runs or evaluations
+convert      writes a sharded run's checkpoint to one file
+push         uploads a run's policy and critic to the Hugging Face Hub
 --version    shows the version
 A command may also follow run, e.g. '{name} run list'
 
@@ -52,7 +56,8 @@ examples:
   {name} run recipes/quickstart.yaml --max_epochs 20 --seed_everything 2
   {name} run fit RECIPE --ckpt_path last         resume the newest run
   {name} run validate RECIPE --ckpt_path CKPT    evaluate a file, last or best
-  {name} run fit RECIPE --help                   every setting
+  {name} run fit RECIPE --help                   the settings that matter
+  {name} run fit RECIPE --help all               every setting
   {name} run fit RECIPE --print_config           the recipe with all defaults
   {name} doctor RECIPE --devices 4 --strategy fsdp --no-load --memory 80
                                                  memory only, nothing loaded
@@ -90,7 +95,19 @@ def lightning_main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, arguments: list[str]) -> int:
+    try:
+        code = _answer(name, arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # what reads the output, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at exit
+        return 1
+    return code
+
+
+def _answer(name: str, arguments: list[str]) -> int:
     debug = "--debug" in arguments
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # modules of the user's own; an installed command does not look there
     arguments = [a for a in arguments if a != "--debug"]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE.format(name=name))
@@ -104,11 +121,13 @@ def _run(name: str, arguments: list[str]) -> int:
         # Also after `run`: if lightning-sdk is installed, `lightning list` is a command of its own.
         if arguments and (command := COMMANDS.get(arguments[0])):
             return command(arguments[1:])
+        if "--help" in arguments or "-h" in arguments:
+            return show_help(name, arguments)
         return train_or_validate(translate(arguments))
     except InputError as error:
         if debug:
             traceback.print_exc()
-        else:
+        elif not (isinstance(error, SharedError) and processes.launched()):
             print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except Stopped as stop:
@@ -154,22 +173,31 @@ def translate(arguments: Sequence[str]) -> list[str]:
     return [stage, "--config", str(path), *flags]
 
 
-def list_recipes(arguments: Sequence[str] = ()) -> int:
-    """Print every recipe with the first line of its opening comment."""
-    from rich.console import Console
-    from rich.padding import Padding
-    from rich.text import Text
+def show_help(name: str, arguments: Sequence[str]) -> int:
+    """Print the settings of `run` that matter, or all of them.
 
-    roots = (
-        shipped_root() / "recipes",
-        Path("recipes"),
-    )  # the user's own override those shipped, as in `find`
-    recipes = {path.relative_to(root).as_posix(): path for root in roots for path in root.rglob("*.yaml")}
-    console = Console(highlight=False)
-    for name in sorted(recipes, key=lambda name: (name.count("/"), name)):
-        title = recipes[name].read_text(encoding="utf-8", errors="replace").partition("\n")[0]
-        console.print(Text(f"recipes/{name}", "bold"))
-        console.print(Padding(Text(title.removeprefix("#").strip()), (0, 0, 0, 2)))
+    Raises:
+        InputError: no such recipe.
+    """
+    from sppo_lit.cli.help_page import page
+
+    rest = list(arguments)
+    at = next(i for i, argument in enumerate(rest) if argument in ("--help", "-h"))
+    everything = rest[at + 1 : at + 2] == ["all"]
+    del rest[at : at + 1 + everything]
+    stage, *more = translate([*rest, "--help"])
+    print(page(stage, Path(more[1]) if more[:1] == ["--config"] else None, everything, name))
+    return 0
+
+
+def list_recipes(arguments: Sequence[str] = ()) -> int:
+    """Print the recipes and what each is for."""
+    if arguments:
+        raise InputError(f"list takes no arguments, not {arguments[0]}")
+    from sppo_lit.cli.recipe_list import show
+    from sppo_lit.utils.console import console
+
+    show(console)
     return 0
 
 
@@ -182,11 +210,13 @@ def audit_data(arguments: Sequence[str]) -> int:
     from rich.console import Console
 
     from sppo_lit.cli.audit import audit, options, show
+    from sppo_lit.problems.prompts import PromptSettings
     from sppo_lit.problems.sources import open_problems
 
     args = options(arguments)
+    bare = PromptSettings(suffix="")
     console = Console(highlight=False)
-    source = open_problems(args.dataset, args.split, limit=args.limit, prompt_suffix=None, skip_bad_rows=True)
+    source = open_problems(args.dataset, args.split, limit=args.limit, prompt=bare, skip_bad_rows=True)
     problems = source.problems()
     report = audit(problems, args.completions, dropped=source.dropped)
     show(report, console)
@@ -229,6 +259,17 @@ def draw_figure(arguments: Sequence[str]) -> int:
     return figure(arguments)
 
 
+def push_models(arguments: Sequence[str]) -> int:
+    """Upload a run's exported models to the Hugging Face Hub.
+
+    Raises:
+        InputError: anything the user can fix.
+    """
+    from sppo_lit.cli.push import push
+
+    return push(arguments)
+
+
 def examine(arguments: Sequence[str]) -> int:
     """Check a recipe before a long run; returns 0 if all checks pass, else 1.
 
@@ -256,12 +297,21 @@ def train_or_validate(arguments: list[str]) -> int:
     return 0
 
 
+def convert_checkpoint(arguments: Sequence[str]) -> int:
+    """`convert`: see `convert.convert`."""
+    from sppo_lit.cli.convert import convert
+
+    return convert(arguments)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "list": list_recipes,
     "doctor": examine,
     "audit": audit_data,
     "study": run_study,
     "figure": draw_figure,
+    "convert": convert_checkpoint,
+    "push": push_models,
 }
 """Besides `run`."""
 

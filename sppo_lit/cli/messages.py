@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jsonargparse
-import torch
 import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from sppo_lit.cli.renamed import renamed
+from sppo_lit.errors import USE_ITS_RECIPE
+from sppo_lit.utils.out_of_memory import is_out_of_memory
 
 HELP = "'sppo run fit RECIPE --help' lists every setting"
 OTHER_FOLDER = "choose another folder with --trainer.default_root_dir"
@@ -45,13 +46,17 @@ def explain(error: BaseException, recipe: Path | None, arguments: Sequence[str],
             f"trainer.callbacks: EarlyStopping looks at {match[1]}, which is not logged; 'val/…' needs data.val and an "
             "evaluation in every iteration that it looks at (trainer.check_val_every_n_epoch)"
         )
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         return (
             "the accelerator ran out of memory; lower model.memory.micro_batch_tokens or "
             "model.rollout.max_concurrent, or set model.memory.gradient_checkpointing true"
         )
     if isinstance(error, FloatingPointError):
         return f"{text}; resume from an earlier checkpoint (previous.ckpt, best.ckpt) if the weights are broken"
+    if "EADDRINUSE" in text or "address already in use" in text:
+        port = re.search(r"port: (\d+)", text)
+        name = f"port {port[1]}" if port else "the port of the processes' rendezvous"
+        return f"{name} is in use by another program; set MASTER_PORT to a free one"
     if is_lost_connection(error):
         return "the connection to another rank was lost: it has ended, and this one ends too; see its output"
     if isinstance(error, OSError):
@@ -59,9 +64,10 @@ def explain(error: BaseException, recipe: Path | None, arguments: Sequence[str],
     if isinstance(error, RuntimeError) and "PytorchStreamWriter" in text:
         return f"a checkpoint could not be written, the disk may be full; free some space or {OTHER_FOLDER}"
     if isinstance(error, RuntimeError) and "loading state_dict" in text:
-        return f"the checkpoint is of a different model than this recipe's ({_first_difference(str(error))}); {_SAME}"
+        difference = _first_difference(str(error))
+        return f"the checkpoint is of a different model than this recipe's ({difference}); {USE_ITS_RECIPE}"
     if isinstance(error, ValueError) and "loaded state dict" in text:
-        return f"the checkpoint's optimizers are not this recipe's ({text}); {_SAME}"
+        return f"the checkpoint's optimizers are not this recipe's ({text}); {USE_ITS_RECIPE}"
     return None
 
 
@@ -73,7 +79,9 @@ def is_lost_connection(error: BaseException) -> bool:
     )
 
 
-_SAME = "use the recipe it was trained with: config.yaml in its run folder"
+_NESTED = re.compile(
+    r"Problem with given class_path '.+?':\s+Parser key \"(.+?)\":(.*?)(?=\n {2,5}- |\n {0,3}Given|\Z)", re.DOTALL
+)
 
 
 def parse_error(text: str, recipe: Path | None, arguments: Sequence[str], known: Sequence[str]) -> str:
@@ -87,18 +95,28 @@ def parse_error(text: str, recipe: Path | None, arguments: Sequence[str], known:
     """
 
     def where(key: str) -> str:
-        given = any(a.partition("=")[0] == f"--{key}" for a in arguments)
-        return f"--{key}" if given or recipe is None else f"{recipe}: {key}"
+        """The flag that sets the key or a mapping around it, or else the recipe's key."""
+        flags, parts = {a.partition("=")[0] for a in arguments}, key.split(".")
+        for end in range(len(parts), 0, -1):
+            if (flag := "--" + ".".join(parts[:end])) in flags:
+                return ": ".join([flag, ".".join(parts[end:])]).removesuffix(": ")
+        return f"--{key}" if recipe is None else f"{recipe}: {key}"
 
     if match := re.match(r"unrecognized arguments: (\S+)", text):
         flag = match[1].partition("=")[0]
         return f"unknown flag {flag}{_like(flag.lstrip('-'), known, '--')}; {HELP}"
     if match := re.match(r"Subcommand '\w+' does not accept option '(.+)'", text):
         return f"{recipe or 'command line'}: unknown key {match[1]}{_like(match[1], known)}; correct or remove it"
+    key_given = re.match(r'Parser key "(.+?)":', text)
+    if key_given and (
+        match := re.search(r"Problem with given class_path '.+?':\s+the following.*?required: (.+)", text)
+    ):
+        return f"{where(key_given[1])}: {match[1]} is missing in it; add it"
+    if key_given and (match := _NESTED.search(text)):  # a group of settings, which jsonargparse treats as a class
+        return parse_error(f'Parser key "{key_given[1]}.{match[1]}":{match[2]}', recipe, arguments, known)
     if match := re.search(r"arguments are required: (\S+)", text):
         key = re.sub(r"^(fit|validate)\.", "", match[1].rstrip(","))
         return f"{recipe or 'command line'}: {key} is missing; give it in the recipe or as --{key} VALUE"
-    key_given = re.match(r'Parser key "(.+?)":', text)
     if key_given is None:
         return f"{recipe or 'command line'}: {' '.join(text.split())[:300]}; {HELP}"
     key = key_given[1]
@@ -109,17 +127,27 @@ def parse_error(text: str, recipe: Path | None, arguments: Sequence[str], known:
     if match := re.search(r"'class_path': '(.+?)'", text):
         base = re.search(r"Subtypes: \[<class '(?:\S+\.)?(\w+)'>", text)
         kind = f" of {base[1]}" if base else " of the right kind"
-        return f"{where(key)}: class_path {match[1]} is not a subclass{kind}, or does not exist; correct it"
+        hint = f"write {match[1].replace(':', '.')}" if ":" in match[1] else "correct it"
+        return f"{where(key)}: class_path {match[1]} is not a subclass{kind}, or does not exist; {hint}"
     if match := re.search(r"Unable to load config ['\"](.+?)['\"]", text):
-        example = f"--{key}.path {match[1]}" if f"{key}.path" in known else f"--{key}.KEY VALUE"
-        return f"{where(key)}: {match[1]!r} is not a mapping; set its entries, e.g. {example}"
+        return f"{where(key)}: {match[1]!r} is not a mapping; set its entries, e.g. {_entry(key, match[1], known)}"
     value = re.search(r"(?:Got value|Given value): (.*)", text)
     kinds = re.findall(r"Expected an? (.+?)(?:\. Got value.*)?$", text, re.MULTILINE)
     if value is None or not kinds:
         return f"{where(key)}: {' '.join(text.split())[:300]}; {HELP}"
     wanted = dict.fromkeys(part for kind in kinds if "path" not in kind for part in _kind(kind).split(", "))
+    if list(wanted) == ["null"]:
+        return f"{where(key)}: {value[1]!r} is not a mapping; set its entries, e.g. {_entry(key, value[1], known)}"
     one_of = "one of " if len(wanted) > 2 else ""
     return f"{where(key)}: {value[1]!r} is not valid; it must be {one_of}{' or '.join(wanted)}"
+
+
+def _entry(key: str, value: str, known: Sequence[str]) -> str:
+    """An example of an entry of the group `key`."""
+    if f"{key}.path" in known or key.endswith("critic"):
+        return f"--{key}.path {value}"
+    first = next((k for k in known if k.startswith(f"{key}.") and not k.endswith(".help")), f"{key}.KEY")
+    return f"--{first} VALUE"
 
 
 def one_line(error: BaseException) -> str:

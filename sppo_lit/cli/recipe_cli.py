@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import signal
 import warnings
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-from jsonargparse import Namespace
+from jsonargparse import ActionConfigFile, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from sppo_lit.algorithms.batching import check_minibatch
 from sppo_lit.callbacks.checkpoint import IterationCheckpoint
 from sppo_lit.callbacks.clock import Clock
 from sppo_lit.callbacks.completions import CompletionsTable
@@ -30,7 +28,10 @@ from sppo_lit.callbacks.progress import RunProgress
 from sppo_lit.callbacks.signals import StopSignals
 from sppo_lit.callbacks.summary import RunSummary
 from sppo_lit.cli import STAGES
+from sppo_lit.cli.loggers import check_loggers, make_loggers, names_of
 from sppo_lit.cli.messages import explain, is_lost_connection, one_line
+from sppo_lit.cli.recipe_checks import blamed, check_run_name, check_shares, check_trainer, has_class_path
+from sppo_lit.cli.resolved import RecipeParser, SaveSettings
 from sppo_lit.cli.resume import (
     FolderLogger,
     RunCSVLogger,
@@ -46,7 +47,6 @@ from sppo_lit.errors import InputError, Stopped
 from sppo_lit.training.datamodule import MathDataModule
 from sppo_lit.training.module import SPPOModule
 from sppo_lit.training.protocols import TrainingModule, callbacks_of, training_module
-from sppo_lit.training.supervised import SupervisedModule
 from sppo_lit.utils.console import console
 from sppo_lit.utils.lock import FolderLock
 
@@ -71,13 +71,6 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
 }
 
-REFUSED = {
-    "barebones": (True, "it has loggers and callbacks; give a Trainer of your own barebones, in Python"),
-    "enable_checkpointing": (False, "a run keeps its last checkpoint; see checkpoint.every_n_iterations"),
-    "enable_progress_bar": (False, "a run shows its progress; see progress.plain_every_n_iterations"),
-}
-"""Settings of the trainer: the refused value, and why."""
-
 QUIET = (
     ".*LightningCLI's args parameter is intended to run.*",  # this command line translates its arguments
     ".*does not have many workers.*",
@@ -89,6 +82,7 @@ QUIET = (
     ".*isinstance.treespec, LeafSpec.*",
     ".*Total length of `list` across ranks is zero.*",  # no held-out problems
     ".*when logging on epoch level in distributed setting.*",  # the evaluation reduces its metrics itself
+    ".*FSDP2-wrapped module .* returned a view tensor.*",  # nothing here changes an output in place
     ".*deprecated.*",
 )
 """Lightning's warnings that do not apply here, mostly because the only batch is generated on demand."""
@@ -137,10 +131,17 @@ class RecipeCLI(LightningCLI):
             seed_everything_default=1,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
+            save_config_callback=SaveSettings,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={**strict, **{stage: dict(strict) for stage in self.subcommands()}},
             args=arguments,
         )
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser that prints the algorithm's own values."""
+        parser = RecipeParser(**kwargs)
+        parser.add_argument("-c", "--config", action=ActionConfigFile, help="Recipe.")
+        return parser
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -152,7 +153,9 @@ class RecipeCLI(LightningCLI):
         for key, callback in CALLBACKS.items():
             parser.add_lightning_class_args(callback, key)
         parser.add_argument("--run_name", type=str | None, default=None, help="Folder of the run in lightning_logs.")
-        parser.add_argument("--wandb", type=str | None, default=None, help="Also log to this Weights & Biases project.")
+        logger = "Loggers beside CSV and TensorBoard, which are always kept: wandb,mlflow."
+        parser.add_argument("--logger", type=str | None, default=None, help=logger)
+        parser.add_argument("--wandb", type=str | None, default=None, help="As --logger wandb, in this project.")
         self.keys = [action.dest for action in parser._actions]
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -176,6 +179,7 @@ class RecipeCLI(LightningCLI):
         settings = self.config[self.subcommand]
         check_trainer(settings.trainer)
         check_run_name(settings.run_name)
+        check_loggers(names_of(settings.logger, settings.wandb))
         model = settings.model.get("init_args", settings.model)
         if uses_cpu_offload(model) and settings.trainer.strategy != "fsdp":
             raise InputError("model.memory.cpu_offload needs --strategy fsdp; add it, or remove the setting")
@@ -256,12 +260,15 @@ class RecipeCLI(LightningCLI):
         if self.resumed_folder:
             kwargs["num_sanity_val_steps"] = 0  # the interrupted run has evaluated these weights
         try:
-            self._built_trainer = super().instantiate_trainer(**kwargs)
-            return self._built_trainer
+            trainer = self._built_trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, MisconfigurationException, ModuleNotFoundError) as error:
             text = one_line(error).rstrip(".")
-            flags = "trainer.callbacks" if "callback" in text else "--accelerator, --devices, --strategy or --precision"
-            raise InputError(f"trainer: {text}; correct {flags}") from error
+            raise InputError(f"trainer: {text}; correct {blamed(text)}") from error
+        if trainer.num_nodes > 1 and not rank():
+            place = os.environ.get("MASTER_ADDR", "this machine")
+            how = "start the same command on each, by torchrun or SLURM"
+            console.print(f"waiting for all {trainer.num_nodes} nodes at {place}; {how}", soft_wrap=True)
+        return trainer
 
     def _runs(self) -> Path:
         """Folder of this recipe's runs."""
@@ -288,16 +295,13 @@ class RecipeCLI(LightningCLI):
         purge = self.started + 1 if self.resumed_folder else None
         loggers: list[Logger] = [
             csv,
-            TensorBoardLogger(runs.parent, name=runs.name, version=csv.version, purge_step=purge),
+            TensorBoardLogger(
+                runs.parent, name=runs.name, version=csv.version, purge_step=purge, default_hp_metric=False
+            ),
         ]
-        if project := self._get(self.config, "wandb"):
-            try:
-                from lightning.pytorch.loggers import WandbLogger
-
-                loggers.append(WandbLogger(project=project, name=f"{runs.name}-{csv.version}", save_dir=folder))
-            except ModuleNotFoundError:
-                raise InputError("--wandb needs the extra: pip install 'sppo-lit[wandb]'") from None
-        return loggers
+        project = self._get(self.config, "wandb")
+        names = names_of(self._get(self.config, "logger"), project)
+        return [*loggers, *make_loggers(names, f"{runs.name}-{csv.version}", folder, project)]
 
     def _new_version(self, runs: Path) -> str:
         """Make the next free run folder, which no other process can take at the same time; returns its name."""
@@ -437,95 +441,7 @@ def silence_libraries() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def has_class_path(recipe: Path) -> bool:
-    """Whether the recipe's `model` names a LightningModule by `class_path`, instead of settings of `SPPOModule`.
-
-    Raises:
-        InputError: the recipe is not a valid YAML mapping.
-    """
-    try:
-        content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        place = f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else one_line(error)
-        raise InputError(f"{recipe}: not valid YAML ({place}); correct it") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{recipe}: not a recipe; write a YAML mapping with the keys model, data and trainer")
-    if contains_itself(content):
-        raise InputError(f"{recipe}: an anchor (&) refers to a place inside itself; write the values out")
-    if {"recipe", "cells"} <= content.keys():
-        raise InputError(f"{recipe}: a study, not a recipe; run it with: sppo study {recipe}")
-    return isinstance(content.get("model"), dict) and "class_path" in content["model"]
-
-
-def contains_itself(content: object, inside: tuple[int, ...] = ()) -> bool:
-    """Whether a mapping or list is part of itself, as YAML's anchors allow."""
-    if not isinstance(content, (dict, list)):
-        return False
-    if id(content) in inside:
-        return True
-    parts = content.values() if isinstance(content, dict) else content
-    return any(contains_itself(part, (*inside, id(content))) for part in parts)
-
-
 def uses_cpu_offload(model: Namespace) -> bool:
     """Whether a recipe's model settings offload networks to CPU memory."""
     memory = model.get("memory")
     return bool(memory and memory.get("cpu_offload"))
-
-
-def check_shares(model: LightningModule, data: LightningDataModule, ranks: int) -> None:
-    """Check that an iteration divides into minibatches and ranks; custom modules check for themselves.
-
-    Raises:
-        InputError: it cannot.
-    """
-    if isinstance(model, (SPPOModule, SupervisedModule)) and isinstance(data, MathDataModule):
-        check_minibatch(data.problems_per_epoch, model.samples, model.batch_settings.minibatch_size, ranks)
-
-
-def check_run_name(name: str | None) -> None:
-    """Refuse what is not the name of one folder.
-
-    Raises:
-        InputError: it is a path, or empty.
-    """
-    if name is not None and (name in ("", ".", "..") or Path(name).name != name):
-        raise InputError(
-            f"--run_name {name!r} is not the name of one folder; give a name without '/' "
-            "(--trainer.default_root_dir sets the folder above it)"
-        )
-
-
-def check_trainer(settings: Namespace) -> None:
-    """Reject unsupported trainer settings before anything is loaded.
-
-    Args:
-        settings: the recipe's `trainer`.
-
-    Raises:
-        InputError: unknown strategy, float16, what the built-in callbacks are there for, clipping where Lightning would
-            do it, or a length in steps.
-    """
-    if settings.get("max_steps") not in (None, -1):
-        raise InputError(
-            "trainer.max_steps is not supported: it would count the optimizer steps of policy and critic together; set "
-            "trainer.max_epochs (iterations) instead"
-        )
-    if (settings.get("max_epochs") or 0) < -1:
-        raise InputError(f"trainer.max_epochs is {settings.max_epochs}; give the number of iterations, at least 1")
-    strategy, precision = settings.get("strategy"), str(settings.get("precision"))
-    known = {"auto", *StrategyRegistry.available_strategies()} - {"fsdp_cpu_offload"}
-    if isinstance(strategy, str) and strategy not in known:
-        raise InputError(f"--strategy {strategy} is unknown; use auto, ddp or fsdp")
-    if precision in ("16", "16-mixed", "16-true", "transformer-engine-float16"):
-        raise InputError(f"--precision {precision} is not supported (float16 needs a gradient scaler); use bf16-mixed")
-    for key, (refused, why) in REFUSED.items():
-        if settings.get(key) is refused:
-            raise InputError(f"trainer.{key}: {str(refused).lower()} is not supported in a recipe: {why}")
-    if settings.get("gradient_clip_val") is not None:
-        raise InputError("trainer.gradient_clip_val has no effect here; set model.policy_optimizer.clip_norm instead")
-    if settings.get("accumulate_grad_batches") not in (None, 1):
-        raise InputError(
-            "trainer.accumulate_grad_batches has no effect here; set model.memory.micro_batch_tokens instead"
-        )

@@ -33,6 +33,8 @@ SETTINGS = {
 }
 """Below `model`, or below `model.init_args` where the recipe names a class."""
 
+DATA = {"data.system": "data.prompt.system"}
+
 CLASSES = {
     "sppo_lit.module.SPPOModule": "sppo_lit.SPPOModule",
     "sppo_lit.supervised.SupervisedModule": "sppo_lit.SupervisedModule",
@@ -48,10 +50,12 @@ def renamed(error: str, recipe: Path | None, arguments: Sequence[str]) -> str | 
         arguments: the command line.
     """
     flags = [part for a in arguments for part in a.removeprefix("--").partition("=")[::2]]
-    model = _mapping(yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe else None, "model")
+    content = yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe else None
+    model = _mapping(content, "model")
     kind = str(model.get("class_path", ""))
     own = bool(kind) and not kind.startswith("sppo_lit.")  # a user's class, which may have settings of these names
     written = [kind, *(f"model.{k}" for k in model), *(f"model.init_args.{k}" for k in _mapping(model, "init_args"))]
+    written += [f"data.{k}" for k in _mapping(content, "data")]
     renames: dict[str, tuple[str, str]] = {}
     for where, names in (("command line", flags), (str(recipe), written)):
         for name in names:
@@ -70,7 +74,7 @@ def new_name(old: str) -> str | None:
     """The new name of a dotted key or class path of earlier recipes; None if it was not renamed."""
     if match := re.fullmatch(r"(model\.(?:init_args\.)?)(\w+)", old):
         return match[1] + SETTINGS[match[2]] if match[2] in SETTINGS else None
-    return CLASSES.get(old)
+    return DATA.get(old) or CLASSES.get(old)
 
 
 def _mapping(content: Any, key: str) -> dict[Any, Any]:

@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from sppo_lit.callbacks.journal import unfinished_settings
+from sppo_lit.distributed.checkpoints import META, read_meta
 from sppo_lit.errors import InputError
 from sppo_lit.utils.console import console
 from sppo_lit.utils.files import written_whole
@@ -84,23 +85,27 @@ def check_checkpoint(file: Path, resume: bool) -> int:
     """Iterations completed in a checkpoint, read without loading its weights.
 
     Args:
-        file: a checkpoint; a folder (sharded checkpoint) is not checked.
+        file: a checkpoint, in distributed form a folder.
         resume: whether to resume training from it, which needs the optimizer states.
 
     Raises:
         DamagedError: missing, damaged, or not a checkpoint.
         InputError: not a checkpoint of sppo-lit, or without the optimizer states needed to resume.
     """
-    if file.is_dir():
-        return 0
+    if file.is_dir() and not any(file.glob("*.distcp")) and not (file / META).exists():
+        inside = [f for f in (file / "last.ckpt", file / "checkpoints" / "last.ckpt") if f.exists()]
+        example = inside[0] if inside else "lightning_logs/RECIPE/version_0/checkpoints/last.ckpt"
+        raise InputError(f"--ckpt_path {file}: a folder, and not a sharded checkpoint; name the file, e.g. {example}")
     damaged = (
         f"--ckpt_path {file}: the file is damaged or not a checkpoint; use another one from its folder (previous.ckpt, "
         "best.ckpt)"
     )
-    if not zipfile.is_zipfile(file):
+    if not file.is_dir() and not zipfile.is_zipfile(file):
         raise DamagedError(damaged)
     try:
-        content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        content = (
+            read_meta(file) if file.is_dir() else torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        )
     except Exception as error:  # unpickling unknown bytes may raise anything
         raise DamagedError(damaged) from error
     state = content.get("state_dict") if isinstance(content, dict) else None

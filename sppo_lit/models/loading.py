@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,13 +17,18 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from sppo_lit.errors import InputError
 from sppo_lit.settings import ModelSource
+from sppo_lit.utils.hub import no_retries_offline, why_not
 from sppo_lit.utils.paths import find
+
+CONFIGS = Path(__file__).parent / "configs"
+"""Configurations of the models in the paper's recipes, as published, so that their needs are known without the Hub."""
 
 NEW_HEADS = ("score.", "classifier.")
 """Prefixes of parameters that are missing when a causal language model is loaded as a classifier."""
@@ -38,6 +44,8 @@ def locate(source: ModelSource) -> dict[str, Any]:
     if not path.endswith(".gguf"):
         if not Path(path).exists() and (path.startswith(("/", ".", "~")) or path.count("/") > 1):
             raise InputError(f"{source.path}: no such model folder; give a folder, a .gguf file or a Hub id")
+        if not Path(path).exists():
+            no_retries_offline()
         return {"pretrained_model_name_or_path": path, "revision": source.revision}
     try:
         import accelerate  # noqa: F401 - transformers reads GGUF through it
@@ -50,6 +58,12 @@ def locate(source: ModelSource) -> dict[str, Any]:
     return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
 
 
+def on_hub(source: ModelSource) -> bool:
+    """Whether a source's weights come from the Hub, as far as its path tells."""
+    path = find(source.path)
+    return source.init == "pretrained" and not path.endswith(".gguf") and not Path(path).exists()
+
+
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """The tokenizer of a source, with a pad token.
 
@@ -60,9 +74,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where)
     except Exception as error:  # each format's reader raises its own exceptions
-        raise InputError(
-            f"{source.path}: no tokenizer could be loaded ({_first_line(error)}); check model.policy.path"
-        ) from error
+        raise _unreadable(source, f"no tokenizer could be loaded ({_first_line(error)})") from error
     if tokenizer.eos_token_id is None:
         raise InputError(f"{source.path}: the tokenizer has no end-of-sequence token; set eos_token in its config")
     if tokenizer.pad_token_id is None:
@@ -131,13 +143,19 @@ def load_critic(
     return _finish(source, model, tokenizer)
 
 
-def skeleton(source: ModelSource, dtype: torch.dtype, critic: Literal["none", "scalar", "token"]) -> PreTrainedModel:
+def skeleton(
+    source: ModelSource,
+    dtype: torch.dtype,
+    critic: Literal["none", "scalar", "token"],
+    layers: int | None = None,
+) -> PreTrainedModel:
     """A network without weights (on the meta device), from its configuration alone.
 
     Args:
         source: where the configuration comes from.
         dtype: dtype of the weights.
         critic: kind of critic; "none" for a causal language model.
+        layers: only so many of its decoder layers; None for all.
 
     Raises:
         InputError: no such configuration or architecture.
@@ -145,9 +163,9 @@ def skeleton(source: ModelSource, dtype: torch.dtype, critic: Literal["none", "s
     overrides = {} if critic == "none" else {"num_labels": 1}
     try:
         with torch.device("meta"):
-            return _from_config(source, CRITICS.get(critic, AutoModelForCausalLM), overrides, dtype)
+            return _from_config(source, CRITICS.get(critic, AutoModelForCausalLM), overrides, dtype, layers)
     except Exception as error:  # each format's reader raises its own exceptions
-        raise InputError(f"{source.path}: no model configuration ({_first_line(error)}); check its path") from error
+        raise _unreadable(source, f"no model configuration ({_first_line(error)})") from error
 
 
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -176,7 +194,7 @@ def _load(source: ModelSource, auto: AutoClass, overrides: dict[str, Any]) -> tu
     try:
         if source.init == "random":
             return _from_config(source, auto, overrides, torch.float32), True
-        with _without_report():
+        with _without_report(), _without_bar("gguf_file" in where):
             loaded = auto.from_pretrained(**where, **overrides, dtype=torch.float32, output_loading_info=True)
         model, info = cast(tuple[PreTrainedModel, dict[str, list[str]]], loaded)
     except Exception as error:  # each format's reader raises its own exceptions
@@ -184,7 +202,7 @@ def _load(source: ModelSource, auto: AutoClass, overrides: dict[str, Any]) -> tu
         why = _first_line(error)
         if "ignore_mismatched_sizes" in why:
             why = "the shapes of its weights do not match its config.json"
-        raise InputError(f"{source.path}: no {kind} could be loaded from it ({why}); check the model's path") from error
+        raise _unreadable(source, f"no {kind} could be loaded from it ({why})") from error
     new_head = [key for key in info["missing_keys"] if key.startswith(NEW_HEADS)]
     missing = sorted(set(info["missing_keys"]) - set(new_head))
     if missing or (new_head and auto is AutoModelForCausalLM):
@@ -197,10 +215,27 @@ def _load(source: ModelSource, auto: AutoClass, overrides: dict[str, Any]) -> tu
 
 
 def _from_config(
-    source: ModelSource, auto: AutoClass, overrides: dict[str, Any], dtype: torch.dtype
+    source: ModelSource, auto: AutoClass, overrides: dict[str, Any], dtype: torch.dtype, layers: int | None = None
 ) -> PreTrainedModel:
-    config = AutoConfig.from_pretrained(**locate(source), **source.config, **overrides)
+    config = _config(source, overrides)
+    if layers is not None:
+        config.num_hidden_layers = layers
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:layers]
     return auto.from_config(config, dtype=dtype)
+
+
+def _config(source: ModelSource, overrides: dict[str, Any]) -> PretrainedConfig:
+    """A configuration: of a folder, of the local cache, shipped with this package, or of the Hub, in this order."""
+    where = locate(source)
+    shipped = CONFIGS / f"{source.path.rpartition('/')[2]}.json"
+    if not Path(where["pretrained_model_name_or_path"]).exists() and shipped.is_file() and source.revision is None:
+        try:
+            return AutoConfig.from_pretrained(**where, **source.config, **overrides, local_files_only=True)
+        except Exception:  # not in the cache
+            content = json.loads(shipped.read_text(encoding="utf-8"))
+            return AutoConfig.for_model(**{**content, **source.config, **overrides})
+    return AutoConfig.from_pretrained(**where, **source.config, **overrides)
 
 
 @contextmanager
@@ -212,6 +247,22 @@ def _without_report() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(_is_not_load_report)
+
+
+@contextmanager
+def _without_bar(gguf: bool) -> Iterator[None]:
+    """Read GGUF without transformers' progress bar, which heeds none of its own settings."""
+    if not gguf:
+        yield
+        return
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    bar = reader.tqdm
+    reader.tqdm = lambda tensors, **_: tensors
+    try:
+        yield
+    finally:
+        reader.tqdm = bar
 
 
 def _is_not_load_report(record: logging.LogRecord) -> bool:
@@ -250,6 +301,12 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
     for module in model.modules():
         if getattr(module, "gradient_checkpointing", False):
             module.training = True
+
+
+def _unreadable(source: ModelSource, what: str) -> InputError:
+    """Why a source could not be read: for what is not on this disk perhaps the connection."""
+    hub = "" if Path(find(source.path)).exists() else why_not()
+    return InputError(f"{source.path}: {hub or f'{what}; check the path of the model'}")
 
 
 def _first_line(error: BaseException) -> str:

@@ -40,7 +40,9 @@ class ArithmeticTask:
         max_operations: most operations; levels are drawn uniformly. 10 to 14 with `modulus` 10 is the long-horizon
             setting: solutions of 189 to 373 characters (of k operations: 2·k·(k − 1) + 9).
         largest: no intermediate result or answer is negative or larger than this (without `modulus`).
-        modulus: if set, every operation is reduced modulo this number, so that all numbers stay small.
+        modulus: if set, every operation is reduced modulo this number, so that all numbers stay small. A list: each
+            problem draws one of them, and its level is 100 · modulus + operations: the same horizon, but a difficulty
+            that the prompt tells, since the larger the modulus the more products and differences there are to know.
         hasty: share (0 to 1) of worked solutions that state the answer at once, without reasoning: correct, but hard
             to imitate. Only the supervised warm-up reads solutions; the policy it gives can reason but often does
             not, which reinforcement learning then changes.
@@ -53,7 +55,7 @@ class ArithmeticTask:
     min_operations: int = 1
     max_operations: int = 6
     largest: int = 99
-    modulus: int | None = None
+    modulus: int | list[int] | None = None
     hasty: float = 0.0
     seed: int = 0
 
@@ -65,7 +67,8 @@ class ArithmeticTask:
             )
         if self.largest < 9:
             raise InputError(f"arithmetic: largest is {self.largest}; it must be at least 9, the largest digit")
-        if self.modulus is not None and self.modulus < 2:
+        moduli = self.modulus if isinstance(self.modulus, list) else [self.modulus]
+        if not moduli or any(modulus is not None and modulus < 2 for modulus in moduli):
             raise InputError(f"arithmetic: modulus is {self.modulus}; it must be at least 2, or null for none")
         if not 0 <= self.hasty <= 1:
             raise InputError(f"arithmetic: hasty is {self.hasty}; it is a share, from 0 to 1")
@@ -74,14 +77,18 @@ class ArithmeticTask:
         """Problem number `index`, from 0, of `split` ("train"; anything else is the held-out split)."""
         rng = random.Random(f"{self.seed}/{split}/{index}")
         operations = rng.randint(self.min_operations, self.max_operations)
+        modulus, level = self.modulus, operations
+        if isinstance(modulus, list):
+            modulus = rng.choice(modulus)
+            level += 100 * modulus
         while True:
             tree = self._tree(rng, operations)
-            prompt = _render(tree) + (f" mod {self.modulus}=" if self.modulus else "=")
-            if in_range(tree, self) and _held_out(prompt) == (split != "train"):
+            prompt = _render(tree) + (f" mod {modulus}=" if modulus else "=")
+            if self._in_range(tree, modulus) and _held_out(prompt) == (split != "train"):
                 break
         lines = []
         while not isinstance(tree, int):
-            tree = self._reduce(tree)
+            tree = _reduce(tree, modulus)
             lines.append(_render(tree))
         answer = lines.pop()
         if rng.random() < self.hasty:
@@ -91,14 +98,9 @@ class ArithmeticTask:
             prompt=prompt,
             answer=answer,
             source="arithmetic",
-            level=operations,
+            level=level,
             solution="\n".join([*lines, f"\\boxed{{{answer}}}"]),
         )
-
-    def apply(self, symbol: str, left: int, right: int) -> int:
-        """`left symbol right`, reduced modulo `modulus` if there is one."""
-        value = OPERATIONS[symbol](left, right)
-        return value % self.modulus if self.modulus else value
 
     def _tree(self, rng: random.Random, operations: int) -> Tree:
         if operations == 0:
@@ -110,30 +112,37 @@ class ArithmeticTask:
             self._tree(rng, operations - 1 - left),
         )
 
-    def _reduce(self, tree: Tree) -> Tree:
-        """One step: the leftmost operation whose two operands are numbers."""
-        assert not isinstance(tree, int)
-        symbol, left, right = tree
-        if not isinstance(left, int):
-            return (symbol, self._reduce(left), right)
-        if not isinstance(right, int):
-            return (symbol, left, self._reduce(right))
-        return self.apply(symbol, left, right)
+    def _in_range(self, tree: Tree, modulus: int | None) -> bool:
+        """Whether no intermediate result is negative or too large (always true with a modulus)."""
+        return modulus is not None or _value(tree, self.largest) is not None
 
 
-def in_range(tree: Tree, task: ArithmeticTask) -> bool:
-    """Whether no intermediate result is negative or too large (always true with a modulus)."""
-    return task.modulus is not None or _value(tree, task) is not None
+def _apply(symbol: str, left: int, right: int, modulus: int | None) -> int:
+    """`left symbol right`, reduced modulo `modulus` if there is one."""
+    value = OPERATIONS[symbol](left, right)
+    return value % modulus if modulus else value
 
 
-def _value(tree: Tree, task: ArithmeticTask) -> int | None:
+def _reduce(tree: Tree, modulus: int | None) -> Tree:
+    """One step: the leftmost operation whose two operands are numbers."""
+    assert not isinstance(tree, int)
+    symbol, left, right = tree
+    if not isinstance(left, int):
+        return (symbol, _reduce(left, modulus), right)
+    if not isinstance(right, int):
+        return (symbol, left, _reduce(right, modulus))
+    return _apply(symbol, left, right, modulus)
+
+
+def _value(tree: Tree, largest: int) -> int | None:
+    """What `tree` is worth, or None if it or a part of it lies outside 0 to `largest`."""
     if isinstance(tree, int):
         return tree
-    left, right = _value(tree[1], task), _value(tree[2], task)
+    left, right = _value(tree[1], largest), _value(tree[2], largest)
     if left is None or right is None:
         return None
-    value = task.apply(tree[0], left, right)
-    return value if 0 <= value <= task.largest else None
+    value = OPERATIONS[tree[0]](left, right)
+    return value if 0 <= value <= largest else None
 
 
 def _render(tree: Tree, nested: bool = False) -> str:

@@ -6,12 +6,11 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from sppo_lit.problems.prompts import BOXED_SUFFIX, Columns
 from sppo_lit.types import Problem
-
-BOXED_SUFFIX = "Please output the final answer within \\boxed{}."
 
 # The instructions around each problem of the Hub's DAPO-Math-17k.
 _WRAPPER_START = re.compile(
@@ -128,9 +127,8 @@ def chat_row(row: Row) -> RawProblem:
     The last user message is the problem. A gold answer that was cut off at its first closing brace is completed from
     the boxed answer of `extra_info.solution` that begins with it.
     """
-    messages = row.get("prompt")
-    turns = [m.get("content") for m in messages or () if isinstance(m, Mapping) and m.get("role") == "user"]
-    text = _problem_text({"prompt": turns[-1] if turns else None}, ("prompt",))
+    turn = _last_user_turn(row.get("prompt"))
+    text = _problem_text({"prompt": turn}, ("prompt",))
     reward, extra = _mapping(row.get("reward_model")), _mapping(row.get("extra_info"))
     answer = clean_answer(reward.get("ground_truth"))
     if answer.count("{") > answer.count("}"):
@@ -140,7 +138,7 @@ def chat_row(row: Row) -> RawProblem:
     if not _UUID.fullmatch(index):
         return RawProblem(text, answer, level=_level(row))
     # DAPO's 17,398 problems are distinguished by index and exact prompt.
-    return RawProblem(text, answer, index=index, level=_level(row), identity=(index, str(turns[-1])))
+    return RawProblem(text, answer, index=index, level=_level(row), identity=(index, str(turn)))
 
 
 def plain_row(row: Row) -> RawProblem:
@@ -148,6 +146,44 @@ def plain_row(row: Row) -> RawProblem:
     text = _problem_text(row, ("problem", "question", "prompt"))
     gold = next((row[name] for name in ("answer", "gold", "solution") if row.get(name) not in (None, "")), None)
     return RawProblem(text, clean_answer(gold), level=_level(row))
+
+
+def mapped_row(columns: Columns, row: Row) -> RawProblem:
+    """A row whose columns the user has named; what is not named stands under its usual name."""
+    renamed = {**row, **{name: column_of(row, column) for name, column in named(columns).items()}}
+    if isinstance(renamed.get("problem"), list):
+        renamed["problem"] = _last_user_turn(renamed["problem"])
+    if columns.level:
+        renamed["difficulty"] = renamed["level"]
+    answer = renamed.get("answer")
+    if isinstance(answer, str) and "####" in answer:
+        text = _problem_text(renamed, ("problem", "question", "prompt"))
+        raw = gsm8k_row({"question": text, "answer": answer})
+        raw = replace(raw, level=_level(renamed))
+    else:
+        raw = plain_row(renamed)
+    if not columns.solution:
+        return raw
+    solution = renamed["solution"]
+    if not isinstance(solution, str) or not solution.strip():
+        raise BadRow("no_solution", f"no text in the column {columns.solution} (columns.solution)")
+    solution = solution.strip()
+    if raw.answer not in boxed_contents(solution):
+        solution += f"\n\\boxed{{{raw.answer}}}"
+    return replace(raw, solution=solution)
+
+
+def named(columns: Columns) -> dict[str, str]:
+    """What the user has named a column for, and the column."""
+    return {name: column for name, column in asdict(columns).items() if column}
+
+
+def column_of(row: Row, column: str) -> Any:
+    """The value of a column, or of a field in it (``meta.gold``); None if there is none."""
+    value: Any = row
+    for part in [column] if column in row else column.split("."):
+        value = _mapping(value).get(part)
+    return value
 
 
 def converter_for(row: Row) -> Converter | None:
@@ -167,6 +203,11 @@ def _problem_text(row: Row, names: tuple[str, ...]) -> str:
     if not text:
         raise BadRow("no_problem", f"no problem text in {' or '.join(names)}")
     return text
+
+
+def _last_user_turn(messages: Any) -> Any:
+    turns = [m.get("content") for m in messages or () if isinstance(m, Mapping) and m.get("role") == "user"]
+    return turns[-1] if turns else None
 
 
 def _mapping(value: Any) -> Row:

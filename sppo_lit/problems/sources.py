@@ -14,17 +14,22 @@ from sppo_lit.errors import InputError
 from sppo_lit.problems.custom import open_function
 from sppo_lit.problems.files import SUFFIXES, data_files, read_rows, split_of
 from sppo_lit.problems.formats import (
-    BOXED_SUFFIX,
     BadRow,
     Converter,
     NumberedRow,
     RawProblem,
+    Row,
     chat_row,
+    column_of,
     converter_for,
     gsm8k_row,
+    mapped_row,
+    named,
     plain_row,
 )
+from sppo_lit.problems.prompts import BOXED_SUFFIX, Columns, PromptSettings
 from sppo_lit.types import Problem
+from sppo_lit.utils.hub import no_retries_offline, why_not
 from sppo_lit.utils.objects import FORMS, names_object
 
 
@@ -66,22 +71,26 @@ class ProblemSource:
         split: its split, the second part.
         parts: of each file, Hub split or function: its place (for messages), its converter if known, and a function
             that opens its rows.
-        prompt_suffix: end of every prompt made of a row; None for the problem alone.
+        prompt: how the text of a problem becomes its prompt.
+        columns: the columns that the user has named.
         skip_bad_rows: count rows without problem or answer and corrupt lines instead of raising.
         limit: yield at most this many problems; None for all.
         dropped: rows dropped in the latest iteration so far, by reason: `duplicate` and, with `skip_bad_rows`,
             `no_answer`, `no_problem`, `corrupt`.
         kept: problems yielded in the latest iteration so far.
+        suffixes: of each suffix, how many of the problems yielded got it.
     """
 
     name: str
     split: str
     parts: list[tuple[str, Converter | None, Callable[[], Iterable[NumberedRow]]]]
-    prompt_suffix: str | None = BOXED_SUFFIX
+    prompt: PromptSettings = PromptSettings()  # noqa: RUF009 - frozen
+    columns: Columns = Columns()  # noqa: RUF009
     skip_bad_rows: bool = False
     limit: int | None = None
     dropped: Counter[str] = field(default_factory=Counter)
     kept: int = 0
+    suffixes: Counter[str] = field(default_factory=Counter)
 
     def __iter__(self) -> Iterator[Problem]:
         """Yield every usable problem once.
@@ -89,7 +98,7 @@ class ProblemSource:
         Raises:
             InputError: a bad row without `skip_bad_rows` (file and row named), equal keys, or no usable problem.
         """
-        self.dropped, self.kept = Counter(), 0
+        self.dropped, self.suffixes, self.kept = Counter(), Counter(), 0
         seen: set[str] = set()
         keys: set[str] = set()
         row = -1
@@ -109,6 +118,7 @@ class ProblemSource:
                 raise InputError(f"{where}: another problem has the key {problem.key!r} too; make keys unique or empty")
             keys.add(problem.key)
             self.kept += 1
+            self.suffixes[self.prompt.suffix_after(_suffix_of(raw))] += 1
             yield problem
             if self.kept == self.limit:
                 return
@@ -123,35 +133,54 @@ class ProblemSource:
 
     def _raw(self) -> Iterator[tuple[str, RawProblem | Problem | BadRow]]:
         """Every row, converted, with its place for messages."""
-        for place, converter, open_rows in self.parts:
+        for place, known, open_rows in self.parts:
+            converter = None if named(self.columns) else known
             for number, row in open_rows():
                 where = f"{place}, row {number}"
                 if isinstance(row, (BadRow, Problem)):
                     yield where, row
                     continue
-                converter = converter or converter_for(row)
                 if converter is None:
-                    raise InputError(
-                        f"{where}: columns {', '.join(row)} are of no known schema; give each row a 'problem' and "
-                        "an 'answer'"
-                    )
+                    converter = self._converter(row, where)
                 try:
                     yield where, converter(row)
                 except BadRow as bad:
                     yield where, bad
 
+    def _converter(self, row: Row, where: str) -> Converter:
+        """The converter of a part whose first row is `row`."""
+        names = named(self.columns)
+        for name, column in names.items():
+            if column_of(row, column) is None and column not in row:
+                raise InputError(
+                    f"{where}: no column {column!r} (columns.{name}); it has {', '.join(map(str, row)) or 'none'}"
+                )
+        converter = partial(mapped_row, self.columns) if names else converter_for(row)
+        if converter is None:
+            raise InputError(
+                f"{where}: columns {', '.join(map(str, row))} are of no known schema; give each row a 'problem' and "
+                "an 'answer', or name its columns, e.g. columns: {problem: …, answer: …}"
+            )
+        return converter
+
     def _problem(self, raw: RawProblem | Problem, row: int) -> Problem:
         start = f"{self.name}/{self.split}"
         if isinstance(raw, Problem):
-            return replace(raw, key=raw.key or f"{start}/{row}", source=raw.source or self.name)
+            prompt = self.prompt.user_turn(raw.prompt, _suffix_of(raw))
+            return replace(raw, key=raw.key or f"{start}/{row}", prompt=prompt, source=raw.source or self.name)
         return Problem(
             key=f"{start}/{raw.index or row}",
-            prompt=f"{raw.text} {self.prompt_suffix}" if self.prompt_suffix else raw.text,
+            prompt=self.prompt.user_turn(raw.text, _suffix_of(raw)),
             answer=raw.answer,
             source=self.name,
             level=raw.level,
             solution=raw.solution,
         )
+
+
+def _suffix_of(raw: RawProblem | Problem) -> str:
+    """The suffix where the user has not set one."""
+    return "" if isinstance(raw, Problem) else BOXED_SUFFIX
 
 
 def open_problems(
@@ -160,7 +189,8 @@ def open_problems(
     *,
     streaming: bool = True,
     limit: int | None = None,
-    prompt_suffix: str | None = BOXED_SUFFIX,
+    prompt: PromptSettings = PromptSettings(),  # noqa: B008 - frozen
+    columns: Columns = Columns(),  # noqa: B008
     skip_bad_rows: bool = False,
     name: str | None = None,
     config: str | None = None,
@@ -173,12 +203,13 @@ def open_problems(
             (``path/to/file.py:function`` or a dotted path). The schema of a file is recognised by the columns of its
             first row. A function is called without arguments, or with `split` if it has such a parameter, and returns
             or yields the same `Problem` records or rows (mappings with the columns of a file) whenever it is called,
-            in every process. Records without a key get one; nothing is added to their prompts.
+            in every process. Records without a key get one.
         split: split to read; the source's own by default (``train`` where unknown). In a folder it picks the files
             named after it.
         streaming: read a Hub source row by row instead of downloading it first. All others are always read lazily.
         limit: yield at most this many problems.
-        prompt_suffix: end of every prompt made of a row, exactly once and after a space; None for the problem alone.
+        prompt: how the text of a problem becomes its prompt.
+        columns: which column of a row holds what; by default they are recognised.
         skip_bad_rows: count rows without problem or answer and corrupt lines instead of raising.
         name: name of the data set in keys and results; by default the table's, or that of the file, folder or function.
         config: the Hub's configuration, instead of the table's.
@@ -188,11 +219,11 @@ def open_problems(
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit = {limit}: a data set needs at least one problem; leave limit out for all")
-    options: dict[str, Any] = {"prompt_suffix": prompt_suffix, "skip_bad_rows": skip_bad_rows, "limit": limit}
+    options: dict[str, Any] = {"prompt": prompt, "columns": columns, "skip_bad_rows": skip_bad_rows, "limit": limit}
     local = Path(path).expanduser()
     known = next((n for n, spec in SOURCES.items() if path in (n, spec.hub_id)), None)
     like_file = local.exists() or local.suffix in SUFFIXES
-    like_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", path) and local.suffix not in SUFFIXES
+    like_hub_id = _like_hub_id(path)
     if known is None and not like_file and not like_hub_id:
         if names_object(path):
             return _open_custom(path, split, name, options)
@@ -209,6 +240,19 @@ def open_problems(
     place = f"{spec.hub_id} ({split})"
     rows = partial(_number_rows, _open_hub(spec, split, streaming), place)
     return ProblemSource(name or known or path, split, [(place, spec.convert if known else None, rows)], **options)
+
+
+def hub_id(path: str) -> str | None:
+    """Id on the Hub of the problem set that a path names; None for local files, functions and procedural tasks."""
+    for name, spec in SOURCES.items():
+        if path in (name, spec.hub_id):
+            return spec.hub_id
+    local = Path(path).expanduser()
+    return path if _like_hub_id(path) and not local.exists() else None
+
+
+def _like_hub_id(path: str) -> bool:
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", path)) and Path(path).suffix not in SUFFIXES
 
 
 def _open_custom(spec: str, split: str | None, name: str | None, options: dict[str, Any]) -> ProblemSource:
@@ -235,6 +279,7 @@ def _name_of(path: Path) -> str:
 def _open_hub(spec: SourceSpec, split: str, streaming: bool) -> Iterable[dict[str, Any]]:
     import datasets
 
+    no_retries_offline()
     try:
         return datasets.load_dataset(spec.hub_id, spec.config, split=split, streaming=streaming)
     except Exception as error:  # no network, no such data set, no such split: each library has its own exceptions
@@ -250,6 +295,8 @@ def _number_rows(rows: Iterable[dict[str, Any]], place: str) -> Iterator[Numbere
 
 
 def _hub_error(place: str, error: Exception) -> InputError:
+    if why := why_not():
+        return InputError(f"Hub data set {place}: {why}")
     first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return InputError(
         f"Hub data set {place} cannot be read ({first_line}): check name, split and connection, or give the path of "

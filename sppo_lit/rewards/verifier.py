@@ -30,6 +30,7 @@ from sppo_lit.rewards.custom import SETTING, reward_names
 from sppo_lit.rewards.process import Worker
 from sppo_lit.rewards.worker import pack
 from sppo_lit.types import Verdict
+from sppo_lit.utils.cores import usable_cores
 from sppo_lit.utils.objects import check_object
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,12 @@ _MIN_MEMORY = 512  # MiB; sympy does not load in less
 _CHUNK = 64  # rows sent at once, at most
 
 Row = tuple[str, str, bool]
+
+
+def default_workers() -> int:
+    """One per core that this process may use, shared among the ranks of this machine; at least 1, at most 64."""
+    of = next((os.environ[name] for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE") if name in os.environ), "1")
+    return max(1, min(64, usable_cores() // max(1, int(of))))
 
 
 def _stop_all(workers: list[Worker], owner: int) -> None:
@@ -56,7 +63,7 @@ class VerifierPool:
     manager. In a forked child the pool starts workers of its own.
 
     Args:
-        workers: number of processes.
+        workers: number of processes; None for one per core, shared among the ranks of this machine.
         deadline: seconds for each answer; then its computation is interrupted or, where that fails, its worker killed
             and replaced. The reason is ``timeout``.
         memory_mb: address space of a worker in MiB; 0 for no limit (custom rewards that load models need it).
@@ -73,26 +80,31 @@ class VerifierPool:
 
     def __init__(
         self,
-        workers: int = 2,
+        workers: int | None = None,
         deadline: float = 5.0,
         memory_mb: int = 2048,
         functions: Sequence[str] = (),
         audit: str | None = None,
     ) -> None:
-        if workers < 1 or deadline <= 0 or not (memory_mb == 0 or memory_mb >= _MIN_MEMORY):
+        if (workers is not None and workers < 1) or deadline <= 0 or not (memory_mb == 0 or memory_mb >= _MIN_MEMORY):
             raise InputError(
                 f"verifier: workers ({workers}) must be at least 1, deadline ({deadline}) above 0, and memory_mb "
                 f"({memory_mb}) 0 for no limit or at least {_MIN_MEMORY}"
             )
         for spec in functions:
             check_object(spec, SETTING)
-        self.size, self.deadline = workers, float(deadline)
+        self._size, self.deadline = workers, float(deadline)
         self.functions = list(functions)
         self.settings = {"deadline": self.deadline, "memory_mb": memory_mb, "functions": self.functions}
         self.errors: Counter[str] = Counter()
         self.accepted = AcceptedLog(audit) if audit else None
         self._lock = threading.Lock()
         self._reset()
+
+    @property
+    def size(self) -> int:
+        """Number of workers; known when the ranks of this machine have been launched."""
+        return default_workers() if self._size is None else self._size
 
     def _reset(self) -> None:
         self._workers: list[Worker] = []

@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from sppo_lit.settings import ModelSource
 from sppo_lit.training.metrics import ValidationResults, flatten
 from sppo_lit.training.protocols import validation_names
 from sppo_lit.types import Problem, Scored, Verdict
@@ -94,6 +95,9 @@ class FakeModule(pl.LightningModule):
     def exports(self):
         networks = {"policy": self.policy, "critic": self.critic}
         return {name: network.model for name, network in networks.items() if network is not None}
+
+    def sources(self):
+        return {name: ModelSource("somebody/tiny") for name in self.exports()}
 
     def adapter_base(self):
         return None

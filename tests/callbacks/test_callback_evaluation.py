@@ -1,6 +1,7 @@
 """Evaluation in fit, before training, in validate and over ranks; completions on disk and on screen."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def test_accuracy_is_logged_at_its_iteration_and_shown(fake, screen):
     assert trainer.callback_metrics["val/accuracy"] == 1
     shown = screen()
     assert "Evaluation before training" in shown and "Evaluation after iteration 4" in shown
-    assert "50.0 ± 35.0" in shown and "+100.0" in shown
+    assert "50.0 ±35.0" in shown and "+100.0" in shown
 
 
 def test_every_completion_is_written(fake):
@@ -86,9 +87,35 @@ def test_several_sets_have_a_mean(fake, screen):
     assert flat["val/accuracy"] == pytest.approx((0.2 + 0.7) / 2)
     console.print(results_table(sets, {}, 0, training=False))
     lines = screen().splitlines()
-    assert lines[0].strip() == "Evaluation"
-    assert "mean" in lines[-2] and "50.0 ± 5.0" in lines[-2] and "530" in lines[-2]
+    assert lines[0].strip() == "Evaluation (%)" and "avg@8" in lines[1]
+    assert "mean" in lines[-1] and "50.0 ±5.0" in lines[-1] and "530" in lines[-1]
     assert "val/mean/avg_at_k" not in flatten({"only": sets["aime24"]})
+
+
+def test_all_metrics_and_completions_fit_in_80_columns(screen, fake, monkeypatch):
+    monkeypatch.setattr(console, "_width", 80)
+    each = {"problems": 1319.0, "k": 16.0, "length": 12345.0, "truncation_rate": 0.123}
+    for metric in ("greedy", "avg_at_k", "pass_at_k", "maj_at_k"):
+        each |= {metric: 0.5, f"{metric}_ci": 0.134}
+    console.print(results_table({"aime24": each, "math500": each}, {"aime24": each, "math500": each}, 10))
+    lines = screen().splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 80 and "…" not in "".join(lines)
+    assert lines[1].split() == [
+        "set",
+        "problems",
+        "greedy",
+        "avg@16",
+        "pass@16",
+        "maj@16",
+        "tokens",
+        "truncated",
+        "change",
+    ]
+    scored = fake.scored("a problem of many words " * 4, True, text="words of a response " * 20)
+    console.print(table([scored], 1))
+    shown = screen()
+    assert re.search(r"│ prompt +│ response +│ gold +│ answer +│ verdict +│", shown), "no heading is broken"
+    assert re.search(r"│ V 0\.50  A – +│", shown)
 
 
 def test_resumed_run_keeps_the_first_evaluation(fake):

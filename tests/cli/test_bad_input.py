@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import zipfile
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import sppo_lit
 from sppo_lit.callbacks import checkpoint as checkpoint_callback
 from sppo_lit.cli.main import main, run_settings
 from sppo_lit.cli.renamed import CLASSES, SETTINGS
+from sppo_lit.rollout import vllm_engine
 from sppo_lit.settings import ModelSource
 from sppo_lit.training.module import SPPOModule
 
@@ -54,6 +56,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"modle": 1}, ("tiny.yaml: unknown key modle", "did you mean model", "correct or remove")),
         ({"model.minibatchsize": 1}, ("unknown key model.minibatchsize", "did you mean model.batch.minibatch_size")),
         ({"model.sampling.temprature": 1}, ("unknown key model.sampling.temprature", "model.sampling.temperature")),
+        ({"model.lora": {"rank": "many"}}, ("tiny.yaml: model.lora.rank: 'many'", "must be int")),
+        ({"model.critic": {"path": "x", "config": 5}}, ("tiny.yaml: model.critic.config: '5'", "must be")),
+        ({"trainer.strategy": "ddp_spawn"}, ("--strategy ddp_spawn is not supported", "use ddp")),
+        ({"data.val": [{"path": "x", "limit": "few"}]}, ("tiny.yaml: data.val.limit: 'few'", "int or null")),
+        ({"data.val": [{"limit": 5}]}, ("tiny.yaml: data.val: path is missing in it",)),
         ({"data.val": [{"pth": "x"}]}, ("tiny.yaml: data.val: unknown key pth",)),
         ({"model.batch.minibatch_size": "many"}, ("tiny.yaml: model.batch.minibatch_size: 'many'", "int")),
         ({"trainer.max_epochs": "long"}, ("tiny.yaml: trainer.max_epochs: 'long'", "int")),
@@ -118,6 +125,10 @@ def test_bad_recipe(
         (["--devices", "0"], ("devices",)),
         (["--precision", "16-mixed"], ("--precision 16-mixed is not supported", "use bf16-mixed")),
         (["--precision", "16"], ("use bf16-mixed",)),
+        (
+            ["--precision", "bf16-true", "--model.critic_optimizer.lr", "1e-5"],
+            ("bf16-true with a learning rate of", "most would never change; use bf16-mixed"),
+        ),
         (["--precision", "17"], ("--trainer.precision: '17'", "bf16-mixed")),
         (["--ckpt_path", "last"], ("--ckpt_path last: no last.ckpt in any run under", "train first")),
         (["--ckpt_path", "nowhere.ckpt"], ("--ckpt_path nowhere.ckpt: no such checkpoint",)),
@@ -153,6 +164,7 @@ def of_class(path: str, **settings: Any) -> dict[str, Any]:
             "command line: model.ppo_epochs is now model.ppo.epochs; also moved: advantage.gamma",
         ),
         ({"model.minibatch_size": 8}, [], "tiny.yaml: model.minibatch_size is now model.batch.minibatch_size"),
+        ({"data.system": "Be brief."}, [], "tiny.yaml: data.system is now data.prompt.system"),
         (
             {"model.minibatch_size": 8},
             ["--model.lam", "1"],
@@ -185,7 +197,7 @@ def of_class(path: str, **settings: Any) -> dict[str, Any]:
             "tiny.yaml: model.init_args.minibatch_size is now model.init_args.batch.minibatch_size",
         ),
     ],
-    ids=["flag", "flags", "key", "both", "init_args", "init_args flag", "class", "class flag", "own class"],
+    ids=["flag", "flags", "key", "data", "both", "init_args", "init_args flag", "class", "class flag", "own class"],
 )
 @pytest.mark.parametrize("stage", ["fit", "validate"])
 def test_an_old_name_is_answered_with_the_new_one(
@@ -439,11 +451,50 @@ def test_config_changes_need_random_weights(tmp_path: Path, capsys: pytest.Captu
 # ------------------------------------------------------------------------------------------- extras, disk, other ends
 
 
+def test_vllm_that_is_missing_too_old_or_not_exact(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed: dict[str, str] = {}
+
+    def version(package: str) -> str:
+        if package not in installed:
+            raise PackageNotFoundError(package)
+        return installed[package]
+
+    monkeypatch.setattr(vllm_engine, "version", version)
+    command = ["run", recipe(tmp_path), "--model.rollout.engine", "vllm"]
+    refused(capsys, tmp_path, command, "model.rollout.engine vllm", "'sppo-lit[vllm]'")
+    installed["vllm"] = "0.11.0"
+    refused(capsys, tmp_path, command, "vllm 0.11.0 is too old", f"install {vllm_engine.OLDEST}")
+    installed["vllm"] = "0.32.0"
+    command += ["--model.ppo.old_logprobs", "sampler"]
+    refused(capsys, tmp_path, command, "model.ppo.old_logprobs is sampler", "engine vllm", "to recompute")
+
+
+def test_corrections_that_make_no_sense(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    on = ["run", recipe(tmp_path), "--model.correction.enabled", "true"]
+    refused(capsys, tmp_path, [*on, "--model.ppo.old_logprobs", "sampler"], "model.correction", "every weight is 1")
+    none = ["--model.correction.token_cap", "null", "--model.correction.sequence_cap", "null"]
+    refused(capsys, tmp_path, [*on, *none], "neither token_cap nor sequence_cap")
+    refused(capsys, tmp_path, [*on, "--model.correction.token_cap", "0.5"], "token_cap is 0.5", "at least 1")
+
+
+def test_a_custom_engine_that_does_not_say_whether_it_is_exact(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "silent.py").write_text(
+        "class Silent:\n    deterministic = shares_weights = True\n    def __init__(self, *options):\n        pass\n"
+    )
+    capsys.readouterr()
+    assert main(["run", str(recipe(tmp_path, {"model.rollout.engine": f"{tmp_path / 'silent.py'}:Silent"}))]) == 2
+    assert "Silent has no attribute exact" in capsys.readouterr().err
+
+
 def test_missing_extra(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
     file = recipe(tmp_path, {"model.policy": {"path": "model.gguf"}})
     refused(capsys, tmp_path, ["run", file], "model.gguf", "pip install 'sppo-lit[gguf]'")
-    monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)
+    monkeypatch.setitem(sys.modules, "wandb", None)
     refused(capsys, tmp_path, ["run", recipe(tmp_path), "--wandb", "project"], "pip install 'sppo-lit[wandb]'")
 
 

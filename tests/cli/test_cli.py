@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from cli_helpers import ROOT, recipe
+from cli_helpers import BASE, ROOT, recipe
 from run_files import csv_rows
 
 from sppo_lit import __version__
-from sppo_lit.cli.main import COMMANDS, lightning_main, main, translate
+from sppo_lit.cli.main import COMMANDS, SHORT_FLAGS, lightning_main, main, run_settings, translate
 from sppo_lit.errors import InputError
+from sppo_lit.utils.console import console
 
 pytestmark = [pytest.mark.usefixtures("alone"), pytest.mark.filterwarnings("ignore")]
 RATES = ("rollout/tokens_per_second", "clock/seconds")
@@ -50,15 +51,49 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"sppo-lit {__version__}\n"
 
 
-def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["run", "fit", "--help"], ["run", str(ROOT / "recipes" / "quickstart.yaml"), "--help"]):
-        with pytest.raises(SystemExit) as end:
-            main(arguments)
+def flags_of(page: str) -> set[str]:
+    """The settings that a help page lists, by their long names."""
+    flags = re.findall(r"^  --([\w.]+)", page, re.M)
+    return {f"trainer.{flag}" if flag in SHORT_FLAGS else flag for flag in flags}
+
+
+def test_help_lists_every_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    optional = {"model.lora": {"rank": 4}, "model.critic": {"path": str(BASE)}, "model.kl.reference": {"path": "x"}}
+    optional["data.train.prompt"] = {"suffix": ""}
+    file = recipe(tmp_path, optional)
+    assert main(["run", "fit", str(file), "--help", "all"]) == 0
+    shown = capsys.readouterr().out
+    assert max(len(line) for line in shown.splitlines() if str(file) not in line) <= 80
+    assert not re.search(r" :\w+:|``|Optional\[|Union\[", shown)
+    known = set(run_settings([str(file)]).keys())
+    mappings = [key for key in known if re.search(r"\.config$|reward\.custom$", key)]
+    assert flags_of(shown) == {k for k in known if not k.startswith((*(f"{m}." for m in mappings), "config"))}
+    file = recipe(tmp_path, {"model": {"class_path": "sppo_lit.SupervisedModule"}})
+    assert main(["run", "fit", str(file), "--help", "all"]) == 0
+    assert "model.init_args.policy.path" in flags_of(capsys.readouterr().out)
+
+
+def test_help_is_a_page_of_what_matters(capsys: pytest.CaptureFixture[str]) -> None:
+    for stage in ("fit", "validate"):
+        assert main(["run", stage, "recipes/quickstart.yaml", "--help"]) == 0
         shown = capsys.readouterr().out
-        assert end.value.code in (0, None)
-        assert (
-            "--model.batch.minibatch_size" in shown and "--trainer.max_epochs" in shown and "--data.train.path" in shown
-        )
+        listed = flags_of(shown)
+        assert 25 <= len(listed) <= 40 and max(map(len, shown.splitlines())) <= 80
+        assert {"ckpt_path", "trainer.max_epochs", "model.policy.path", "data.train.path"} <= listed
+        assert "[120]" in shown and "--help all" in shown and "newest run of this" in shown
+        main(["run", stage, "--help", "all"])
+        assert listed <= flags_of(capsys.readouterr().out)
+    assert main(["run", "nosuch.yaml", "--help"]) == 2
+
+
+@pytest.mark.parametrize("flags", ["--help", "--help all"])
+def test_help_comes_at_once(flags: str) -> None:
+    code = (
+        "import sys, time, sppo_lit.cli.main as m; m.main(); assert not {'torch', 'lightning'} & sys.modules.keys(); "
+        "assert time.process_time() < 1.5"  # of this process, however busy the machine is
+    )
+    command = [sys.executable, "-c", code, "run", "fit", "recipes/quickstart.yaml", *flags.split()]
+    subprocess.run(command, check=True, capture_output=True, env=environment(), cwd=ROOT)
 
 
 def test_print_config_is_a_recipe_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,27 +105,75 @@ def test_print_config_is_a_recipe_again(tmp_path: Path, capsys: pytest.CaptureFi
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "own"),
+    [("gspo", (8, 3e-4, 4e-4, None)), ("vc_ppo", (1, 0.2, 0.2, 1.0)), ("sppo", (1, 0.2, 0.1, None))],
+)
+def test_print_config_shows_what_the_algorithm_sets(
+    algorithm: str, own: tuple[Any, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"model.ppo": {"clip_high": 0.1}} if algorithm == "sppo" else {}
+    file = recipe(tmp_path, {"model.algorithm": algorithm, **given})
+    with pytest.raises(SystemExit):
+        main(["run", str(file), "--print_config"])
+    model = yaml.safe_load(capsys.readouterr().out)["model"]
+    ppo = model["ppo"]
+    shown = (model["batch"]["samples_per_prompt"], ppo["clip_low"], ppo["clip_high"], model["advantage"]["critic_lam"])
+    assert shown == own and ppo["aggregation"] and model["advantage"]["whiten"] is not None
+    (tmp_path / "recipes" / "again.yaml").write_text(yaml.safe_dump({"model": model}), encoding="utf-8")
+    assert run_settings([str(tmp_path / "recipes" / "again.yaml"), "--data.train.path", "arithmetic"])
+    assert run_settings([str(file)]).model.batch.samples_per_prompt is None, "only what is printed is filled in"
+
+
+def test_a_run_keeps_its_settings_as_hyperparameters(tmp_path: Path) -> None:
+    file = recipe(tmp_path, {"model.algorithm": "rloo", "trainer.max_epochs": 1, "model.batch.minibatch_size": 10})
+    assert main(["run", str(file), "--data.problems_per_epoch", "4"]) == 0
+    run = tmp_path / "runs" / "tiny" / "version_0"
+    kept = yaml.safe_load((run / "hparams.yaml").read_text(encoding="utf-8"))
+    assert kept["model"]["batch"] == {"samples_per_prompt": 5, "minibatch_size": 10}
+    assert kept["model"]["evaluation"]["max_new_tokens"] == 8 and kept["data"]["problems_per_epoch"] == 4
+    assert kept["seed_everything"] == 3 and kept["trainer"]["max_epochs"] == 1
+    assert "hp_metric" not in "".join(csv_rows(run / "metrics.csv")[0])
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_list_names_every_recipe_with_its_title(
     width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(console, "_width", width)
     assert main(["list"]) == 0
     shown = capsys.readouterr().out
-    assert max(len(line.rstrip()) for line in shown.splitlines()) <= width
-    words = " ".join(shown.split())
+    assert max(len(line.rstrip()) for line in shown.splitlines()) <= width and "…" not in shown
+    rows = folders_of(shown)
     for file in (ROOT / "recipes").rglob("*.yaml"):
+        folder = file.parent.relative_to(ROOT / "recipes").as_posix()
+        files, text = rows["" if folder == "." else f"{folder}/"]
+        assert file.stem in files
         title = file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
-        assert f"{file.relative_to(ROOT).as_posix()} {title}" in words
+        assert title in text or title.endswith("as sppo.yaml beside it.")
+    assert len([line for line in shown.splitlines() if "gsm8k/ " in line]) == 1
+    assert len(shown.splitlines()) < 70
+
+
+def folders_of(shown: str) -> dict[str, tuple[list[str], str]]:
+    """Folder in the output of `sppo list` → its files and the text beside them."""
+    rows: dict[str, tuple[list[str], str]] = {"": ([], "")}
+    heading, _, *lines = shown.splitlines()
+    at, folder = [heading.index(name) for name in ("FILE", "what")], ""
+    for line in lines[:-1]:
+        folder = line[: at[0]].strip() or folder
+        files, text = rows.get(folder, ([], ""))
+        rows[folder] = ([*files, *line[at[0] : at[1]].split()], f"{text} {line[at[1] :].strip()}".strip())
+    return rows
 
 
 def test_list_works_elsewhere_too(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "recipes").mkdir()
-    (tmp_path / "recipes" / "mine.yaml").write_text("# My own.\n")
+    (tmp_path / "recipes" / "own").mkdir(parents=True)
+    (tmp_path / "recipes" / "own" / "mine.yaml").write_text("# My own.\n")
     assert main(["list"]) == 0
-    shown = capsys.readouterr().out
-    assert "recipes/quickstart.yaml" in shown and "recipes/mine.yaml\n  My own." in shown
+    rows = folders_of(capsys.readouterr().out)
+    assert "quickstart" in rows[""][0] and rows["own/"] == (["mine"], "My own.")
     assert translate(["recipes/quickstart.yaml"])[2] == str(ROOT / "recipes" / "quickstart.yaml")
 
 
@@ -100,7 +183,9 @@ def test_every_command_answers_after_run_too(start: Any, monkeypatch: pytest.Mon
     for name in COMMANDS:
         monkeypatch.setitem(COMMANDS, name, lambda rest, name=name: calls.append((name, rest)) or 7)
         assert start(["run", name, "x", "--flag"]) == 7
-    assert calls == [(name, ["x", "--flag"]) for name in ("list", "doctor", "audit", "study", "figure")]
+    assert calls == [
+        (name, ["x", "--flag"]) for name in ("list", "doctor", "audit", "study", "figure", "convert", "push")
+    ]
 
 
 def test_list_after_run(capsys: pytest.CaptureFixture[str]) -> None:
@@ -234,7 +319,7 @@ def test_rows_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
 def test_the_saved_recipe_of_a_run_resumes_and_evaluates_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", str(recipe(tmp_path, HELD_OUT))]) == 0
     run = tmp_path / "runs" / "tiny" / "version_0"
-    trained = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│ arithmetic")][-1]
+    trained = [line for line in capsys.readouterr().out.splitlines() if line.startswith("arithmetic ")][-1]
     config, last = str(run / "config.yaml"), str(run / "checkpoints" / "last.ckpt")
     assert main(["run", "fit", config, "--ckpt_path", last, "--max_epochs", "3"]) == 0
     assert [row["step"] for row in metrics(run) if row["policy/loss"]] == ["1", "2", "3"]
@@ -245,7 +330,7 @@ def test_the_saved_recipe_of_a_run_resumes_and_evaluates_it(tmp_path: Path, caps
     capsys.readouterr()
     assert main(["run", "validate", str(recipe(tmp_path, HELD_OUT)), "--ckpt_path", "last"]) == 0
     shown = capsys.readouterr().out
-    assert "Evaluation after iteration 4" in shown and trained.split("│")[2] in shown
+    assert "Evaluation after iteration 4" in shown and trained.split()[2] in shown
     assert "Validate metric" not in shown
     assert (run.parent.parent / "tiny-validate" / "version_0" / "evaluations").is_dir()
 
@@ -318,6 +403,17 @@ def test_refusal_and_bug_as_the_shell_sees_them(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("arguments", [("--help",), ("run", "fit", "--help"), ("list",)], ids=" ".join)
+def test_a_reader_that_has_had_enough_is_no_error(arguments: tuple[str, ...]) -> None:
+    """As of `sppo list | head -1`."""
+    process = subprocess.Popen(
+        command(*arguments), env=environment(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 1
+
+
 @pytest.mark.slow
 def test_ctrl_c_in_a_terminal(tmp_path: Path) -> None:
     """A real signal to a real process in the middle of a run."""
@@ -363,3 +459,28 @@ def test_disk_that_is_full(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert error.count("\n") == 1 and ("space" in error or "disk" in error), error
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("seconds", [0.5, 4.0])
+def test_ctrl_c_at_the_start_of_ddp_leaves_no_process(seconds: float, tmp_path: Path) -> None:
+    file = recipe(tmp_path, {"trainer.max_epochs": 400})
+    flags = ("--strategy", "ddp", "--devices", "2")
+    process = subprocess.Popen(
+        command("run", file, *flags),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        output, _ = process.communicate(timeout=60)  # until the last one that holds the pipe has ended
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert process.returncode == 130 and "Traceback" not in output, output
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    assert not (tmp_path / "runs").exists()

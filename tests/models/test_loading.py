@@ -205,11 +205,14 @@ def write_gguf(model: Any, path: Path) -> None:
     writer.close()
 
 
-def test_a_gguf_file_gives_policy_and_critic_that_can_be_saved(folder: Path, tmp_path: Path, tokenizer: Any) -> None:
+def test_a_gguf_file_gives_policy_and_critic_that_can_be_saved(
+    folder: Path, tmp_path: Path, tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     original = load_causal_lm(ModelSource(str(folder)), tokenizer)
     write_gguf(original, tmp_path / "tiny.gguf")
     source = ModelSource(str(tmp_path / "tiny.gguf"))
     policy, critic = load_causal_lm(source, tokenizer), load_critic(source, tokenizer, "scalar")
+    assert "GGUF tensors" not in capsys.readouterr().err, "no progress bars"
     ids = torch.arange(2, 14)[None]
     expected = original(input_ids=ids).logits
     assert torch.allclose(policy(input_ids=ids).logits, expected, atol=1e-5)

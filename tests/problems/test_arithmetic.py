@@ -39,20 +39,31 @@ def operations(text: str) -> int:
 
 
 @pytest.mark.parametrize(
-    "task", [ArithmeticTask(), ArithmeticTask(1, 5, largest=50), LONG, ArithmeticTask(2, 4, modulus=7)]
+    "task",
+    [
+        ArithmeticTask(),
+        ArithmeticTask(1, 5, largest=50),
+        LONG,
+        ArithmeticTask(2, 4, modulus=7),
+        ArithmeticTask(8, 12, modulus=[5, 20]),
+    ],
 )
 def test_every_line_keeps_the_value_and_takes_one_operation_away(task: ArithmeticTask) -> None:
     for i in range(150):
         problem = task.problem(i)
-        expression = problem.prompt.removesuffix("=").split(" mod ")[0]
-        value, met = evaluate(expression, task.modulus)
+        expression, *rest = problem.prompt.removesuffix("=").split(" mod ")
+        modulus = int(rest[0]) if rest else None
+        value, met = evaluate(expression, modulus)
         assert problem.answer == str(value)
-        assert operations(expression) == problem.level
-        assert min(met) >= 0 and max(met) <= (task.largest if task.modulus is None else max(9, task.modulus - 1))
+        several = isinstance(task.modulus, list)
+        assert (several and modulus in task.modulus) or modulus == task.modulus
+        count = problem.level - 100 * modulus if several else problem.level
+        assert operations(expression) == count
+        assert min(met) >= 0 and max(met) <= (task.largest if modulus is None else max(9, modulus - 1))
         *lines, last = problem.solution.split("\n")
         assert last == f"\\boxed{{{value}}}"
-        for line, count in zip([expression, *lines], range(problem.level, 0, -1), strict=True):
-            assert evaluate(line, task.modulus)[0] == value and operations(line) == count
+        for line, left in zip([expression, *lines], range(count, 0, -1), strict=True):
+            assert evaluate(line, modulus)[0] == value and operations(line) == left
 
 
 def test_splits_share_no_problem_and_any_position_is_reached_directly() -> None:
@@ -99,7 +110,16 @@ def test_impossible_numbers_of_operations_are_refused(bounds: tuple[int, int]) -
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("largest", 0), ("largest", -3), ("modulus", 0), ("modulus", -5), ("hasty", 1.5), ("hasty", -0.1)],
+    [
+        ("largest", 0),
+        ("largest", -3),
+        ("modulus", 0),
+        ("modulus", -5),
+        ("modulus", []),
+        ("modulus", [10, 1]),
+        ("hasty", 1.5),
+        ("hasty", -0.1),
+    ],
 )
 def test_impossible_settings_are_refused(setting: str, value: float) -> None:
     with pytest.raises(InputError, match=f"arithmetic.*{setting}"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sppo_lit.errors import InputError
-from sppo_lit.problems.formats import BOXED_SUFFIX
+from sppo_lit.problems.prompts import BOXED_SUFFIX, PromptSettings
 from sppo_lit.problems.sources import open_problems
 from sppo_lit.types import Problem
 
@@ -76,7 +76,7 @@ def test_rows_are_read_as_those_of_a_file(module: str) -> None:
         assert [p.key for p in source] == [f"sums/train/{i}" for i in range(4)]
     first = source.problems()[0]
     assert (first.prompt, first.answer, first.source, first.level) == (f"0+1 {BOXED_SUFFIX}", "1", "sums", 2)
-    assert len(open_problems(f"{module}:sums", limit=3, prompt_suffix=None).problems()) == 3
+    assert len(open_problems(f"{module}:sums", limit=3, prompt=PromptSettings(suffix="")).problems()) == 3
 
 
 def test_records_stay_as_they_are_but_for_missing_keys(module: str) -> None:

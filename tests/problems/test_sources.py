@@ -5,11 +5,14 @@ from collections import Counter
 from pathlib import Path
 
 import datasets
+import huggingface_hub
 import pytest
 
 from sppo_lit.errors import InputError
-from sppo_lit.problems.formats import BOXED_SUFFIX, clean_answer
+from sppo_lit.problems.formats import clean_answer
+from sppo_lit.problems.prompts import BOXED_SUFFIX, PromptSettings
 from sppo_lit.problems.sources import SOURCES, open_problems
+from sppo_lit.utils import hub as connection
 
 WRAPPED = (
     "Solve the following math problem step by step. The last line of your response should be of the form Answer: "
@@ -186,6 +189,15 @@ def test_hub_and_local_copy_of_gsm8k_give_the_same_problems(datasets_dir, hub):
     assert calls == [("openai/gsm8k", "main", "test", True)]
 
 
+@pytest.fixture
+def connected(monkeypatch):
+    """As if the Hub took connections."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(connection, "reachable", lambda: True)
+
+
+@pytest.mark.usefixtures("connected")
 def test_hub_unreachable_says_how_to_use_a_local_file(monkeypatch):
     def load_dataset(*args, **kwargs):
         raise ConnectionError("Couldn't reach 'openai/gsm8k' on the Hub\nsecond line")
@@ -196,6 +208,7 @@ def test_hub_unreachable_says_how_to_use_a_local_file(monkeypatch):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.usefixtures("connected")
 def test_hub_connection_lost_on_the_way(monkeypatch):
     def rows():
         yield {"problem": "Q?", "answer": "1"}
@@ -260,7 +273,7 @@ def test_csv_and_parquet_keep_answers_as_written(tmp_path):
     (tmp_path / "indexed.csv").write_text(text.format(",", "0,"))
     datasets.Dataset.from_dict(rows).to_parquet(str(tmp_path / "b.parquet"))
     for file in ("a.csv", "excel.csv", "indexed.csv", "b.parquet"):
-        problems = open_problems(str(tmp_path / file), prompt_suffix=None).problems()
+        problems = open_problems(str(tmp_path / file), prompt=PromptSettings(suffix="")).problems()
         assert [(p.prompt, p.answer) for p in problems] == list(zip(*rows.values(), strict=True)), file
 
 
@@ -271,11 +284,11 @@ def test_file_names_are_taken_literally(tmp_path, folder):
     assert open_problems(path).problems()[0].key == f"{folder}/train/0"
 
 
-@pytest.mark.parametrize("suffix", [BOXED_SUFFIX, "Answer in \\boxed{}.", None, ""])
+@pytest.mark.parametrize("suffix", [BOXED_SUFFIX, "Answer in \\boxed{}.", ""])
 def test_suffix_replaces_the_one_in_the_file(tmp_path, suffix):
     rows = [{"problem": f"Find x. {BOXED_SUFFIX}", "answer": 1}, {"problem": "Find y.", "answer": 1}]
-    problems = open_problems(write_jsonl(tmp_path / "a.jsonl", rows), prompt_suffix=suffix).problems()
-    assert [p.prompt for p in problems] == [f"Find {v}. {suffix or ''}".strip() for v in "xy"]
+    problems = open_problems(write_jsonl(tmp_path / "a.jsonl", rows), prompt=PromptSettings(suffix=suffix)).problems()
+    assert [p.prompt for p in problems] == [f"Find {v}. {suffix}".strip() for v in "xy"]
 
 
 def test_a_set_of_bad_rows_alone_is_empty(tmp_path):

@@ -12,7 +12,8 @@ import yaml
 from sppo_lit.algorithms.batching import check_minibatch
 from sppo_lit.algorithms.specs import ALGORITHMS
 from sppo_lit.cli.main import translate
-from sppo_lit.cli.recipe_cli import check_trainer, settings_of
+from sppo_lit.cli.recipe_checks import check_trainer
+from sppo_lit.cli.recipe_cli import settings_of
 from sppo_lit.errors import InputError
 from sppo_lit.problems.sources import SOURCES
 
@@ -121,6 +122,10 @@ def test_recipe_says_what_the_paper_says(key: str) -> None:
     assert model.evaluation.max_new_tokens in (None, 8192)
 
 
+def path_of(folder: str, recipe: str) -> Path:
+    return ROOT / "recipes" / folder / f"{recipe}.yaml"
+
+
 FOLDERS = ("arithmetic", "gsm8k", "deepscaler_1.5b", "dapo17k_7b")
 OWN = ("algorithm", "critic", "critic_optimizer", "ppo.critic_warmup", "kl", "batch.minibatch_size", "policy_optimizer")
 """What may differ between an algorithm's recipe and that of Sequence-Level PPO beside it."""
@@ -129,17 +134,34 @@ OWN = ("algorithm", "critic", "critic_optimizer", "ppo.critic_warmup", "kl", "ba
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_nothing_but_the_algorithm_changes_between_the_recipes_of_a_folder(folder: str) -> None:
     first = parse(ROOT / "recipes" / folder / "sppo.yaml")
-    for algorithm, spec in ALGORITHMS.items():
-        other = parse(ROOT / "recipes" / folder / f"{algorithm}.yaml")
+    paper = folder in ("deepscaler_1.5b", "dapo17k_7b")  # it gives all algorithms equal prompts
+    variants = [(name, False) for name in ALGORITHMS]
+    variants += [(name, True) for name, spec in ALGORITHMS.items() if paper and spec.samples_per_prompt > 1]
+    for algorithm, equal_sequences in variants:
+        spec = ALGORITHMS[algorithm]
+        suffix = "_equal_sequences" if equal_sequences else ""
+        other = parse(ROOT / "recipes" / folder / f"{algorithm}{suffix}.yaml")
         assert other.model.algorithm == algorithm
         keys = first.model.keys()  # leaves, such as batch.minibatch_size
         shared = [key for key in keys if not any(f"{key}.".startswith(f"{own}.") for own in OWN)]
         assert {key: other.model[key] for key in shared} == {key: first.model[key] for key in shared}
         assert other.model.policy_optimizer.clip_norm == first.model.policy_optimizer.clip_norm
-        assert (other.data.train, other.data.val) == (first.data.train, first.data.val)
+        assert other.data.val == first.data.val
+        train = other.data.train.clone()
+        if spec.memory is not None and train.path == "arithmetic":
+            assert train.limit, "prompts have to come again"
+            train.limit = first.data.train.limit
+        assert train == first.data.train
         assert other.trainer == first.trainer
         sequences = other.data.problems_per_epoch * spec.samples_per_prompt
-        assert abs(sequences / first.data.problems_per_epoch - 1) < 0.1, "as much sampling per iteration"
+        if paper and not equal_sequences:
+            assert other.data.problems_per_epoch == first.data.problems_per_epoch
+            steps = sequences // other.model.batch.minibatch_size
+            assert steps == first.data.problems_per_epoch // first.model.batch.minibatch_size
+            assert (other.model.kl.coef > 0) == (algorithm in ("rloo", "remax"))
+        else:
+            assert abs(sequences / first.data.problems_per_epoch - 1) < 0.1, "as much sampling per iteration"
+        assert "80 GB GPU" in path_of(folder, "sppo").read_text(encoding="utf-8") or not paper
         assert (other.model.ppo.critic_warmup > 0) == (spec.critic == "token"), "as the paper warms its critic up"
 
 

@@ -126,6 +126,22 @@ def test_a_signal_ends_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err.startswith("sppo: interrupted")
 
 
+@pytest.mark.parametrize("phase", ["sampling", "updating"])
+def test_a_memory_of_prompts_goes_on_where_it_was_left(tmp_path: Path, phase: str) -> None:
+    """Its state is that of the last finished iteration, also where the run is left in the next one."""
+    own = {"model.algorithm": "spo", "model.critic_optimizer": ..., "data.train.limit": 12, "trainer.max_epochs": 5}
+    assert main(["run", str(recipe(tmp_path, {**BASE, **own}, "whole.yaml"))]) == 0
+    trouble = callback(SignalAt, signum=int(signal.SIGTERM), phase=phase, iteration=3)
+    changes = {**BASE, **own, "trainer.callbacks": [trouble]}
+    assert main(["run", str(recipe(tmp_path, changes))]) == 128 + signal.SIGTERM
+    run = runs(tmp_path, "tiny")
+    assert len(checkpoint(run)["memory_of_prompts"]["prompts"]) == 12
+    assert main(["run", "fit", str(recipe(tmp_path, {**BASE, **own})), "--ckpt_path", "last"]) == 0
+    assert equal(runs(tmp_path, "whole"), run)
+    one, two = (checkpoint(r)["memory_of_prompts"] for r in (runs(tmp_path, "whole"), run))
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+
+
 @pytest.mark.slow
 def test_a_run_killed_again_and_again_equals_one_that_was_not() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "kill_and_resume.py"), "--kills", "3", "--iterations", "4"]

@@ -50,6 +50,7 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\(?:mathrm|text|operatorname|mathsf)\{\s*([iepd])\s*\}", r"\1"),
         (_TEXT + r"(?![A-Za-z])", r"\\text"),
+        (r"\{\s*\\(?:bf|rm|it|sf|tt)(?![A-Za-z])\s*", r"\\text{"),  # {\bf 5}: the font commands of plain TeX
         (r"(\\text\s*\{[^{}]*)\^\{(-?\d)\}", r"\1^\2"),
         (r"(\\text\s*\{[^{}]*)\^\{(-?\d)\}", r"\1^\2"),
         (r"\\text\s*\{\s*(?!min)(" + FUNCTIONS + r")\s*\}", r"\\\1 "),

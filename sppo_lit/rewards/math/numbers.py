@@ -73,6 +73,8 @@ def parse_number(s: str) -> Number | None:
 
 def parse_base(s: str) -> tuple[str, int] | None:
     """Digits and base of a number such as ``52_8`` or ``A3_{16}``, else None (``x_1``, ``5_{100}``, ``9_8``)."""
+    if s.startswith("(") and s.endswith(")") and ")" not in s[:-1]:
+        s = s[1:-1]
     if "_" not in s or (m := _BASE.fullmatch(s)) is None:
         return None
     digits, base = m[2].upper(), int(m[3])

@@ -65,7 +65,8 @@ _NO_NOUN = {
     "billions", "dozens", "fails", "differs", "depends", "equals", "exceeds", "means", "needs", "seems", "looks",
     "works", "remains", "varies", "lies", "wins", "loses", "contradicts", "disagrees", "doubts", "says", "holds",
     "goes", "becomes", "makes", "gives", "errs", "alternatives", "options", "guesses", "possibilities", "errors",
-    "mistakes", "answers", "values", "solutions", "choices", "nos", "lots", "whereas", "afterwards", "maybes",
+    "mistakes", "wrongs", "falsehoods", "nots", "answers", "values", "solutions", "choices", "nos", "lots", "whereas",
+    "afterwards", "maybes",
     "mais", "jamais", "sans", "moins", "puis", "alors", "pas", "dans", "quizas", "menos", "mas", "entonces", "tres",
     "seis", "dos", "depois", "dois", "duas", "sonst", "eins", "sechs", "etwas", "falls", "anders", "nichts",
 }  # fmt: skip

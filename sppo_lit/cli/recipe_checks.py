@@ -1,0 +1,151 @@
+"""What a recipe's settings must satisfy before anything is built, beyond their types."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.strategies import StrategyRegistry
+
+from sppo_lit.algorithms.batching import check_minibatch
+from sppo_lit.cli.messages import one_line
+from sppo_lit.errors import InputError
+from sppo_lit.training.datamodule import MathDataModule
+from sppo_lit.training.module import SPPOModule
+from sppo_lit.training.supervised import SupervisedModule
+from sppo_lit.utils.files import is_name
+
+
+def has_class_path(recipe: Path) -> bool:
+    """Whether the recipe's `model` names a LightningModule by `class_path`, instead of settings of `SPPOModule`.
+
+    Raises:
+        InputError: the recipe is not a valid YAML mapping.
+    """
+    try:
+        content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        place = f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else one_line(error)
+        raise InputError(f"{recipe}: not valid YAML ({place}); correct it") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{recipe}: not a recipe; write a YAML mapping with the keys model, data and trainer")
+    if contains_itself(content):
+        raise InputError(f"{recipe}: an anchor (&) refers to a place inside itself; write the values out")
+    if {"recipe", "cells"} <= content.keys():
+        raise InputError(f"{recipe}: a study, not a recipe; run it with: sppo study {recipe}")
+    return isinstance(content.get("model"), dict) and "class_path" in content["model"]
+
+
+def contains_itself(content: object, inside: tuple[int, ...] = ()) -> bool:
+    """Whether a mapping or list is part of itself, as YAML's anchors allow."""
+    if not isinstance(content, (dict, list)):
+        return False
+    if id(content) in inside:
+        return True
+    parts = content.values() if isinstance(content, dict) else content
+    return any(contains_itself(part, (*inside, id(content))) for part in parts)
+
+
+def check_shares(model: LightningModule, data: LightningDataModule, ranks: int) -> None:
+    """Check that an iteration divides into minibatches and ranks; custom modules check for themselves.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if isinstance(model, (SPPOModule, SupervisedModule)) and isinstance(data, MathDataModule):
+        check_minibatch(data.problems_per_epoch, model.samples, model.batch_settings.minibatch_size, ranks)
+
+
+REFUSED = {
+    "barebones": (True, "it has loggers and callbacks; give a Trainer of your own barebones, in Python"),
+    "enable_checkpointing": (False, "a run keeps its last checkpoint; see checkpoint.every_n_iterations"),
+    "enable_progress_bar": (False, "a run shows its progress; see progress.plain_every_n_iterations"),
+}
+"""Settings of the trainer: the refused value, and why."""
+
+LEAST = {
+    "check_val_every_n_epoch": (1, "; without evaluations: --data.val null"),
+    "limit_train_batches": (1, ": an iteration is one batch"),
+}
+"""Settings of the trainer: the smallest value, and what to do instead of a smaller one."""
+
+BLAMED = {
+    "callback": "trainer.callbacks",
+    "Timer": "trainer.max_time, e.g. 00:02:30:00",
+    "val_check": "trainer.val_check_interval",
+    "limit_": "trainer.limit_val_batches",
+    "profiler": "trainer.profiler",
+    "plugin": "trainer.plugins",
+    "fast_dev_run": "trainer.fast_dev_run",
+    "reload_dataloaders": "trainer.reload_dataloaders_every_n_epochs",
+    "gradient_clip": "model.policy_optimizer.clip_norm",
+}
+"""A word in Lightning's message -> the setting that it is about."""
+
+
+def blamed(text: str) -> str:
+    """The setting that a message of Lightning's Trainer is about."""
+    found = (setting for word, setting in BLAMED.items() if word in text)
+    return next(found, "--accelerator, --devices, --strategy or --precision")
+
+
+def check_run_name(name: str | None) -> None:
+    """Refuse what is not the name of one folder.
+
+    Raises:
+        InputError: it is a path, or empty.
+    """
+    if name is not None and not is_name(name):
+        raise InputError(
+            f"--run_name {name!r} is not the name of one folder; give a name without '/' "
+            "(--trainer.default_root_dir sets the folder above it)"
+        )
+
+
+def check_trainer(settings: Namespace) -> None:
+    """Reject unsupported trainer settings before anything is loaded.
+
+    Args:
+        settings: the recipe's `trainer`.
+
+    Raises:
+        InputError: unknown strategy, float16, what the built-in callbacks are there for, clipping where Lightning would
+            do it, or a length in steps.
+    """
+    if settings.get("max_steps") not in (None, -1):
+        raise InputError(
+            "trainer.max_steps is not supported: it would count the optimizer steps of policy and critic together; set "
+            "trainer.max_epochs (iterations) instead"
+        )
+    if settings.get("max_epochs") is not None and settings.max_epochs != -1 and settings.max_epochs < 1:
+        raise InputError(
+            f"trainer.max_epochs is {settings.max_epochs}; give the number of iterations, at least 1 "
+            "(-1: without an end)"
+        )
+    for key, (least, instead) in LEAST.items():
+        if settings.get(key) is not None and settings[key] < least:
+            raise InputError(f"trainer.{key} is {settings[key]}; it must be at least {least}{instead}")
+    if settings.get("overfit_batches"):
+        raise InputError("trainer.overfit_batches has no effect here; set data.train.limit instead")
+    strategy, precision = settings.get("strategy"), str(settings.get("precision"))
+    known = {"auto", *StrategyRegistry.available_strategies()} - {"fsdp_cpu_offload"}
+    if isinstance(strategy, str) and strategy not in known:
+        raise InputError(f"--strategy {strategy} is unknown; use auto, ddp or fsdp")
+    if isinstance(strategy, str) and strategy.endswith(("_spawn", "_fork", "_notebook")):
+        raise InputError(
+            f"--strategy {strategy} is not supported, since it copies the model into its processes; use ddp"
+        )
+    if precision in ("16", "16-mixed", "16-true", "transformer-engine-float16"):
+        raise InputError(f"--precision {precision} is not supported (float16 needs a gradient scaler); use bf16-mixed")
+    for key, (refused, why) in REFUSED.items():
+        if settings.get(key) is refused:
+            raise InputError(f"trainer.{key}: {str(refused).lower()} is not supported in a recipe: {why}")
+    if settings.get("gradient_clip_val") is not None:
+        raise InputError("trainer.gradient_clip_val has no effect here; set model.policy_optimizer.clip_norm instead")
+    if settings.get("accumulate_grad_batches") not in (None, 1):
+        raise InputError(
+            "trainer.accumulate_grad_batches has no effect here; set model.memory.micro_batch_tokens instead"
+        )
