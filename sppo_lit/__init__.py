@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "SPPOModule": "sppo_lit.training.module",
     "SupervisedModule": "sppo_lit.training.supervised",
+    "ControlModule": "sppo_lit.control.module",
     "MathDataModule": "sppo_lit.training.datamodule",
     "ProblemSet": "sppo_lit.training.datamodule",
     "PromptSettings": "sppo_lit.problems.prompts",

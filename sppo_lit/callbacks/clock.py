@@ -27,22 +27,34 @@ class Clock(Callback):
     Args:
         max_seconds: training ends after the iteration in which ``clock/seconds`` reaches this.
         max_tokens: the same for ``clock/tokens``.
+        max_sequences: the same for ``clock/sequences``.
         evaluations: number of evaluations, equally spaced over the budget, instead of one every
             `trainer.check_val_every_n_epoch` iterations; 0 for the latter. A run with a budget always ends with one.
+
+    Attributes:
+        budget: unit -> its limit.
 
     Raises:
         InputError: a budget that is not positive, or evaluations without a budget.
     """
 
-    def __init__(self, max_seconds: float | None = None, max_tokens: int | None = None, evaluations: int = 0) -> None:
-        for name, value in (("max_seconds", max_seconds), ("max_tokens", max_tokens)):
+    def __init__(
+        self,
+        max_seconds: float | None = None,
+        max_tokens: int | None = None,
+        max_sequences: int | None = None,
+        evaluations: int = 0,
+    ) -> None:
+        self.budget = {"seconds": max_seconds, "tokens": max_tokens, "sequences": max_sequences}
+        for unit, value in self.budget.items():
+            name = f"max_{unit}"
             if value is not None and not value > 0:
                 raise InputError(f"clock.{name} is {value}; it must be above 0, or null for no such budget")
         if evaluations < 0:
             raise InputError(f"clock.evaluations is {evaluations}; it must be at least 0")
-        if evaluations and max_seconds is None and max_tokens is None:
-            raise InputError("clock.evaluations needs a budget; set clock.max_seconds or clock.max_tokens")
-        self.max_seconds, self.max_tokens, self.evaluations = max_seconds, max_tokens, evaluations
+        if evaluations and not any(self.budget.values()):
+            raise InputError(f"clock.evaluations needs a budget; set clock.max_{' or clock.max_'.join(self.budget)}")
+        self.evaluations = evaluations
         self.seconds = 0.0
         self.tokens = self.sequences = 0
         self._begun = time.perf_counter()
@@ -51,11 +63,8 @@ class Clock(Callback):
     @property
     def share(self) -> float | None:
         """Used share of the budget, at most 1; None without a budget."""
-        shares = [
-            used / most
-            for used, most in ((self.seconds, self.max_seconds), (self.tokens, self.max_tokens))
-            if most is not None
-        ]
+        used = {"seconds": self.seconds, "tokens": self.tokens, "sequences": self.sequences}
+        shares = [used[unit] / most for unit, most in self.budget.items() if most is not None]
         return min(1.0, max(shares)) if shares else None
 
     def remaining(self) -> float | None:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sppo_lit.errors import refuse
-from sppo_lit.training.protocols import training_module
+from sppo_lit.training.protocols import language_module
 from sppo_lit.types import Scored
 from sppo_lit.utils.console import console, shorten, visible
 
@@ -46,7 +46,7 @@ class CompletionsTable(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print completions that were just trained on (those of rank zero)."""
-        module = training_module(pl_module)
+        module = language_module(pl_module)
         rollouts = module.last_rollouts
         if not trainer.is_global_zero or self.every_n_iterations < 1 or rollouts is None:
             return

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from sppo_lit.callbacks.journal import Journal, write_completions
 from sppo_lit.training.metrics import MEAN, MEASURES, Result, accuracy, file_name, flatten, with_mean
-from sppo_lit.training.protocols import TrainingModule, training_module, validation_names
+from sppo_lit.training.protocols import training_module, validation_names
 from sppo_lit.training.run_folder import is_trial, run_folder
 from sppo_lit.types import Problem, Scored
 from sppo_lit.utils.console import console
@@ -108,7 +108,7 @@ class Evaluation(Callback):
             for logger in trainer.loggers if trainer.is_global_zero else []:
                 logger.log_metrics(logged, step=iteration)
                 logger.save()
-        if trainer.sanity_checking and self._partial(module):
+        if trainer.sanity_checking and not module.evaluates_all_at_start:  # nothing is compared with a part
             if trainer.is_global_zero:
                 console.print(table(results, {}, iteration))
             return
@@ -120,11 +120,6 @@ class Evaluation(Callback):
             console.print(table(results, earlier, iteration, trainer.state.fn == "fit"))
             if self.jsonl and trainer.state.fn == "validate":
                 console.print(f"completions: {folder}", markup=False, soft_wrap=True)
-
-    @staticmethod
-    def _partial(module: TrainingModule) -> bool:
-        """Whether the evaluation before training is of a part of the problems, with which nothing is compared."""
-        return module.evaluation is not None and module.evaluation.at_start is not None
 
     def state_dict(self) -> dict[str, Any]:
         """Metrics that a resumed run needs to show the change from the first evaluation."""

@@ -20,7 +20,7 @@ from sppo_lit.models.lora import merged, save_adapters
 from sppo_lit.problems.sources import hub_id
 from sppo_lit.training.datamodule import MathDataModule
 from sppo_lit.training.metrics import Result
-from sppo_lit.training.protocols import TrainingModule, callbacks_of, training_module
+from sppo_lit.training.protocols import LanguageModule, callbacks_of, language_module
 from sppo_lit.training.run_folder import is_trial, run_folder
 from sppo_lit.utils.console import console
 from sppo_lit.utils.files import is_name, written_whole
@@ -77,7 +77,7 @@ class HuggingFaceExport(Callback):
         if is_trial(trainer):
             return
         run = run_folder(trainer)
-        module = training_module(pl_module)
+        module = language_module(pl_module)
         models = {name: model for name, model in module.exports().items() if name != "critic" or self.critic}
         first, last = held_out(trainer)
         for name, model in models.items():
@@ -172,7 +172,7 @@ def held_out(trainer: pl.Trainer) -> tuple[dict[str, Result], dict[str, Result]]
     return (evaluation.first if len(evaluation.history) > 1 else {}), evaluation.last
 
 
-def origin_of(part: str, module: TrainingModule, trainer: pl.Trainer, licence: str | None) -> Origin:
+def origin_of(part: str, module: LanguageModule, trainer: pl.Trainer, licence: str | None) -> Origin:
     """What an exported model was made from, as its card says it."""
     source = module.sources()[part]
     model = source.path if source.init == "pretrained" else None

@@ -77,8 +77,7 @@ def ended_by(trainer: pl.Trainer, iterations: int) -> str:
     reasons = []
     for callback in callbacks_of(trainer):
         if isinstance(callback, Clock) and callback.share == 1.0:
-            budgets = {"max_seconds": callback.max_seconds, "max_tokens": callback.max_tokens}
-            reasons += [f"clock.{name} {value:,}" for name, value in budgets.items() if value is not None]
+            reasons += [f"clock.max_{unit} {value:,}" for unit, value in callback.budget.items() if value is not None]
         elif isinstance(callback, EarlyStopping) and (
             callback.stopped_epoch or callback.wait_count >= callback.patience
         ):

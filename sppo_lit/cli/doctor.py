@@ -17,6 +17,7 @@ from sppo_lit.doctor.checks import Examination
 from sppo_lit.doctor.memory import Plan, disk_bytes, needs
 from sppo_lit.doctor.report import Check, Prompt, show, show_prompts
 from sppo_lit.doctor.resources import available_memory, disk_check, memory_check
+from sppo_lit.errors import InputError
 from sppo_lit.settings import LoraSettings, ModelSource
 from sppo_lit.training.protocols import callbacks_of
 from sppo_lit.utils.console import console
@@ -36,6 +37,8 @@ class DoctorCLI(RecipeCLI):
     def before_instantiate_classes(self) -> None:
         """Estimate memory and disk from the configuration, before anything is loaded."""
         super().before_instantiate_classes()
+        if not self.kind.responses:
+            raise InputError(f"{self.recipe}: the doctor examines runs of language models; just run this recipe")
         self.save_config_callback = None
         settings = self.config[self.subcommand]
         cuda = settings.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()

@@ -18,8 +18,8 @@ from sppo_lit.training.supervised import SupervisedModule
 from sppo_lit.utils.files import is_name
 
 
-def has_class_path(recipe: Path) -> bool:
-    """Whether the recipe's `model` names a LightningModule by `class_path`, instead of settings of `SPPOModule`.
+def named_module(recipe: Path) -> str | None:
+    """The `class_path` of a recipe's `model`; None where it has settings of `SPPOModule` instead.
 
     Raises:
         InputError: the recipe is not a valid YAML mapping.
@@ -36,7 +36,8 @@ def has_class_path(recipe: Path) -> bool:
         raise InputError(f"{recipe}: an anchor (&) refers to a place inside itself; write the values out")
     if {"recipe", "cells"} <= content.keys():
         raise InputError(f"{recipe}: a study, not a recipe; run it with: sppo study {recipe}")
-    return isinstance(content.get("model"), dict) and "class_path" in content["model"]
+    model = content.get("model")
+    return str(model["class_path"]) if isinstance(model, dict) and "class_path" in model else None
 
 
 def contains_itself(content: object, inside: tuple[int, ...] = ()) -> bool:
@@ -47,6 +48,28 @@ def contains_itself(content: object, inside: tuple[int, ...] = ()) -> bool:
         return True
     parts = content.values() if isinstance(content, dict) else content
     return any(contains_itself(part, (*inside, id(content))) for part in parts)
+
+
+def check_problems(data: Namespace, stage: str, where: str) -> None:
+    """Refuse a run without problems.
+
+    Args:
+        data: the recipe's `data`.
+        stage: ``fit`` or ``validate``.
+        where: names the recipe.
+
+    Raises:
+        InputError: it has none.
+    """
+    if stage == "fit" and not data.train.path:
+        raise InputError(
+            f"{where}: data.train.path is missing; give it in the recipe or as --data.train.path VALUE ('validate' "
+            "does not need it)"
+        )
+    if stage == "validate" and not data.val:
+        raise InputError(
+            f"{where}: data.val is empty: there is nothing to evaluate; name a set, e.g. --data.val '[{{path: gsm8k}}]'"
+        )
 
 
 def check_shares(model: LightningModule, data: LightningDataModule, ranks: int) -> None:

@@ -8,11 +8,11 @@ import shutil
 import signal
 import warnings
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from jsonargparse import ActionConfigFile, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -30,7 +30,7 @@ from sppo_lit.callbacks.summary import RunSummary
 from sppo_lit.cli import STAGES
 from sppo_lit.cli.loggers import check_loggers, make_loggers, names_of
 from sppo_lit.cli.messages import explain, is_lost_connection, one_line
-from sppo_lit.cli.recipe_checks import blamed, check_run_name, check_shares, check_trainer, has_class_path
+from sppo_lit.cli.recipe_checks import blamed, check_problems, check_run_name, check_shares, check_trainer, named_module
 from sppo_lit.cli.resolved import RecipeParser, SaveSettings
 from sppo_lit.cli.resume import (
     FolderLogger,
@@ -41,6 +41,8 @@ from sppo_lit.cli.resume import (
     unfinished_run,
     usable_checkpoint,
 )
+from sppo_lit.control.datamodule import ControlDataModule
+from sppo_lit.control.module import ControlModule
 from sppo_lit.distributed import processes
 from sppo_lit.distributed.strategy import ShardedStrategy
 from sppo_lit.errors import InputError, Stopped
@@ -62,6 +64,30 @@ CALLBACKS = {
     "summary": RunSummary,
 }
 """Built-in callbacks in the order in which they run, by their top-level key in a recipe."""
+
+
+class RecipeKind(NamedTuple):
+    """What a recipe is about.
+
+    Attributes:
+        module: class of the module, unless the recipe names one.
+        data: class of the data module.
+        without: keys of built-in callbacks that have nothing to do.
+        responses: whether problems are read, and responses to them written.
+    """
+
+    module: type[LightningModule]
+    data: type[LightningDataModule]
+    without: tuple[str, ...] = ()
+    responses: bool = True
+
+
+LANGUAGE = RecipeKind(SPPOModule, MathDataModule)
+KINDS = {
+    f"sppo_lit.{module}ControlModule": RecipeKind(ControlModule, ControlDataModule, ("completions", "export"), False)
+    for module in ("", "control.module.")
+}
+"""By the `class_path` of a recipe's `model`; all others are `LANGUAGE`."""
 
 TRAINER_DEFAULTS = {
     "max_epochs": 100,
@@ -121,12 +147,13 @@ class RecipeCLI(LightningCLI):
         self._lock: FolderLock | None = None
         self._built_trainer: Trainer | None = None
         self._built_module: TrainingModule | None = None
-        named = recipe is not None and has_class_path(recipe)
+        named = None if recipe is None else named_module(recipe)
+        self.kind = KINDS.get(named or "", LANGUAGE)
         strict = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
-            LightningModule if named else SPPOModule,
-            MathDataModule,
-            subclass_mode_model=named,
+            LightningModule if named else self.kind.module,
+            self.kind.data,
+            subclass_mode_model=named is not None,
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=1,
             auto_configure_optimizers=False,
@@ -151,6 +178,8 @@ class RecipeCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the built-in callbacks, the run's name and wandb."""
         for key, callback in CALLBACKS.items():
+            if key in self.kind.without:
+                continue
             parser.add_lightning_class_args(callback, key)
         parser.add_argument("--run_name", type=str | None, default=None, help="Folder of the run in lightning_logs.")
         logger = "Loggers beside CSV and TensorBoard, which are always kept: wandb,mlflow."
@@ -183,16 +212,8 @@ class RecipeCLI(LightningCLI):
         model = settings.model.get("init_args", settings.model)
         if uses_cpu_offload(model) and settings.trainer.strategy != "fsdp":
             raise InputError("model.memory.cpu_offload needs --strategy fsdp; add it, or remove the setting")
-        if self.subcommand == "fit" and not settings.data.train.path:
-            raise InputError(
-                f"{self.recipe or 'command line'}: data.train.path is missing; give it in the recipe or as "
-                "--data.train.path VALUE ('validate' does not need it)"
-            )
-        if self.subcommand == "validate" and not settings.data.val:
-            raise InputError(
-                f"{self.recipe or 'command line'}: data.val is empty: there is nothing to evaluate; name a set, e.g. "
-                "--data.val '[{path: gsm8k}]'"
-            )
+        if self.kind.responses:
+            check_problems(settings.data, str(self.subcommand), str(self.recipe or "command line"))
         settings.run_name = self._runs().name  # so that the run's config.yaml finds the same folder
         if settings.get("ckpt_path"):
             resume = self.subcommand == "fit"
@@ -208,7 +229,7 @@ class RecipeCLI(LightningCLI):
                     f"--ckpt_path {file}: it is from iteration {self.started} and the run ends at --max_epochs "
                     f"{settings.trainer.max_epochs}; raise --max_epochs to train on"
                 )
-        if self.subcommand == "validate":
+        if self.subcommand == "validate" and self.kind.responses:
             self.response_settings = response_settings(settings)
             if settings.evaluation.resume:
                 self.resumed_folder = unfinished_run(self._folder_of_runs(), self.response_settings)
@@ -241,7 +262,8 @@ class RecipeCLI(LightningCLI):
             given, source = self.config[self.subcommand].ckpt_path, self.config[self.subcommand].model
             weights = f"checkpoint: {given} (iteration {self.started})" if given else "no checkpoint: the weights of "
             if not given:
-                weights += str(source.get("init_args", source).policy.path)
+                policy = source.get("init_args", source).get("policy")
+                weights += str(policy.path) if policy else "the start"
             console.print(weights, markup=False, soft_wrap=True)
         self.config[self.subcommand].ckpt_path = None  # the saved config.yaml must not resume by itself
         if self.subcommand == "fit":

@@ -177,6 +177,7 @@ def play(
     seeds: Sequence[int],
     keys: Sequence[int] | None,
     horizon: int,
+    on_step: Callable[[int], None] = lambda steps: None,
 ) -> Played:
     """Play one episode for each seed.
 
@@ -186,6 +187,7 @@ def play(
         seeds: of the initial states.
         keys: of the random numbers of each episode; None takes the most likely actions.
         horizon: most steps.
+        on_step: called with the steps played so far; may raise to break off.
     """
     noise = None if keys is None else policy.noise(keys, horizon)
     act, observed = policy.actor(), environment.reset(seeds)
@@ -198,6 +200,7 @@ def play(
         observed, dense[:, t], after = environment.step(actions[-1])
         lengths += ~ended
         ended = after
+        on_step(t + 1)
         if ended.all():
             break
     steps = len(actions)

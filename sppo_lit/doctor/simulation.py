@@ -300,7 +300,7 @@ class _Alone:
 
 
 class _Ranks(Runtime):
-    def join_passes(self, network: Network, passes: int) -> None:
+    def join_passes(self, network: nn.Module, passes: int) -> None:
         """All ranks take as many."""
 
 

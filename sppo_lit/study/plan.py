@@ -21,7 +21,7 @@ NAME = r"[A-Za-z0-9][\w.-]*"
 """Pattern of the name of a cell or of a validation, which is also a folder name."""
 
 DEVICE = r"cpu|cuda:\d+"
-UNITS: dict[str, Callable[[Any], Any]] = {"seconds": float, "tokens": int}
+UNITS: dict[str, Callable[[Any], Any]] = {"seconds": float, "tokens": int, "sequences": int}
 """Unit of a budget (`clock.max_<unit>`) → type of its value."""
 
 CELLS = "cells"
@@ -32,6 +32,7 @@ RESERVED = {
     "trainer.default_root_dir": "out",
     "clock.max_seconds": "budget",
     "clock.max_tokens": "budget",
+    "clock.max_sequences": "budget",
     "clock.evaluations": "evaluations",
     "ckpt_path": "nothing: a cell resumes by itself",
 }
@@ -48,7 +49,8 @@ class Study:
         title: heading of the display and the report.
         recipe: path of the recipe that all cells start from.
         cells: cell name → its own flags, by dotted key, and those that the protocol sets.
-        budget: budget of one run: ``{"seconds": …}`` of training (`clock.max_seconds`) or ``{"tokens": …}`` sampled.
+        budget: budget of one run: ``{"seconds": …}`` of training (`clock.max_seconds`), or ``{"tokens": …}`` or
+            ``{"sequences": …}`` sampled.
         out: folder of runs, logs and report.
         common: flags of every cell.
         seeds: seeds of every cell.
@@ -297,7 +299,7 @@ KEYS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
     "cells": (REQUIRED, lambda v: _named(v) and bool(v), "a mapping from names (letters, digits, . _ -) to flags"),
     "common": ({}, _mapping, "a mapping from flags such as model.ppo.clip_low to values"),
     "seeds": ([1], lambda v: _list(v, lambda s: type(s) is int and s >= 0) and bool(v), "a list of different integers"),
-    "budget": (REQUIRED, _budget, "{seconds: N} or {tokens: N} with N above 0"),
+    "budget": (REQUIRED, _budget, "{seconds: N}, {tokens: N} or {sequences: N} with N above 0"),
     "evaluations": (10, _count, "an integer of at least 1"),
     "parallel": (None, lambda v: v is None or _count(v), "an integer of at least 1"),
     "threads": (1, _count, "an integer of at least 1"),

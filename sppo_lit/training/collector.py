@@ -14,10 +14,8 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor, nn
 
-from sppo_lit.algorithms.advantages import Outcomes, equal_groups, gae, whiten
 from sppo_lit.algorithms.batching import check_minibatch, pad_rows
 from sppo_lit.algorithms.losses import kl_penalty
-from sppo_lit.algorithms.masking import response_mask
 from sppo_lit.algorithms.specs import AlgorithmSpec
 from sppo_lit.algorithms.tracking import BaselineMemory
 from sppo_lit.distributed.collectives import reduced
@@ -28,6 +26,7 @@ from sppo_lit.rewards.shaping import overlong_penalty
 from sppo_lit.rollout.randomness import sequence_key
 from sppo_lit.settings import AdvantageSettings, KLSettings, RewardSettings
 from sppo_lit.training.budget import TokenBudget
+from sppo_lit.training.estimates import estimates
 from sppo_lit.training.metrics import GREEDY
 from sppo_lit.training.passes import ValueReader, read_logprobs
 from sppo_lit.training.runtime import Runtime
@@ -242,52 +241,18 @@ class Collector:
     def _training_batch(
         self, rollouts: Rollouts, values: Tensor, usable: Tensor, bad_values: int, reference: Tensor | None
     ) -> TrainingBatch:
-        lengths, settings = rollouts.response_lengths, self._advantage
-        mask = response_mask(lengths, rollouts.response_ids.shape[1])
-        lam, critic_lam = self._lams(lengths)
         costs = None
         if reference is not None and self._kl.where == "reward":
             costs = self._kl.coef * kl_penalty(rollouts.logprobs, reference, self._kl.estimator)  # 0 on padding
-        outcomes = Outcomes(
-            rollouts.rewards,
-            values,
-            lengths,
-            self._samples,
-            rollouts.greedy_rewards,
-            costs,
-            settings.gamma,
-            lam,
-            settings.value_weight,
-            reduced,
-        )
-        advantages = self._spec.advantage(outcomes)
-        if self._spec.whiten if settings.whiten is None else settings.whiten:
-            advantages = whiten(advantages, usable if advantages.ndim == 1 else mask & usable[:, None], reduced)
-        targets = rollouts.labels
-        if values.ndim == 2:
-            estimates = gae(rollouts.labels, values, lengths, gamma=settings.gamma, lam=critic_lam)
-            targets = torch.where(mask, estimates + values, 0.0)
-        trainable = usable
-        if settings.drop_equal_groups:
-            trainable = usable & ~equal_groups(outcomes.totals, self._samples)
+        own = estimates(self._spec, self._advantage, self._samples, rollouts, values, usable, costs)
         inherited = {f.name: getattr(rollouts, f.name) for f in fields(rollouts)}
         return TrainingBatch(
-            **{**inherited, "scored": self._with_advantages(rollouts, values, advantages)},
+            **{**inherited, "scored": self._with_advantages(rollouts, values, own.advantages)},
+            **own._asdict(),
             values=values,
-            targets=targets,
-            advantages=advantages,
-            loss_mask=mask & trainable[:, None],
             reference=reference,
             bad_values=bad_values,
         )
-
-    def _lams(self, lengths: Tensor) -> tuple[float | Tensor, float | Tensor]:
-        """λ of the advantages and of the critic's returns, each one number or [B]."""
-        spec, settings = self._spec, self._advantage
-        own = spec.lam(lengths) if callable(spec.lam) else spec.lam
-        lam = own if settings.lam is None else settings.lam
-        critic_lam = spec.critic_lam if settings.critic_lam is None else settings.critic_lam
-        return lam, lam if critic_lam is None else critic_lam
 
     def _with_advantages(self, rollouts: Rollouts, values: Tensor, advantages: Tensor) -> list[Scored]:
         """The responses as text, with V(prompt) and the mean advantage of their tokens."""

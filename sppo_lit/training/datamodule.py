@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar, cast
 
@@ -16,7 +16,7 @@ from sppo_lit.errors import InputError
 from sppo_lit.problems.arithmetic import ArithmeticTask
 from sppo_lit.problems.prompts import Columns, PromptSettings, encode_problems
 from sppo_lit.problems.sources import ProblemSource, open_problems
-from sppo_lit.training.protocols import TrainingModule, training_module
+from sppo_lit.training.protocols import LanguageModule, language_module
 from sppo_lit.types import Encoded, Intact, Problem, Sequences
 from sppo_lit.utils.console import console
 
@@ -107,10 +107,10 @@ class MathDataModule(pl.LightningDataModule):
         self.val_sets: dict[str, list[Encoded]] = {}
 
     @property
-    def module(self) -> TrainingModule:
+    def module(self) -> LanguageModule:
         """The trained module, which has tokenizer, verifier and collector."""
         assert self.trainer is not None
-        return training_module(self.trainer.lightning_module)
+        return language_module(self.trainer.lightning_module)
 
     @property
     def val_names(self) -> list[str]:
@@ -139,7 +139,10 @@ class MathDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Intact[Sequences]]:
         """One batch: the rollouts of this iteration on this rank."""
-        return _loader(_IterationRollouts(self))
+        module = self.module
+        return batches_of(
+            GeneratedBatch(lambda: module.collector.collect(self.problems_of(module.iteration), module.iteration))
+        )
 
     def val_dataloader(self) -> list[DataLoader[Intact[list[Encoded]]]]:
         """This rank's share of each set: in one batch, or in chunks in `validate`, which can be resumed.
@@ -150,7 +153,7 @@ class MathDataModule(pl.LightningDataModule):
         if self.trainer is not None and self.trainer.state.fn == "validate":
             evaluation = self.module.evaluation
             size = max(1, evaluation.chunk // evaluation.responses)
-        return [_loader(_chunks(self.trainer, encoded, size)) for encoded in self.val_sets.values()]
+        return [batches_of(_chunks(self.trainer, encoded, size)) for encoded in self.val_sets.values()]
 
     def transfer_batch_to_device(self, batch: T, device: torch.device, dataloader_idx: int) -> T:
         """No-op: the collector creates batches on their device, and problems have no tensors."""
@@ -255,18 +258,21 @@ class MathDataModule(pl.LightningDataModule):
             console.print(line, markup=False)
 
 
-class _IterationRollouts(Dataset[Intact[Sequences]]):
-    """The only batch of an epoch, generated on demand."""
+class GeneratedBatch(Dataset[Intact[Sequences]]):
+    """The only batch of an epoch, generated on demand.
 
-    def __init__(self, data: MathDataModule) -> None:
-        self.data = data
+    Args:
+        make: makes it.
+    """
+
+    def __init__(self, make: Callable[[], Sequences]) -> None:
+        self._make = make
 
     def __len__(self) -> int:
         return 1
 
     def __getitem__(self, index: int) -> Intact[Sequences]:
-        module = self.data.module
-        return Intact(module.collector.collect(self.data.problems_of(module.iteration), module.iteration))
+        return Intact(self._make())
 
 
 class _Generated:
@@ -355,7 +361,8 @@ class _Streamed:
             data.report(f"train: {data.train.path}, one pass", kept, dropped + source.dropped, source.suffixes)
 
 
-def _loader(batches: Dataset[T] | list[T]) -> DataLoader[T]:
+def batches_of(batches: Dataset[T] | list[T]) -> DataLoader[T]:
+    """A loader of whole batches."""
     # A list works as a map-style dataset.
     return DataLoader(cast(Dataset[T], batches), batch_size=None, collate_fn=_identity)
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sppo_lit.algorithms.losses import LOG_RATIO_LIMIT, approx_kl, sequence_log_ratio
+from sppo_lit.algorithms.losses import LOG_RATIO_LIMIT, PolicyTerms, approx_kl, sequence_log_ratio
 from sppo_lit.algorithms.masking import masked_moments, masked_sum, response_mask
 from sppo_lit.distributed.collectives import gathered, reduced
 from sppo_lit.rewards.custom import reward_names
@@ -19,8 +19,47 @@ from sppo_lit.training.metrics import brier, explained_variance
 from sppo_lit.training.updater import GREATEST, LEAST, Terms
 from sppo_lit.types import Reason, Rollouts, TrainingBatch
 
+CRITIC_TERMS = ("critic/loss",)
+POLICY_TERMS = (
+    "policy/loss",
+    "policy/entropy",
+    "policy/approx_kl",
+    "policy/clip_fraction",
+    "policy/dual_clip_fraction",
+    "policy/ratio_min",
+    "policy/ratio_max",
+)
+"""Names of the terms of an update; see `policy_terms`."""
+
 SEQUENCE_CAP = 3.0
 """Ratio of a response above which `rollout/beyond_cap` counts it where the correction has no cap of its own."""
+
+
+def policy_terms(
+    loss: Tensor, surrogate: PolicyTerms, logprobs: Tensor, entropy: Tensor, before: Tensor, mask: Tensor, tokens: int
+) -> Terms:
+    """The loss of a micro-batch, with what else is known of its step, as shares of a minibatch of `tokens`.
+
+    Args:
+        loss: scalar with a gradient.
+        surrogate: the policy loss of its tokens.
+        logprobs: [B, T], under the trained weights.
+        entropy: [B, T].
+        before: [B, T], log-probabilities under the weights before any update.
+        mask: [B, T] bool.
+        tokens: of the whole minibatch over all ranks.
+    """
+    with torch.no_grad():
+        ratio = surrogate.ratio[mask]
+        return {
+            "policy/loss": loss,
+            "policy/entropy": masked_sum(entropy, mask) / tokens,
+            "policy/approx_kl": masked_sum(approx_kl(logprobs, before), mask) / tokens,
+            "policy/clip_fraction": masked_sum(surrogate.clipped.float(), mask) / tokens,
+            "policy/dual_clip_fraction": masked_sum(surrogate.dual_clipped.float(), mask) / tokens,
+            "policy/ratio_min": ratio.min(),
+            "policy/ratio_max": ratio.max(),
+        }
 
 
 def rollout_metrics(

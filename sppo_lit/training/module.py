@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sppo_lit.algorithms.batching import balanced_shares, shared_minibatches
-from sppo_lit.algorithms.losses import approx_kl, importance_weights, kl_penalty
+from sppo_lit.algorithms.losses import importance_weights, kl_penalty
 from sppo_lit.algorithms.masking import masked_sum, token_weights
 from sppo_lit.algorithms.specs import AlgorithmSpec
 from sppo_lit.algorithms.specs import algorithm as algorithm_named
@@ -52,7 +52,7 @@ from sppo_lit.settings import (
 )
 from sppo_lit.training.budget import TokenBudget
 from sppo_lit.training.collector import Collector, ReferencePolicy, prompt_keys
-from sppo_lit.training.diagnostics import rollout_metrics, step_metrics
+from sppo_lit.training.diagnostics import CRITIC_TERMS, POLICY_TERMS, policy_terms, rollout_metrics, step_metrics
 from sppo_lit.training.evaluator import Evaluator
 from sppo_lit.training.metrics import Result, flatten
 from sppo_lit.training.networks import make_critic, make_policy, make_reference
@@ -67,18 +67,6 @@ from sppo_lit.training.trainer_checks import check_trainer, content
 from sppo_lit.training.updater import Terms, Updater, adamw, idle_tensors
 from sppo_lit.types import Encoded, Intact, Rollouts, Sampling, Scored, TrainingBatch
 from sppo_lit.utils.cuda import prepare_cuda
-
-CRITIC_TERMS = ("critic/loss",)
-POLICY_TERMS = (
-    "policy/loss",
-    "policy/entropy",
-    "policy/approx_kl",
-    "policy/clip_fraction",
-    "policy/dual_clip_fraction",
-    "policy/ratio_min",
-    "policy/ratio_max",
-)
-
 
 MEMORY = "memory_of_prompts"
 """Key of the memory's state in a checkpoint."""
@@ -183,6 +171,11 @@ class SPPOModule(pl.LightningModule):
     def iteration(self) -> int:
         """Iterations completed, saved with the weights; `current_epoch` lags behind it just after a resume."""
         return int(self.iterations_done)
+
+    @property
+    def evaluates_all_at_start(self) -> bool:
+        """Whether the evaluation before training is of all held-out problems."""
+        return self.evaluation.at_start is None
 
     # ------------------------------------------------------------------------------------------------------- assembly
 
@@ -463,17 +456,7 @@ class SPPOModule(pl.LightningModule):
             penalty = kl_penalty(terms.logprobs, piece.reference.to(dtype), self.kl.estimator)
             per_token = per_token + self.kl.coef * penalty
         loss = masked_sum(per_token * weights, mask)
-        with torch.no_grad():
-            ratio = surrogate.ratio.detach()[mask]
-            return {
-                "policy/loss": loss,
-                "policy/entropy": masked_sum(terms.entropy, mask) / tokens,
-                "policy/approx_kl": masked_sum(approx_kl(terms.logprobs.detach(), before), mask) / tokens,
-                "policy/clip_fraction": masked_sum(surrogate.clipped.float(), mask) / tokens,
-                "policy/dual_clip_fraction": masked_sum(surrogate.dual_clipped.float(), mask) / tokens,
-                "policy/ratio_min": ratio.min(),
-                "policy/ratio_max": ratio.max(),
-            }
+        return policy_terms(loss, surrogate, terms.logprobs, terms.entropy, before, mask, tokens)
 
     def _remember(self, batch: TrainingBatch, steps: list[Terms]) -> dict[str, float]:
         """Take the iteration into the memory of prompts, only once it is finished: a resumed run does it again."""

@@ -39,21 +39,31 @@ class ProblemCollector(Protocol):
 
 
 @runtime_checkable
-class _Constructed(Protocol):
-    """Attributes that a module has from construction on."""
+class _Iterating(Protocol):
+    """Attributes that every module has from construction on."""
 
-    tokenizer: PreTrainedTokenizerBase
-    verifier: Verifier
     seed: int
-    evaluation: EvalSettings
-    last_rollouts: Rollouts | None
 
     @property
     def iteration(self) -> int:
         """Iterations completed; `current_epoch` lags behind it just after a resume."""
 
+    @property
+    def evaluates_all_at_start(self) -> bool:
+        """Whether the evaluation before training is of all held-out problems, so that later ones compare with it."""
+
     def validation_results(self) -> dict[str, Result]:
         """Metrics of the running or latest validation by set; see `training.metrics`. Collective."""
+
+
+@runtime_checkable
+class _Constructed(_Iterating, Protocol):
+    """Attributes that a module of language models has from construction on."""
+
+    tokenizer: PreTrainedTokenizerBase
+    verifier: Verifier
+    evaluation: EvalSettings
+    last_rollouts: Rollouts | None
 
     def exports(self) -> Mapping[str, PreTrainedModel]:
         """The trained Hugging Face models by name: "policy", and "critic" if there is one."""
@@ -65,21 +75,29 @@ class _Constructed(Protocol):
         """Path of the base model of the policy's adapters; None without adapters."""
 
 
-class TrainingModule(_Constructed, Protocol):
-    """Interface of a module for callbacks and data module.
+class TrainingModule(_Iterating, Protocol):
+    """Interface of any module for callbacks.
+
+    Attributes:
+        seed: seed of the run.
+        stop: receives requests to stop the run; set by `configure_model`.
+    """
+
+    stop: StopRequests
+
+
+class LanguageModule(_Constructed, TrainingModule, Protocol):
+    """Interface of a module of language models for callbacks and data module.
 
     Attributes:
         tokenizer: tokenizer of policy and critic.
         verifier: judges answers.
-        seed: seed of the run.
         evaluation: how held-out problems are answered.
         last_rollouts: rollouts of the latest iteration; None before the first, and in supervised training.
         collector: makes the batch of an iteration; set by `configure_model`.
-        stop: receives requests to stop the run; set by `configure_model`.
     """
 
     collector: ProblemCollector
-    stop: StopRequests
 
 
 @runtime_checkable
@@ -155,14 +173,29 @@ def training_module(pl_module: pl.LightningModule) -> TrainingModule:
     """The module, typed.
 
     Raises:
-        InputError: it lacks attributes that this project's callbacks and data module need.
+        InputError: it lacks attributes that this project's callbacks need.
+    """
+    if not isinstance(pl_module, _Iterating):
+        raise InputError(_foreign(pl_module))
+    return cast(TrainingModule, pl_module)
+
+
+def language_module(pl_module: pl.LightningModule) -> LanguageModule:
+    """The module of language models, typed.
+
+    Raises:
+        InputError: it lacks attributes that this project's data module, exports and tables of completions need.
     """
     if not isinstance(pl_module, _Constructed):
-        raise InputError(
-            f"{type(pl_module).__name__} is not a module of sppo-lit; use SPPOModule or SupervisedModule, or leave out "
-            "the callbacks and the data module of sppo-lit"
-        )
-    return cast(TrainingModule, pl_module)
+        raise InputError(_foreign(pl_module))
+    return cast(LanguageModule, pl_module)
+
+
+def _foreign(pl_module: pl.LightningModule) -> str:
+    return (
+        f"{type(pl_module).__name__} is not a module of sppo-lit; use SPPOModule or SupervisedModule, or leave out the "
+        "callbacks and the data module of sppo-lit"
+    )
 
 
 def callbacks_of(trainer: pl.Trainer) -> list[pl.Callback]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import ParallelStrategy
-from torch import Tensor
+from torch import Tensor, nn
 
 from sppo_lit.distributed.sharding import missing_passes
 from sppo_lit.models.critics import ScalarCritic, TokenCritic
@@ -66,12 +66,13 @@ class Runtime:
         if self.rank == 0:
             console.print(line, markup=False, soft_wrap=True)
 
-    def join_passes(self, network: Network, passes: int) -> None:
+    def join_passes(self, network: nn.Module, passes: int) -> None:
         """Under sharding, where passes are collective, let a rank with fewer passes than others catch up.
 
         The extra passes read one dummy token and leave the gradient unchanged.
         """
         for _ in range(missing_passes(network, passes, self.device)):
+            assert isinstance(network, Network)  # others are not sharded
             zero = network.empty_pass(self.device)
             if zero.requires_grad:
                 self.backward(zero)

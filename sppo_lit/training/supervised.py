@@ -142,6 +142,11 @@ class SupervisedModule(pl.LightningModule):
         """Iterations completed, saved with the weights; `current_epoch` lags behind it just after a resume."""
         return int(self.iterations_done)
 
+    @property
+    def evaluates_all_at_start(self) -> bool:
+        """Whether the evaluation before training is of all held-out problems."""
+        return self.evaluation.at_start is None
+
     def configure_callbacks(self) -> list[pl.Callback]:
         """Refuse what a trainer cannot do with this module; no callbacks of its own."""
         check_trainer(self.trainer, [self.policy_optimizer])

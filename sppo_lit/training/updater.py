@@ -15,7 +15,7 @@ from sppo_lit.distributed.sharding import is_sharded, whole
 from sppo_lit.errors import InputError
 from sppo_lit.settings import OptimizerSettings
 from sppo_lit.training.budget import TokenBudget
-from sppo_lit.training.runtime import Network, Runtime
+from sppo_lit.training.runtime import Runtime
 from sppo_lit.training.stopping import StopControl
 from sppo_lit.utils.out_of_memory import is_out_of_memory, release_reserve
 
@@ -72,7 +72,7 @@ class Updater:
     def __init__(
         self,
         name: str,
-        network: Network,
+        network: nn.Module,
         optimizer: torch.optim.Optimizer,
         settings: OptimizerSettings,
         budget: TokenBudget,

@@ -83,6 +83,7 @@ class FakeModule(pl.LightningModule):
         self.eval_samples, self.greedy = samples, True
         self.last_rollouts = None
         self.verifier = self.evaluation = None
+        self.evaluates_all_at_start = True
         self.seed = 0
         self.results = None
         self.fail_at, self.error = fail_at, error

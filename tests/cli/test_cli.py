@@ -472,6 +472,8 @@ def test_ctrl_c_at_the_start_of_ddp_leaves_no_process(seconds: float, tmp_path: 
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        # Where the tests themselves run in the background of a shell, it has made them ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     time.sleep(seconds)
     os.killpg(process.pid, signal.SIGINT)

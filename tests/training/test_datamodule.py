@@ -43,7 +43,7 @@ def opened(verifier: VerifierPool) -> Any:
     def open_(train: ProblemSet, *, seed: int = 3, rank: int = 0, world: int = 1, **options: Any) -> MathDataModule:
         data = MathDataModule(train, **options)
         unused = dict.fromkeys(("validation_results", "exports", "sources", "adapter_base"), dict)
-        unused |= dict.fromkeys(("evaluation", "last_rollouts", "iteration"))
+        unused |= dict.fromkeys(("evaluation", "last_rollouts", "iteration", "evaluates_all_at_start"))
         module = SimpleNamespace(seed=seed, tokenizer=Letters(), verifier=verifier, **unused)
         data.trainer = SimpleNamespace(  # type: ignore[assignment]
             lightning_module=module, global_rank=rank, world_size=world, is_global_zero=rank == 0
