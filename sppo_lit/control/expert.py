@@ -6,6 +6,7 @@ Both are kept on disk under the hash of all that they depend on, and are the sam
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -111,8 +112,10 @@ def train_expert(
     try:
         from stable_baselines3 import PPO
         from stable_baselines3.common.vec_env import VecNormalize
+
+        importlib.import_module("gymnasium")  # for `vector_env`
     except ImportError as error:
-        raise InputError(f"the expert needs stable-baselines3: {EXTRA}") from error
+        raise InputError(f"the expert needs stable-baselines3 and gymnasium: {EXTRA}") from error
     arguments = {**PPO_ARGUMENTS, **settings.ppo}
     normalised = VecNormalize(vector_env(spec, settings.parallel, seed), gamma=arguments["gamma"])
     model = PPO("MlpPolicy", normalised, seed=seed, device="cpu", **arguments)

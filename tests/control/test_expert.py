@@ -79,5 +79,7 @@ def test_nothing_to_clone_and_a_clone_that_never_succeeds() -> None:
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "stable_baselines3", None)
-    with pytest.raises(InputError, match=r"the expert needs stable-baselines3: pip install 'sppo-lit\[control\]'"):
+    with pytest.raises(
+        InputError, match=r"the expert needs stable-baselines3 and gymnasium: pip install 'sppo-lit\[control\]'"
+    ):
         start_policy("cartpole", CARTPOLE, HIDDEN, StartSettings(cache=str(tmp_path)), quiet)
