@@ -214,7 +214,7 @@ def _draw(runs: list[Run], out: Path, baseline: str | None) -> dict[str, Any]:
             curves = {label: mean_curve([curve(run, cost) for run in group]) for label, group in groups.items()}
             scale, unit = _scale(max(grid[-1] for grid, *_ in curves.values()), cost)
             for label, look in looks.items():
-                _curve(axis, curves[label], scale, look, band=not apart)
+                draw_curve(axis, curves[label], scale, look, band=not apart)
             _baseline(axis, curves, looks, numbers["baseline"])
             axis.set_xlim(left=0)
             axis.set_xlabel({"seconds": "training time", "tokens": "sampled tokens"}[cost] + unit)
@@ -245,8 +245,8 @@ def _panels(
     for axis, (name, look) in zip(panels.flat, looks.items(), strict=False):
         for other in curves:
             if other != name:
-                _curve(axis, curves[other], scale, look._replace(color="#D4D4D4", line="-"), width=0.8)
-        _curve(axis, curves[name], scale, look._replace(line="-"), band=True)
+                draw_curve(axis, curves[other], scale, look._replace(color="#D4D4D4", line="-"), width=0.8)
+        draw_curve(axis, curves[name], scale, look._replace(line="-"), band=True)
         _baseline(axis, curves, looks, baseline)
         axis.set_title(look.title, color=look.color, fontsize=8.5)
     for axis in panels.flat[len(looks) :]:
@@ -258,7 +258,10 @@ def _panels(
     figure.supxlabel(f"{label}; band: 95% interval of the mean over seeds", fontsize=9)
 
 
-def _curve(axis: Any, band_curve: Band, scale: float, look: Style, *, band: bool = False, width: float = 1.6) -> None:
+def draw_curve(
+    axis: Any, band_curve: Band, scale: float, look: Style, *, band: bool = False, width: float = 1.6
+) -> None:
+    """Draw a mean curve, with its interval where `band` and there are several seeds; costs are divided by `scale`."""
     grid, mean, half = band_curve
     axis.plot(grid / scale, mean, color=look.color, linestyle=look.line, linewidth=width, label=look.title)
     if band and np.isfinite(half).all():

@@ -11,6 +11,7 @@ from sppo_lit.study.figures import (
     aggregates,
     calibration,
     efficiency,
+    episodes,
     gradient_variance,
     group_advantage,
     memory,
@@ -43,6 +44,11 @@ FIGURES = {
         efficiency.draw, "held-out accuracy against training time and sampled tokens", units=efficiency.NUMBERS
     ),
     "ablation": FigureSpec(efficiency.draw_ablation, "the same of SPPO, PPO and PPO+BCE", units=efficiency.NUMBERS),
+    "episodes": FigureSpec(
+        episodes.draw,
+        "success against episodes, a panel for each study of the control benchmark",
+        units=episodes.NUMBERS,
+    ),
     "aggregates": FigureSpec(
         aggregates.draw, "scores over seeds, probability of improvement and speed-up, with 95 % bootstrap intervals"
     ),
