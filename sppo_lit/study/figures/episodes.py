@@ -81,7 +81,7 @@ def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:
             axis.set_ylabel("success, held out")
         looks = styles([run for runs in panels.values() for run in runs])
         lines = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
-        figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=max(3, len(looks)))
+        figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=max(3, len(looks)))
         figure.supxlabel("episodes; band: 95% interval of the mean over seeds", fontsize=9)
     return {title: measure(runs) for title, runs in panels.items()}
 
