@@ -19,7 +19,7 @@ from sppo_lit.problems.sources import SOURCES
 
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")  # kept back by `run`
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = sorted(p for p in (ROOT / "recipes").rglob("*.yaml") if p.parent.name != "study")
+RECIPES = sorted(p for p in (ROOT / "recipes").rglob("*.yaml") if "study" not in p.parts)
 PAPER = {
     "deepscaler_1.5b/sppo": {
         "policy": "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
