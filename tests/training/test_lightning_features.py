@@ -130,10 +130,14 @@ def test_a_checkpoint_of_validation_resumes_with_the_next_iteration(tmp_path: Pa
 def test_load_from_checkpoint(tmp_path: Path) -> None:
     _, module = fit(tmp_path, ModelCheckpoint(tmp_path))
     [checkpoint] = tmp_path.glob("*.ckpt")
-    loaded = SPPOModule.load_from_checkpoint(checkpoint, policy=POLICY)
+    loaded = SPPOModule.load_from_checkpoint(checkpoint)
     assert loaded.iteration == 2
+    assert loaded.policy_source == POLICY and loaded.policy_optimizer == module.policy_optimizer
+    assert loaded.rollout == module.rollout and loaded.batch_settings == module.batch_settings
     for name, value in module.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
+    changed = SPPOModule.load_from_checkpoint(checkpoint, sampling=Sampling(max_new_tokens=5))
+    assert changed.sampling.max_new_tokens == 5 and changed.policy_source == POLICY
 
 
 def test_csv_logger_has_rollouts_and_validation_by_iteration(tmp_path: Path) -> None:
@@ -168,6 +172,7 @@ def test_supervised_module_with_a_plain_trainer(tmp_path: Path) -> None:
     keep = ModelCheckpoint(tmp_path, monitor="val/accuracy", mode="max")
     trainer(tmp_path, EarlyStopping("val/accuracy", mode="max"), keep).fit(module, datamodule=problems())
     assert module.iteration == 2 and Path(keep.best_model_path).is_file()
+    assert SupervisedModule.load_from_checkpoint(keep.best_model_path).sampling == module.sampling
 
 
 # ------------------------------------------------------------------------------------------------ flags of the trainer
