@@ -241,12 +241,18 @@ def test_figure_on_the_command_line(study: Path, tmp_path: Path, capsys: Any, mo
     )
     assert (tmp_path / "plots" / "e.svg").is_file()
     assert main(["figure", "group_advantage"]) == 0 and (tmp_path / "group_advantage.png").is_file()
+    assert main(["figure", "group_advantage", "--out", "plots/g.pdf"]) == 0
+    assert (tmp_path / "plots" / "g.pdf").read_bytes().startswith(b"%PDF")
+    assert "plots/g.png and plots/g.svg and plots/g.pdf" in capsys.readouterr().out
     capsys.readouterr()
     for arguments, part in (
         (["speed"], "choose one of efficiency"),
         (["efficiency"], "no sources"),
         (["efficiency", "nowhere"], "nowhere: no such folder"),
         (["memory", str(tmp_path / "plots")], "no training run"),
+        (["group_advantage", "--out", "g.jpg"], "--out g.jpg: not the name of a .png, .svg or .pdf file"),
+        (["group_advantage", "--out", "plots"], "--out plots: not the name"),
+        (["group_advantage", "--out", "plots/g.pdf/x.png"], "cannot write the figure plots/g.pdf/x.png: "),
     ):
         assert main(["figure", *arguments]) == 2
         error = capsys.readouterr().err
