@@ -427,8 +427,19 @@ class _ParsingCLI(RecipeCLI):
         raise _Parsed
 
 
-def settings_of(arguments: list[str]) -> Namespace:
-    """All settings of a command line of `run`, defaults included; nothing is built.
+class _CheckingCLI(_ParsingCLI):
+    def instantiate_classes(self) -> None:
+        built = self.parser.instantiate_classes(self.config)
+        check_shares(self._get(built, "model"), self._get(built, "data"), ranks=1)
+        super().instantiate_classes()
+
+
+def settings_of(arguments: list[str], check: bool = False) -> Namespace:
+    """All settings of a command line of `run`, defaults included; nothing is run.
+
+    Args:
+        arguments: as `LightningCLI` takes them.
+        check: also build module and data, without their networks and problems, so that they check their settings.
 
     Raises:
         InputError: as `run` would.
@@ -437,7 +448,7 @@ def settings_of(arguments: list[str]) -> Namespace:
     created: list[RecipeCLI] = []
     silence_libraries()
     try:
-        _ParsingCLI(arguments, recipe, created)
+        (_CheckingCLI if check else _ParsingCLI)(arguments, recipe, created)
     except _Parsed:
         return created[0].config[created[0].subcommand]
     except Exception as error:
