@@ -220,6 +220,8 @@ def test_mistakes_on_the_command_line(tmp_path: Path, capsys: Any) -> None:
     refused(capsys, tmp_path, ["study", file, "--seeds", "1,x"], "--seeds")
     refused(capsys, tmp_path, ["study", file, "--seeds", "3"], "--seeds 3 is not in it", "1, 2")
     refused(capsys, tmp_path, ["study", file, "--only", "ppo"], "--only ppo is not in it", "sppo, grpo")
+    file.write_text(file.read_text().replace("cells:", "cells: &a\n  again: *a"))
+    refused(capsys, tmp_path, ["study", file], "study.yaml: an anchor (&) refers to a place inside itself")
     file.write_text("cells: [")
     refused(capsys, tmp_path, ["study", file], "no valid YAML")
 
