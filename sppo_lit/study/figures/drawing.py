@@ -50,7 +50,7 @@ def saved_figure(out: Path, width: float, height: float) -> Iterator[Any]:
 
 
 def percent_axis(axis: Any) -> None:
-    """Label the y-axis of matplotlib axes in percent, for values in [0, 1]."""
-    from matplotlib.ticker import PercentFormatter
+    """Label a matplotlib axis in percent, for values in [0, 1], with as many decimals as each tick needs."""
+    from matplotlib.ticker import FuncFormatter
 
-    axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 4) + 0.0:g}%"))
