@@ -229,6 +229,9 @@ class RecipeCLI(LightningCLI):
                     f"--ckpt_path {file}: it is from iteration {self.started} and the run ends at --max_epochs "
                     f"{settings.trainer.max_epochs}; raise --max_epochs to train on"
                 )
+        if self.subcommand == "validate":
+            # Lightning's, of callbacks that only training needs, such as the timer of max_time.
+            warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*")
         if self.subcommand == "validate" and self.kind.responses:
             self.response_settings = response_settings(settings)
             if settings.evaluation.resume:
