@@ -42,9 +42,15 @@ from sppo_lit import (
     SPPOModule,
     SupervisedModule,
     VerifierSettings,
+    standard_trainer,
 )
+from sppo_lit.callbacks.clock import Clock
+from sppo_lit.callbacks.signals import StopSignals
+from sppo_lit.callbacks.standard import DEFAULTS
 from sppo_lit.cli.main import main
+from sppo_lit.cli.recipe_cli import CALLBACKS, TRAINER_DEFAULTS
 from sppo_lit.errors import InputError
+from sppo_lit.training.protocols import callbacks_of
 
 pytestmark = [pytest.mark.usefixtures("alone"), pytest.mark.filterwarnings("ignore")]
 POLICY = ModelSource(str(BASE), init="random", config=dict(SMALL))
@@ -160,6 +166,24 @@ def test_callbacks_of_this_package_with_a_plain_trainer(tmp_path: Path) -> None:
     assert {"best.ckpt", "last.ckpt"} <= {file.name for file in (run / "checkpoints").iterdir()}
     assert (run / "hf" / "policy" / "model.safetensors").is_file() and (run / "hf" / "critic").is_dir()
     assert len(list((run / "evaluations").iterdir())) == 3
+
+
+def test_the_standard_trainer_is_that_of_a_run_by_recipe(tmp_path: Path) -> None:
+    own = [Clock(max_tokens=10), EarlyStopping("val/accuracy", mode="max")]
+    first = standard_trainer(tmp_path, "mine", own, max_epochs=5, accelerator="cpu")
+    module = make()
+    first.fit(module, datamodule=problems())
+    assert module.iteration == 1, "the budget of the own clock"
+    run = tmp_path / "mine" / "version_0"
+    for file in ("metrics.csv", "curves.png", "checkpoints/last.ckpt", "hf/policy/config.json"):
+        assert (run / file).is_file(), file
+    assert len(list((run / "evaluations").iterdir())) == 2 and list(run.glob("events*"))
+    kinds = [kind for kind in CALLBACKS.values() if kind is not StopSignals]
+    chosen = [type(c) for c in callbacks_of(first) if type(c) in kinds]
+    assert chosen == sorted(kinds, key=lambda kind: kind is IterationCheckpoint)  # which Lightning puts last
+    assert {"max_epochs": 100, **DEFAULTS} == TRAINER_DEFAULTS
+    again = standard_trainer(tmp_path, "mine", enable_progress_bar=True)
+    assert again.log_dir == str(tmp_path / "mine" / "version_1")
 
 
 def test_supervised_module_with_a_plain_trainer(tmp_path: Path) -> None:
