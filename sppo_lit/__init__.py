@@ -35,6 +35,7 @@ _PUBLIC = {
     "Evaluation": "sppo_lit.callbacks.evaluation",
     "IterationCheckpoint": "sppo_lit.callbacks.checkpoint",
     "HuggingFaceExport": "sppo_lit.callbacks.export",
+    "standard_trainer": "sppo_lit.callbacks.standard",
 }
 """Name -> the module that defines it."""
 __all__ = ["__version__", *_PUBLIC]

@@ -246,7 +246,7 @@ class OptimizerSettings:
 
     def __post_init__(self) -> None:
         refuse(
-            "optimizer",
+            "model.policy_optimizer or critic_optimizer",
             lr=(self.lr, 0 <= self.lr <= 1, "from 0 to 1 (above, AdamW only destroys the weights)"),
             weight_decay=(self.weight_decay, self.weight_decay >= 0, "at least 0"),
             betas=(list(self.betas), all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1"),

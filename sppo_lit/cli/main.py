@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -234,18 +235,22 @@ def run_study(arguments: Sequence[str]) -> int:
     """
     from sppo_lit.study.command import study
 
-    return study(arguments, run_settings)
+    return study(arguments, partial(run_settings, check=True))
 
 
-def run_settings(arguments: Sequence[str]) -> Namespace:
-    """Settings that `sppo run` would use for these arguments, defaults included; nothing is built.
+def run_settings(arguments: Sequence[str], check: bool = False) -> Namespace:
+    """Settings that `sppo run` would use for these arguments, defaults included; nothing is run.
+
+    Args:
+        arguments: after `sppo run`.
+        check: see `settings_of`.
 
     Raises:
         InputError: anything the user can fix.
     """
     from sppo_lit.cli.recipe_cli import settings_of
 
-    return settings_of(translate(arguments))
+    return settings_of(translate(arguments), check)
 
 
 def draw_figure(arguments: Sequence[str]) -> int:

@@ -15,6 +15,7 @@ from sppo_lit.errors import InputError
 from sppo_lit.training.datamodule import MathDataModule
 from sppo_lit.training.module import SPPOModule
 from sppo_lit.training.supervised import SupervisedModule
+from sppo_lit.utils.anchors import ITSELF, contains_itself
 from sppo_lit.utils.files import is_name
 
 
@@ -33,21 +34,11 @@ def named_module(recipe: Path) -> str | None:
     if not isinstance(content, dict):
         raise InputError(f"{recipe}: not a recipe; write a YAML mapping with the keys model, data and trainer")
     if contains_itself(content):
-        raise InputError(f"{recipe}: an anchor (&) refers to a place inside itself; write the values out")
+        raise InputError(f"{recipe}: {ITSELF}")
     if {"recipe", "cells"} <= content.keys():
         raise InputError(f"{recipe}: a study, not a recipe; run it with: sppo study {recipe}")
     model = content.get("model")
     return str(model["class_path"]) if isinstance(model, dict) and "class_path" in model else None
-
-
-def contains_itself(content: object, inside: tuple[int, ...] = ()) -> bool:
-    """Whether a mapping or list is part of itself, as YAML's anchors allow."""
-    if not isinstance(content, (dict, list)):
-        return False
-    if id(content) in inside:
-        return True
-    parts = content.values() if isinstance(content, dict) else content
-    return any(contains_itself(part, (*inside, id(content))) for part in parts)
 
 
 def check_problems(data: Namespace, stage: str, where: str) -> None:

@@ -229,6 +229,9 @@ class RecipeCLI(LightningCLI):
                     f"--ckpt_path {file}: it is from iteration {self.started} and the run ends at --max_epochs "
                     f"{settings.trainer.max_epochs}; raise --max_epochs to train on"
                 )
+        if self.subcommand == "validate":
+            # Lightning's, of callbacks that only training needs, such as the timer of max_time.
+            warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*")
         if self.subcommand == "validate" and self.kind.responses:
             self.response_settings = response_settings(settings)
             if settings.evaluation.resume:
@@ -427,8 +430,19 @@ class _ParsingCLI(RecipeCLI):
         raise _Parsed
 
 
-def settings_of(arguments: list[str]) -> Namespace:
-    """All settings of a command line of `run`, defaults included; nothing is built.
+class _CheckingCLI(_ParsingCLI):
+    def instantiate_classes(self) -> None:
+        built = self.parser.instantiate_classes(self.config)
+        check_shares(self._get(built, "model"), self._get(built, "data"), ranks=1)
+        super().instantiate_classes()
+
+
+def settings_of(arguments: list[str], check: bool = False) -> Namespace:
+    """All settings of a command line of `run`, defaults included; nothing is run.
+
+    Args:
+        arguments: as `LightningCLI` takes them.
+        check: also build module and data, without their networks and problems, so that they check their settings.
 
     Raises:
         InputError: as `run` would.
@@ -437,7 +451,7 @@ def settings_of(arguments: list[str]) -> Namespace:
     created: list[RecipeCLI] = []
     silence_libraries()
     try:
-        _ParsingCLI(arguments, recipe, created)
+        (_CheckingCLI if check else _ParsingCLI)(arguments, recipe, created)
     except _Parsed:
         return created[0].config[created[0].subcommand]
     except Exception as error:

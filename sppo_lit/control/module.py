@@ -29,6 +29,7 @@ from sppo_lit.training.budget import TokenBudget
 from sppo_lit.training.diagnostics import CRITIC_TERMS, POLICY_TERMS, policy_terms, rollout_metrics, step_metrics
 from sppo_lit.training.metrics import Result, ValidationResults, flatten
 from sppo_lit.training.protocols import IterationProblems, validation_names
+from sppo_lit.training.reloading import Reloadable
 from sppo_lit.training.run_folder import run_folder
 from sppo_lit.training.runtime import Runtime
 from sppo_lit.training.stopping import StopControl
@@ -41,7 +42,7 @@ NO_LIMIT = 10**12
 """Tokens of one pass: these networks are small, and a minibatch is never cut."""
 
 
-class ControlModule(pl.LightningModule):
+class ControlModule(Reloadable):
     """Policy and critic, trained on the outcomes of their own episodes; one process on the CPU.
 
     Args:
@@ -81,6 +82,7 @@ class ControlModule(pl.LightningModule):
         critic_optimizer: OptimizerSettings = OptimizerSettings(lr=1e-3),  # noqa: B008
     ) -> None:
         super().__init__()
+        self.save_hyperparameters(logger=False)
         self.task = environment_named(environment)
         spec = self.spec = algorithm_named(algorithm)
         self.environment, self.start, self.reward = environment, start, reward

@@ -88,8 +88,8 @@ def show(checks: Sequence[Check], estimate: Sequence[Need], console: Console) ->
             for advice in c.advice.split("; "):
                 console.print(Text(f"  {advice}"), soft_wrap=True)
     bad = sum(not c.good for c in checks)
-    end = f"[bold red]{bad} of {len(checks)} checks are bad" if bad else f"[green]all {len(checks)} checks are good"
-    console.print(end)
+    some = f"[bold red]{bad} of {len(checks)} checks {'is' if bad == 1 else 'are'} bad"
+    console.print(some if bad else f"[green]all {len(checks)} checks are good")
 
 
 def options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -17,13 +17,16 @@ from sppo_lit.study.runner import Runner
 from sppo_lit.utils.command import CommandParser
 from sppo_lit.utils.console import console, is_interactive
 
+AFTER = 4
+"""Where a validation's own flags begin: after run, validate, its config.yaml and its checkpoint."""
+
 
 def study(arguments: Sequence[str], settings_of: Callable[[Sequence[str]], object]) -> int:
     """Run the jobs of a study that are not done yet, and write its report.
 
     Args:
         arguments: command-line arguments after ``sppo study``.
-        settings_of: parses the arguments of ``sppo run``; raises `InputError` if a recipe does not have a flag.
+        settings_of: checks the arguments of ``sppo run``; raises `InputError` if it would refuse them.
 
     Returns:
         Exit code: 1 if any run failed, else 0.
@@ -53,20 +56,24 @@ def study(arguments: Sequence[str], settings_of: Callable[[Sequence[str]], objec
 
 
 def check(jobs: Sequence[Job], settings_of: Callable[[Sequence[str]], object]) -> None:
-    """Refuse a flag that the recipe does not have before hours are spent on other cells.
+    """Refuse a flag or value that a run would not take before hours are spent on other cells.
 
     Args:
-        jobs: the jobs to run; one training of each cell is checked.
-        settings_of: parses the arguments of ``sppo run``.
+        jobs: the jobs to run; of each cell, one training and one validation of each name is checked.
+        settings_of: checks the arguments of ``sppo run``.
 
     Raises:
         InputError: the cell and what is wrong with it.
     """
-    for job in {job.cell: job for job in jobs if job.stage == TRAIN}.values():
+    trainings = {job.cell: job.arguments[2:] for job in jobs if job.stage == TRAIN}
+    for job in {(job.cell, job.stage): job for job in jobs}.values():
+        # A validation has the settings of its cell from the config.yaml of a run that does not exist yet.
+        more = () if job.stage == TRAIN else job.arguments[AFTER:]
         try:
-            settings_of(job.arguments[1:])
+            settings_of([job.arguments[1], *trainings[job.cell], *more])
         except InputError as error:
-            raise InputError(f"cell {job.cell}: {error}") from error
+            where = f"cell {job.cell}" if job.stage == TRAIN else f"after.{job.stage}, cell {job.cell}"
+            raise InputError(f"{where}: {error}") from error
 
 
 def run(plan: Study, todo: Sequence[Job], file: str) -> bool:

@@ -15,6 +15,8 @@ from sppo_lit.study.tables import TextTable, tables
 from sppo_lit.utils.command import CommandParser
 from sppo_lit.utils.console import console
 
+SUFFIXES = (".png", ".svg", ".pdf")
+
 
 def figure(arguments: Sequence[str]) -> int:
     """Draw a figure as PNG and SVG and print its numbers.
@@ -36,7 +38,7 @@ def figure(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("name", metavar="NAME", help="which one")
     parser.add_argument("sources", metavar="SOURCE", nargs="*", type=Path, help="run folders, a study, or evaluations")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="PNG to write; default: <NAME>.png")
+    parser.add_argument("--out", type=Path, metavar="FILE", help=".png, .svg or .pdf file; default: <NAME>.png")
     args = parser.parse_args(list(arguments))
     if args.name not in FIGURES:
         raise InputError(f"figure {args.name} is unknown; choose one of {', '.join(FIGURES)}")
@@ -44,9 +46,12 @@ def figure(arguments: Sequence[str]) -> int:
     if spec.reads != "nothing" and not args.sources:
         raise InputError(f"figure {args.name}: no sources given; it reads {spec.reads}")
     out = args.out or Path(f"{args.name}.png")
+    if out.suffix not in SUFFIXES or out.is_dir():
+        raise InputError(f"--out {out}: not the name of a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file; give one")
     for table in tables(spec.draw(args.sources, out), units=spec.units):
         console.print(rich_table(table))
-    console.print(f"figure: {out.with_suffix('.png')} and {out.with_suffix('.svg')}", markup=False, soft_wrap=True)
+    written = " and ".join(str(out.with_suffix(suffix)) for suffix in dict.fromkeys((".png", ".svg", out.suffix)))
+    console.print(f"figure: {written}", markup=False, soft_wrap=True)
     return 0
 
 

@@ -14,6 +14,7 @@ import yaml
 
 from sppo_lit.errors import InputError
 from sppo_lit.study.protocols import PROTOCOLS, size_flags
+from sppo_lit.utils.anchors import ITSELF, contains_itself
 from sppo_lit.utils.paths import find
 from sppo_lit.utils.provenance import made_with
 
@@ -212,6 +213,8 @@ def read(path: str, out: Path | None = None) -> Study:
         raise InputError(f"{path}: no valid YAML ({' '.join(str(error).split())[:200]}); correct it") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: not a study; write a YAML mapping with the keys {', '.join(KEYS)}")
+    if contains_itself(content):
+        raise InputError(f"{path}: {ITSELF}")
     if unknown := content.keys() - KEYS.keys():
         raise InputError(f"{path}: unknown key {sorted(map(str, unknown))[0]}; the keys are {', '.join(KEYS)}")
     values = {key: content.get(key, default) for key, (default, _, _) in KEYS.items()}

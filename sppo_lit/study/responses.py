@@ -60,6 +60,17 @@ def samples(records: Sequence[Record]) -> list[Record]:
     return sampled or list(records)
 
 
+def labels(sources: Sequence[Path]) -> dict[str, Path]:
+    """Label of each source in a figure → the source; by more of its folders where they would else be alike."""
+    distinct = list(dict.fromkeys(source.resolve() for source in sources))
+    depth = 2
+    named = {label(source): source for source in distinct}
+    while len(named) < len(distinct):
+        depth += 1
+        named = {"/".join(source.parts[-depth:]): source for source in distinct}
+    return named
+
+
 def label(source: Path) -> str:
     """Label of a source in a figure: the run, and the set if a single file was given."""
     if source.is_file() and source.parent.name == "evaluations":

@@ -34,7 +34,8 @@ def tables(numbers: Mapping[str, Any], title: str = "", units: Mapping[str, str]
     Args:
         numbers: numbers as a figure's `draw` returns them.
         title: title of the first table.
-        units: name of a number → its unit (see `format_value`).
+        units: name of a number → its unit (see `format_value`). The last word of a name may stand for it, as in "sppo
+            speedup"; or the first word of its row's name, as in "seconds to 60%".
     """
     result, units = [], units or {}
     single = [
@@ -56,12 +57,21 @@ def _grid(title: str, rows: Mapping[str, Mapping[str, Any]], units: Mapping[str,
     names = list(dict.fromkeys(key for row in rows.values() for key, value in row.items() if fits_cell(value)))
     if len(names) > len(rows):  # the longer side goes down the page
         body = [
-            [_words(name), *(format_value(row.get(name), units.get(name, "")) for row in rows.values())]
+            [_words(name), *(format_value(row.get(name), _unit(units, name, key)) for key, row in rows.items())]
             for name in names
         ]
         return TextTable(title, ["", *rows], body)
-    body = [[key, *(format_value(row.get(name), units.get(name, "")) for name in names)] for key, row in rows.items()]
+    body = [
+        [key, *(format_value(row.get(name), _unit(units, name, key)) for name in names)] for key, row in rows.items()
+    ]
     return TextTable(title, ["", *map(_words, names)], body)
+
+
+def _unit(units: Mapping[str, str], name: str, row: str) -> str:
+    """Unit of the number `name` in a row; see `tables`."""
+    first, space, _ = row.partition(" ")
+    known = (units.get(key) for key in (name, name.rpartition(" ")[2], first if space else ""))
+    return next((unit for unit in known if unit is not None), "")
 
 
 def fits_cell(value: Any) -> bool:
@@ -94,7 +104,7 @@ def format_value(value: Any, unit: str = "") -> str:
     if isinstance(value, (bool, str)):
         return str(value)
     if unit == "%":
-        return f"{value:.1%}"
+        return f"{round(value, 3) + 0.0:.1%}"  # not -0.0%
     if unit == "s":
         return duration(value)
     if unit:

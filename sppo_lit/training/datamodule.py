@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, TypeVar, cast
 
 import lightning.pytorch as pl
@@ -23,6 +24,9 @@ from sppo_lit.utils.console import console
 T = TypeVar("T")
 MOST_PROBLEMS = 1_000_000
 """Of one iteration: the rollouts of more would fill the memory before the first is sampled."""
+
+AT_ONCE = 1024
+"""Problems that an iteration takes from its stream before it looks for a request to stop."""
 
 
 @dataclass(frozen=True)
@@ -140,9 +144,12 @@ class MathDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Intact[Sequences]]:
         """One batch: the rollouts of this iteration on this rank."""
         module = self.module
-        return batches_of(
-            GeneratedBatch(lambda: module.collector.collect(self.problems_of(module.iteration), module.iteration))
-        )
+
+        def collect() -> Sequences:
+            problems = self.problems_of(module.iteration, partial(module.stop.check, boundary=True))
+            return module.collector.collect(problems, module.iteration)
+
+        return batches_of(GeneratedBatch(collect))
 
     def val_dataloader(self) -> list[DataLoader[Intact[list[Encoded]]]]:
         """This rank's share of each set: in one batch, or in chunks in `validate`, which can be resumed.
@@ -159,11 +166,20 @@ class MathDataModule(pl.LightningDataModule):
         """No-op: the collector creates batches on their device, and problems have no tensors."""
         return batch
 
-    def problems_of(self, iteration: int) -> list[Encoded]:
-        """This rank's problems of 0-based `iteration`."""
+    def problems_of(self, iteration: int, check: Callable[[], None] | None = None) -> list[Encoded]:
+        """This rank's problems of an iteration.
+
+        Args:
+            iteration: 0-based.
+            check: called now and then; may raise, to stop the run.
+        """
         assert self.stream is not None
-        n = self.problems_per_epoch
-        return _share(self.trainer, self.stream.take(iteration * n, n))
+        n, entries = self.problems_per_epoch, list[Encoded]()
+        for done in range(0, n, AT_ONCE):
+            if check is not None:
+                check()
+            entries += self.stream.take(iteration * n + done, min(AT_ONCE, n - done))
+        return _share(self.trainer, entries)
 
     def _open_train(self) -> ProblemStream:
         if not self.train.path:

@@ -58,6 +58,7 @@ from sppo_lit.training.metrics import Result, flatten
 from sppo_lit.training.networks import make_critic, make_policy, make_reference
 from sppo_lit.training.passes import ValueReader, read_logprobs
 from sppo_lit.training.protocols import IterationProblems, ProblemPasses
+from sppo_lit.training.reloading import Reloadable
 from sppo_lit.training.run_folder import run_folder
 from sppo_lit.training.runtime import Runtime, compute_dtype
 from sppo_lit.training.sampler import Sampler
@@ -79,7 +80,7 @@ class Minibatch(NamedTuple):
     policy: list[Tensor]
 
 
-class SPPOModule(pl.LightningModule):
+class SPPOModule(Reloadable):
     """Policy and critic, trained on their own rollouts.
 
     Args:
@@ -135,6 +136,7 @@ class SPPOModule(pl.LightningModule):
         policy_only: bool = False,
     ) -> None:
         super().__init__()
+        self.save_hyperparameters(logger=False)
         spec = algorithm_named(algorithm)
         samples = spec.samples_per_prompt if batch.samples_per_prompt is None else batch.samples_per_prompt
         check_settings(spec, samples, policy, sampling, evaluation, ppo, advantage, kl)
@@ -316,7 +318,8 @@ class SPPOModule(pl.LightningModule):
         return f"iteration: {problems:,} problems × {self.samples} = {sequences:,} sequences{greedy}, {steps:,} steps"
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the token budget and the memory of prompts."""
+        """Save the settings, the token budget and the memory of prompts."""
+        super().on_save_checkpoint(checkpoint)
         self.budget.save_to(checkpoint)
         if self.memory_of_prompts is not None:
             checkpoint[MEMORY] = self.memory_of_prompts.state_dict()

@@ -30,6 +30,9 @@ class StopRequests(Protocol):
     def request(self, signum: int) -> None:
         """Stop at the next point where no finished work is lost."""
 
+    def check(self, boundary: bool) -> None:
+        """Stop the run if requested; `boundary`: the weights are those of the last finished iteration."""
+
 
 class ProblemCollector(Protocol):
     """Makes the batch of one iteration."""

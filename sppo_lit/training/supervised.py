@@ -36,6 +36,7 @@ from sppo_lit.training.diagnostics import step_metrics
 from sppo_lit.training.evaluator import Evaluator
 from sppo_lit.training.metrics import Result, flatten
 from sppo_lit.training.networks import make_policy
+from sppo_lit.training.reloading import Reloadable
 from sppo_lit.training.run_folder import run_folder
 from sppo_lit.training.runtime import Runtime, compute_dtype
 from sppo_lit.training.sampler import Sampler
@@ -80,7 +81,7 @@ class SolutionCollector:
         return Sequences(*pad_rows([ids for _, ids in problems], device), *pad_rows(responses, device))
 
 
-class SupervisedModule(pl.LightningModule):
+class SupervisedModule(Reloadable):
     """Cross-entropy on the response tokens of worked solutions.
 
     Args:
@@ -120,6 +121,7 @@ class SupervisedModule(pl.LightningModule):
         lora: LoraSettings | None = None,
     ) -> None:
         super().__init__()
+        self.save_hyperparameters(logger=False)
         if evaluation.values:
             raise InputError("model.evaluation.values: supervised training has no critic; leave it out")
         if batch.samples_per_prompt not in (None, 1):
@@ -193,7 +195,8 @@ class SupervisedModule(pl.LightningModule):
         self.updater = Updater("policy", self.policy, cast(torch.optim.Optimizer, self.optimizers()), *common)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the token budget."""
+        """Save the settings and the token budget."""
+        super().on_save_checkpoint(checkpoint)
         self.budget.save_to(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ def test_trainer_settings_that_have_no_meaning_here(
 
 
 def test_a_learning_rate_that_destroys_the_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    refused(capsys, tmp_path, ["run", recipe(tmp_path, {"model.critic_optimizer.lr": 1e30})], "lr is 1e+30", "0 to 1")
+    file = recipe(tmp_path, {"model.critic_optimizer.lr": 1e30})
+    refused(capsys, tmp_path, ["run", file], "critic_optimizer: lr is 1e+30", "0 to 1")
 
 
 def test_best_where_nothing_was_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,6 +133,15 @@ def test_validate_says_what_it_takes_and_where_it_writes(tmp_path: Path, capsys:
     assert main(["run", "validate", file, "--ckpt_path", "last"]) == 0
     last = tmp_path / "runs" / "tiny" / "version_0" / "checkpoints" / "last.ckpt"
     assert f"checkpoint: {last} (iteration 2)" in capsys.readouterr().out.splitlines()
+
+
+def test_validate_does_not_miss_the_timer_of_a_training(tmp_path: Path) -> None:
+    file = str(recipe(tmp_path, EVALUATED))
+    assert main(["run", file, "--trainer.max_time", "00:01:00:00", "--max_epochs", "1"]) == 0
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        assert main(["run", "validate", file, "--ckpt_path", "last"]) == 0
+    assert not [w for w in seen if "used to create the checkpoint" in str(w.message)]
 
 
 def test_validate_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,6 +91,8 @@ def test_the_same_seed_gives_the_same_run_also_resumed(recipe: Recipe, tmp_path:
     assert all(torch.equal(whole["state_dict"][key], value) for key, value in resumed["state_dict"].items())
     trained = [row for row in rows(tmp_path, "whole") if row["rollout/reward"]]
     assert [row for row in rows(tmp_path) if row["rollout/reward"]][-2:] == trained[-2:]
+    loaded = ControlModule.load_from_checkpoint(both[0])
+    assert all(torch.equal(whole["state_dict"][key], value) for key, value in loaded.state_dict().items())
     assert main(["run", "validate", str(file), "--ckpt_path", str(both[0])]) == 0
     [validated] = rows(tmp_path, "tiny-validate")
     assert (

@@ -62,7 +62,7 @@ class Page(HTMLParser):
 @pytest.mark.slow
 def test_the_site_builds_and_no_link_is_dead(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs")  # the extra `docs`, which .ci/run installs
-    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(build, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -101,3 +101,16 @@ def test_bad_input_is_one_line(tmp_path):
     with pytest.raises(InputError, match=r"b\.jsonl, line 2: no response of an evaluation"):
         draw([other], out)
     assert not out.exists()
+
+
+def test_evaluations_of_the_same_name_are_told_apart(tmp_path):
+    sources = [
+        evaluation(tmp_path / seed / "run" / "version_0" / "evaluations" / "a-iteration-1.jsonl", problems=8)
+        for seed in ("seed-1", "seed-2")
+    ]
+    folders = [source.parents[1] for source in sources]
+    assert list(draw(folders, tmp_path / "c.png")) == ["seed-1/run/version_0", "seed-2/run/version_0"]
+    assert list(draw(folders[:1], tmp_path / "c.png")) == ["run/version_0"]
+    assert len(draw(sources, tmp_path / "c.png")) == 2
+    with pytest.raises(InputError, match="nowhere"):
+        draw([tmp_path / "nowhere"], tmp_path / "c.png")

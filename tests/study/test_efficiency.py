@@ -240,13 +240,24 @@ def test_figure_on_the_command_line(study: Path, tmp_path: Path, capsys: Any, mo
         and "plots/e.png" in shown
     )
     assert (tmp_path / "plots" / "e.svg").is_file()
+    with_units = {"aggregates": ("60.0% [58.0%, 62.0%]", "3.00×", "11 s ["), "sampling_cost": ("50.0%", "3.00× [")}
+    for name, parts in with_units.items():
+        assert main(["figure", name, str(study)]) == 0
+        shown = capsys.readouterr().out
+        assert all(part in shown for part in parts), shown
     assert main(["figure", "group_advantage"]) == 0 and (tmp_path / "group_advantage.png").is_file()
+    assert main(["figure", "group_advantage", "--out", "plots/g.pdf"]) == 0
+    assert (tmp_path / "plots" / "g.pdf").read_bytes().startswith(b"%PDF")
+    assert "plots/g.png and plots/g.svg and plots/g.pdf" in capsys.readouterr().out
     capsys.readouterr()
     for arguments, part in (
         (["speed"], "choose one of efficiency"),
         (["efficiency"], "no sources"),
         (["efficiency", "nowhere"], "nowhere: no such folder"),
         (["memory", str(tmp_path / "plots")], "no training run"),
+        (["group_advantage", "--out", "g.jpg"], "--out g.jpg: not the name of a .png, .svg or .pdf file"),
+        (["group_advantage", "--out", "plots"], "--out plots: not the name"),
+        (["group_advantage", "--out", "plots/g.pdf/x.png"], "cannot write the figure plots/g.pdf/x.png: "),
     ):
         assert main(["figure", *arguments]) == 2
         error = capsys.readouterr().err
@@ -260,5 +271,9 @@ def test_numbers_as_tables() -> None:
     units = {"x": "%", "y": "×", "z": "MiB", "s": "s"}
     [row] = tables({"cell": {"x": (0.5, None), "y": 1.466, "z": 1234.5, "s": 192.0}}, units=units)
     assert [cell for _, cell in row.rows] == ["50.0%", "1.47×", "1,234 MiB", "3:12 min"]
+    costs = {"seconds to 50.0%": {"a": 9.0, "a ratio": 1.5, "a reached": "2 of 2"}, "best": {"a": 3}}
+    [grid] = tables(costs, units={"seconds": "s", "ratio": "×", "best": "%"})
+    assert [row[1:] for row in grid.rows] == [["9.0 s", "3"], ["1.50×", "–"], ["2 of 2", "–"]]
+    assert tables({"x": -1e-9}, units=units)[0].rows == [["x", "0.0%"]]
     [turned] = tables({"cell": {"x": 12345.6, "y": 0.00012, "z": float("nan")}})
     assert turned.columns == ["", "cell"] and [row[1] for row in turned.rows] == ["12,346", "0.00012", "–"]

@@ -77,6 +77,9 @@ def test_cells_take_turns_within_a_seed(tmp_path: Path) -> None:
         ({"devices": ["gpu"]}, ["devices is ['gpu']", "cuda:0"]),
         ({"cells": {"a": {"model.algoritm": "grpo"}}}, ["cell a", "--model.algoritm", "model.algorithm"]),
         ({"common": {"model.ppo.clip_low": "much"}}, ["cell sppo", "--model.ppo.clip_low", "much"]),
+        ({"cells": {"a": {}, "b": {"model.algorithm": "grppo"}}}, ["cell b: model.algorithm 'grppo' is unknown"]),
+        ({"cells": {"a": {}, "b": {"model.batch.minibatch_size": 3}}}, ["cell b", "minibatch_size"]),
+        ({"after": {"x": {"model.evaluation.sampels": 4}}}, ["after.x, cell sppo", "--model.evaluation.sampels"]),
     ],
 )
 def test_a_mistake_is_told_in_one_line(tmp_path: Path, capsys: Any, changes: dict[str, Any], parts: list[str]) -> None:
@@ -217,6 +220,8 @@ def test_mistakes_on_the_command_line(tmp_path: Path, capsys: Any) -> None:
     refused(capsys, tmp_path, ["study", file, "--seeds", "1,x"], "--seeds")
     refused(capsys, tmp_path, ["study", file, "--seeds", "3"], "--seeds 3 is not in it", "1, 2")
     refused(capsys, tmp_path, ["study", file, "--only", "ppo"], "--only ppo is not in it", "sppo, grpo")
+    file.write_text(file.read_text().replace("cells:", "cells: &a\n  again: *a"))
+    refused(capsys, tmp_path, ["study", file], "study.yaml: an anchor (&) refers to a place inside itself")
     file.write_text("cells: [")
     refused(capsys, tmp_path, ["study", file], "no valid YAML")
 

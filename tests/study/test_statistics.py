@@ -155,4 +155,4 @@ def test_they_are_in_the_report_and_on_the_command_line(study: Path, tmp_path: P
     assert low <= estimate <= high
     assert main(["figure", "aggregates", str(study), "--out", str(tmp_path / "a.png")]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "0.603 [0.580, 0.620]" in shown and "∞" in shown and "2 of 3" in shown
+    assert "60.3% [58.0%, 62.0%]" in shown and "∞" in shown and "2 of 3" in shown

@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import pytest
 from grouped import grouped
 
-from sppo_lit.errors import InputError
+from sppo_lit.errors import InputError, Stopped
 from sppo_lit.problems.arithmetic import ArithmeticTask
 from sppo_lit.rewards.verifier import VerifierPool
 from sppo_lit.settings import ModelSource
@@ -157,6 +157,20 @@ def test_training_may_be_limited_to_some_generated_problems_or_to_another_split(
     assert all(
         key.startswith("arithmetic/val/") for key in keys(opened(ProblemSet("arithmetic", "val")).problems_of(0))
     )
+
+
+def test_a_signal_ends_a_large_iteration_before_all_its_problems_are_made(opened: Any) -> None:
+    data = opened(ProblemSet("arithmetic"), problems_per_epoch=1_000_000)
+    taken: list[tuple[int, int]] = []
+    data.stream.take = lambda start, count: taken.append((start, count)) or []
+
+    def check() -> None:
+        if len(taken) == 2:
+            raise Stopped(15)
+
+    with pytest.raises(Stopped):
+        data.problems_of(1, check)
+    assert taken == [(1_000_000, 1024), (1_001_024, 1024)]
 
 
 @pytest.mark.parametrize("path", ["arithmetic", "train.jsonl"])

@@ -42,9 +42,15 @@ from sppo_lit import (
     SPPOModule,
     SupervisedModule,
     VerifierSettings,
+    standard_trainer,
 )
+from sppo_lit.callbacks.clock import Clock
+from sppo_lit.callbacks.signals import StopSignals
+from sppo_lit.callbacks.standard import DEFAULTS
 from sppo_lit.cli.main import main
+from sppo_lit.cli.recipe_cli import CALLBACKS, TRAINER_DEFAULTS
 from sppo_lit.errors import InputError
+from sppo_lit.training.protocols import callbacks_of
 
 pytestmark = [pytest.mark.usefixtures("alone"), pytest.mark.filterwarnings("ignore")]
 POLICY = ModelSource(str(BASE), init="random", config=dict(SMALL))
@@ -130,10 +136,14 @@ def test_a_checkpoint_of_validation_resumes_with_the_next_iteration(tmp_path: Pa
 def test_load_from_checkpoint(tmp_path: Path) -> None:
     _, module = fit(tmp_path, ModelCheckpoint(tmp_path))
     [checkpoint] = tmp_path.glob("*.ckpt")
-    loaded = SPPOModule.load_from_checkpoint(checkpoint, policy=POLICY)
+    loaded = SPPOModule.load_from_checkpoint(checkpoint)
     assert loaded.iteration == 2
+    assert loaded.policy_source == POLICY and loaded.policy_optimizer == module.policy_optimizer
+    assert loaded.rollout == module.rollout and loaded.batch_settings == module.batch_settings
     for name, value in module.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
+    changed = SPPOModule.load_from_checkpoint(checkpoint, sampling=Sampling(max_new_tokens=5))
+    assert changed.sampling.max_new_tokens == 5 and changed.policy_source == POLICY
 
 
 def test_csv_logger_has_rollouts_and_validation_by_iteration(tmp_path: Path) -> None:
@@ -158,6 +168,24 @@ def test_callbacks_of_this_package_with_a_plain_trainer(tmp_path: Path) -> None:
     assert len(list((run / "evaluations").iterdir())) == 3
 
 
+def test_the_standard_trainer_is_that_of_a_run_by_recipe(tmp_path: Path) -> None:
+    own = [Clock(max_tokens=10), EarlyStopping("val/accuracy", mode="max")]
+    first = standard_trainer(tmp_path, "mine", own, max_epochs=5, accelerator="cpu")
+    module = make()
+    first.fit(module, datamodule=problems())
+    assert module.iteration == 1, "the budget of the own clock"
+    run = tmp_path / "mine" / "version_0"
+    for file in ("metrics.csv", "curves.png", "checkpoints/last.ckpt", "hf/policy/config.json"):
+        assert (run / file).is_file(), file
+    assert len(list((run / "evaluations").iterdir())) == 2 and list(run.glob("events*"))
+    kinds = [kind for kind in CALLBACKS.values() if kind is not StopSignals]
+    chosen = [type(c) for c in callbacks_of(first) if type(c) in kinds]
+    assert chosen == sorted(kinds, key=lambda kind: kind is IterationCheckpoint)  # which Lightning puts last
+    assert {"max_epochs": 100, **DEFAULTS} == TRAINER_DEFAULTS
+    again = standard_trainer(tmp_path, "mine", enable_progress_bar=True)
+    assert again.log_dir == str(tmp_path / "mine" / "version_1")
+
+
 def test_supervised_module_with_a_plain_trainer(tmp_path: Path) -> None:
     module = SupervisedModule(
         POLICY,
@@ -168,6 +196,7 @@ def test_supervised_module_with_a_plain_trainer(tmp_path: Path) -> None:
     keep = ModelCheckpoint(tmp_path, monitor="val/accuracy", mode="max")
     trainer(tmp_path, EarlyStopping("val/accuracy", mode="max"), keep).fit(module, datamodule=problems())
     assert module.iteration == 2 and Path(keep.best_model_path).is_file()
+    assert SupervisedModule.load_from_checkpoint(keep.best_model_path).sampling == module.sampling
 
 
 # ------------------------------------------------------------------------------------------------ flags of the trainer

@@ -9,11 +9,20 @@ from typing import Any
 import numpy as np
 
 from sppo_lit.study.figures import comparison
-from sppo_lit.study.figures.drawing import saved_figure
+from sppo_lit.study.figures.drawing import percent_axis, saved_figure
 from sppo_lit.study.figures.efficiency import comparable, curve
 from sppo_lit.study.plan import read_study_json
 from sppo_lit.study.runs import find_runs, grouped, styles
 from sppo_lit.utils.plotting import GREY
+
+NUMBERS = {
+    **dict.fromkeys(("final", "best", "over_training", "improvement"), "%"),
+    **dict.fromkeys(("faster_reached", "fewer_sequences_reached"), "%"),
+    "faster": "×",
+    "fewer_sequences": "×",
+    "seconds": "s",
+}
+"""Units of the numbers."""
 
 SCORES = {"final": "final accuracy", "best": "best accuracy", "over_training": "accuracy over training"}
 
@@ -75,8 +84,6 @@ def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:
 
 def _row(axis: Any, intervals: Sequence[Any], colors: Sequence[str], percent: bool = False) -> None:
     """One interval for each label, from top to bottom; nothing where there is None."""
-    from matplotlib.ticker import PercentFormatter
-
     for y, (entry, color) in enumerate(zip(intervals, colors, strict=True)):
         if entry is None:
             continue
@@ -86,7 +93,7 @@ def _row(axis: Any, intervals: Sequence[Any], colors: Sequence[str], percent: bo
         if np.isfinite(estimate):
             axis.plot([estimate, estimate], [y - 0.25, y + 0.25], color=color, linewidth=2)
     if percent:
-        axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        percent_axis(axis.xaxis)
     axis.use_sticky_edges = False
     axis.margins(x=0.08)
     axis.tick_params(axis="y", length=0)

@@ -14,7 +14,7 @@ from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
 
 from sppo_lit.errors import InputError
 from sppo_lit.study.figures.drawing import saved_figure
-from sppo_lit.study.responses import Record, label, read, samples
+from sppo_lit.study.responses import Record, labels, read, samples
 from sppo_lit.training.metrics import auroc, avg_at_k, brier
 from sppo_lit.utils.plotting import BLUE, GREY, ORANGE
 
@@ -161,7 +161,7 @@ def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:
     Raises:
         InputError: no such evaluation, no values in it, or matplotlib is not installed.
     """
-    tables = {label(source): table(read(source), source) for source in sources}
+    tables = {name: table(read(source), source) for name, source in labels(sources).items()}
     numbers = {name: measure(*data) for name, data in tables.items()}
     with saved_figure(out, 0.3 + 3.9 * len(tables), 7.4) as figure:
         shape = {"height_ratios": [0.18, 1, 1], "width_ratios": [1, 0.18] * len(tables)}

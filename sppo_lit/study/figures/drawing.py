@@ -24,12 +24,12 @@ def saved_figure(out: Path, width: float, height: float) -> Iterator[Any]:
     """Yield a matplotlib figure to draw on, and save it at the end of the block.
 
     Args:
-        out: path whose suffix is replaced by ``.png`` and ``.svg``.
+        out: path whose suffix is replaced by ``.png`` and ``.svg``; with the suffix ``.pdf`` also a PDF.
         width: inches.
         height: inches.
 
     Raises:
-        InputError: matplotlib is not installed.
+        InputError: matplotlib is not installed, or the path cannot be written.
     """
     try:
         import matplotlib
@@ -39,13 +39,18 @@ def saved_figure(out: Path, width: float, height: float) -> Iterator[Any]:
     with matplotlib.rc_context(FIGURE_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
-        out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out.with_suffix(".png"), dpi=150)
-        figure.savefig(out.with_suffix(".svg"), metadata={"Date": None})
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(out.with_suffix(".png"), dpi=150)
+            figure.savefig(out.with_suffix(".svg"), metadata={"Date": None})
+            if out.suffix == ".pdf":
+                figure.savefig(out, metadata={"CreationDate": None})
+        except OSError as error:
+            raise InputError(f"cannot write the figure {out}: {error.strerror or error}") from error
 
 
 def percent_axis(axis: Any) -> None:
-    """Label the y-axis of matplotlib axes in percent, for values in [0, 1]."""
-    from matplotlib.ticker import PercentFormatter
+    """Label a matplotlib axis in percent, for values in [0, 1], with as many decimals as each tick needs."""
+    from matplotlib.ticker import FuncFormatter
 
-    axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 4) + 0.0:g}%"))

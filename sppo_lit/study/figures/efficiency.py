@@ -218,7 +218,7 @@ def _draw(runs: list[Run], out: Path, baseline: str | None) -> dict[str, Any]:
             _baseline(axis, curves, looks, numbers["baseline"])
             axis.set_xlim(left=0)
             axis.set_xlabel({"seconds": "training time", "tokens": "sampled tokens"}[cost] + unit)
-        percent_axis(axes[0])
+        percent_axis(axes[0].yaxis)
         curves = {label: mean_curve([curve(run, "seconds") for run in group]) for label, group in groups.items()}
         limits = _limits([mean for _, mean, _ in curves.values()])
         axes[0].set(ylim=limits, ylabel="held-out accuracy")
@@ -252,7 +252,7 @@ def _panels(
     for axis in panels.flat[len(looks) :]:
         axis.set_axis_off()
     for axis in panels[:, 0]:
-        percent_axis(axis)
+        percent_axis(axis.yaxis)
     panels[0, 0].set_xlim(left=0)
     panels[0, 0].set_ylim(limits)
     figure.supxlabel(f"{label}; band: 95% interval of the mean over seeds", fontsize=9)

@@ -77,7 +77,7 @@ def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:
             axis.set_axis_off()
         axes[0, 0].set_ylim(-0.02, 1.02)
         for axis in axes[:, 0]:
-            percent_axis(axis)
+            percent_axis(axis.yaxis)
             axis.set_ylabel("success, held out")
         looks = styles([run for runs in panels.values() for run in runs])
         lines = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}

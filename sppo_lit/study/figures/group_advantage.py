@@ -87,7 +87,7 @@ def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:
         magnitude.plot(p, curves["value_magnitude"], color=value)
         zero_gradient.set_title(f"Groups without gradient (N = {N})")
         zero_gradient.plot(p, curves["zero_gradient"], color=group)
-        percent_axis(zero_gradient)
+        percent_axis(zero_gradient.yaxis)
         for axis in (advantage, magnitude, zero_gradient):
             axis.set(xlim=(0, 1), xlabel="success probability p")
         figure.legend(loc="outside lower center", ncols=4)

@@ -13,6 +13,13 @@ from sppo_lit.study.figures.efficiency import comparable, mean_curve
 from sppo_lit.study.plan import read_study_json
 from sppo_lit.study.runs import find_runs, grouped, styles
 
+NUMBERS = {
+    **dict.fromkeys(("sampling", "critic", "learning", "verifying", "other"), "%"),
+    "at_seconds": "s",
+    "speedup": "×",
+}
+"""Units of the numbers; those of "sampling × 3" are accuracies."""
+
 
 def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:
     """Draw the mean curves with sampling at 1, 3 and 10 times its cost, and the share of each phase.
@@ -38,7 +45,7 @@ def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:
                 grid, mean, _ = mean_curve([comparison.retimed(run, factor) for run in grouped(runs)[label]])
                 axis.plot(grid, mean, linestyle=line, color=color, label=title)
             axis.set(title=f"sampling × {factor:g}", xlabel="training time (s, reckoned)", xlim=(0, None))
-        percent_axis(axes[0])
+        percent_axis(axes[0].yaxis)
         axes[0].set_ylabel("held-out accuracy")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
     return {

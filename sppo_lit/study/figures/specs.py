@@ -50,9 +50,15 @@ FIGURES = {
         units=episodes.NUMBERS,
     ),
     "aggregates": FigureSpec(
-        aggregates.draw, "scores over seeds, probability of improvement and speed-up, with 95 % bootstrap intervals"
+        aggregates.draw,
+        "scores over seeds, probability of improvement and speed-up, with 95 % bootstrap intervals",
+        units=aggregates.NUMBERS,
     ),
-    "sampling_cost": FigureSpec(sampling_cost.draw, "the comparison if sampling cost 1, 3 or 10 times as much as here"),
+    "sampling_cost": FigureSpec(
+        sampling_cost.draw,
+        "the comparison if sampling cost 1, 3 or 10 times as much as here",
+        units=sampling_cost.NUMBERS,
+    ),
     "memory": FigureSpec(memory.draw, "peak memory of each phase of an iteration", units=memory.NUMBERS),
     "group_advantage": FigureSpec(
         group_advantage.draw,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sppo_lit.errors import InputError
 from sppo_lit.study.figures.drawing import saved_figure
-from sppo_lit.study.responses import Record, label, read, samples
+from sppo_lit.study.responses import Record, labels, read, samples
 from sppo_lit.training.metrics import Z95, auroc
 from sppo_lit.utils.plotting import BLUE, GREEN, GREY, ORANGE
 
@@ -190,7 +190,7 @@ def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:
     Raises:
         InputError: no such evaluation, no values in it, or matplotlib is not installed.
     """
-    numbers = {label(source): measure(table(read(source), source)) for source in sources}
+    numbers = {name: measure(table(read(source), source)) for name, source in labels(sources).items()}
     with saved_figure(out, 15.5, 0.7 + 3.3 * len(numbers)) as figure:
         rows = figure.subplots(len(numbers), 4, squeeze=False, sharex="col", sharey="col")
         for axes, (name, row) in zip(rows, numbers.items(), strict=True):
