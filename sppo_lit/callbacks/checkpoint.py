@@ -82,6 +82,7 @@ class IterationCheckpoint(ModelCheckpoint):
         )
         self.saved_iteration = 0
         self._boundary: dict[str, Any] = {}  # state of Lightning's loops at the last iteration boundary
+        self._told = False  # that `monitor` is not logged
         self._within = False  # another iteration has started since
         self._form, self._background = form, background
         self._writer: ShardWriter | None = None
@@ -110,6 +111,11 @@ class IterationCheckpoint(ModelCheckpoint):
         iteration = training_module(pl_module).iteration
         # Validation ran before this hook. Between evaluations the old score remains, which never beats the best.
         score = trainer.callback_metrics.get(self.monitor or "")
+        if score is None and not self._told and any(name.startswith("val/") for name in trainer.callback_metrics):
+            self._told = True
+            if trainer.is_global_zero:
+                line = f"no best.ckpt is kept: checkpoint.monitor {self.monitor} is not among those of metrics.csv"
+                console.print(line, style="yellow", markup=False, soft_wrap=True)
         best = score is not None and self._is_better(trainer, score)
         last = iteration % self._every_n_epochs == 0 or trainer.current_epoch + 1 == trainer.max_epochs
         self._boundary = copy.deepcopy(_position(trainer))

@@ -136,12 +136,14 @@ def audit(
         deadline: seconds for each answer.
 
     Raises:
-        InputError: a line of `completions` is not a JSON object, or lacks text, reward or gold.
+        InputError: a line of `completions` is not a JSON object, or lacks text, reward or gold; or there are none.
     """
     start = time.monotonic()
     rows = list(problems)
     golds_by_key = {p.key: p.answer for p in rows}
     saved = [] if completions is None else list(_read_completions(Path(completions), golds_by_key))
+    if completions is not None and not saved:
+        raise InputError(f"{completions}: no completions in it; give JSON lines with text, reward and gold")
     report = AuditReport(rows=len(rows), dropped=dict(dropped or {}))
     with VerifierPool(workers, deadline, functions=[READABLE]) as pool:
         golds = [p.answer for p in rows]

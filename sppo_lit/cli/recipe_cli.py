@@ -215,7 +215,7 @@ class RecipeCLI(LightningCLI):
         if self.kind.responses:
             check_problems(settings.data, str(self.subcommand), str(self.recipe or "command line"))
         settings.run_name = self._runs().name  # so that the run's config.yaml finds the same folder
-        if settings.get("ckpt_path"):
+        if settings.get("ckpt_path") is not None:
             resume = self.subcommand == "fit"
             if resume and (folder := run_of(checkpoint_file(settings.ckpt_path, self._runs()), self._runs())):
                 self._take(folder)  # before its checkpoint is read: its other process may be writing another one

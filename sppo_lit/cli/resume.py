@@ -46,7 +46,7 @@ def checkpoint_file(path: str, runs: Path) -> Path:
             raise InputError(f"--ckpt_path {path}: no {path}.ckpt in any run under {runs}; train first or give a file")
         return candidates[-1]
     file = Path(path)
-    if not file.exists():
+    if not path or not file.exists():
         raise InputError(f"--ckpt_path {path}: no such checkpoint; give a .ckpt file, 'last' or 'best'")
     return file
 

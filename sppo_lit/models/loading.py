@@ -44,6 +44,8 @@ def locate(source: ModelSource) -> dict[str, Any]:
     if not path.endswith(".gguf"):
         if not Path(path).exists() and (path.startswith(("/", ".", "~")) or path.count("/") > 1):
             raise InputError(f"{source.path}: no such model folder; give a folder, a .gguf file or a Hub id")
+        if Path(path).is_file():
+            raise InputError(f"{source.path}: a file; give a model's folder, a .gguf file or a Hub id")
         if not Path(path).exists():
             no_retries_offline()
         return {"pretrained_model_name_or_path": path, "revision": source.revision}
@@ -218,6 +220,11 @@ def _from_config(
     source: ModelSource, auto: AutoClass, overrides: dict[str, Any], dtype: torch.dtype, layers: int | None = None
 ) -> PreTrainedModel:
     config = _config(source, overrides)
+    if source.config and hasattr(config, "validate"):  # else only when the trained model is exported
+        try:
+            config.validate()
+        except Exception as error:
+            raise ValueError(str(error.__cause__ or error)) from error
     if layers is not None:
         config.num_hidden_layers = layers
         if getattr(config, "layer_types", None):

@@ -40,5 +40,5 @@ def make_verifier(settings: VerifierSettings, functions: Sequence[str] = ()) -> 
         if not names_object(settings.kind):
             known = ", ".join(VERIFIERS)
             raise InputError(f"{SETTING} {settings.kind!r}: unknown; choose one of {known}, or name your own: {FORMS}")
-        make = load_function(settings.kind, SETTING)
+        make = load_function(settings.kind, SETTING, ("settings", "functions"))
     return make(settings, functions)

@@ -13,7 +13,7 @@ from sppo_lit.rollout.torch_engine import TorchEngine, decode_copy, decodes_from
 from sppo_lit.rollout.vllm_engine import VLLMEngine, check_installed
 from sppo_lit.settings import RolloutSettings
 from sppo_lit.types import RolloutEngine
-from sppo_lit.utils.objects import load_object, names_object
+from sppo_lit.utils.objects import load_function, names_object
 
 CUSTOM = ("deterministic", "shares_weights", "exact")
 """Attributes that a custom engine must have."""
@@ -72,6 +72,10 @@ ENGINES: dict[str, EngineKind] = {
 }
 
 
+TAKES = ("settings", "model", "eos_ids", "pad_id", "device", "sharded")
+"""What a custom factory is called with."""
+
+
 def built_in(settings: RolloutSettings) -> EngineKind | None:
     """The built-in engine that `model.rollout.engine` names, or None for a custom one.
 
@@ -114,7 +118,8 @@ def make_engine(
     """
     if (kind := built_in(settings)) is not None:
         return kind.make(settings, model, eos_ids, pad_id, device, sharded)
-    engine = load_object(settings.engine, "model.rollout.engine")(settings, model, eos_ids, pad_id, device, sharded)
+    make = load_function(settings.engine, "model.rollout.engine", TAKES)
+    engine = make(settings, model, eos_ids, pad_id, device, sharded)
     if lacking := [name for name in CUSTOM if not hasattr(engine, name)]:
         raise InputError(
             f"model.rollout.engine {settings.engine}: {type(engine).__name__} has no attribute {lacking[0]}, which "

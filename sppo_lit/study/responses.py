@@ -62,12 +62,12 @@ def samples(records: Sequence[Record]) -> list[Record]:
 
 def labels(sources: Sequence[Path]) -> dict[str, Path]:
     """Label of each source in a figure → the source; by more of its folders where they would else be alike."""
-    distinct = list(dict.fromkeys(source.resolve() for source in sources))
+    distinct = {source.resolve(): source for source in sources}
     depth = 2
-    named = {label(source): source for source in distinct}
+    named = {label(source): source for source in distinct.values()}
     while len(named) < len(distinct):
         depth += 1
-        named = {"/".join(source.parts[-depth:]): source for source in distinct}
+        named = {"/".join(path.parts[-depth:]): source for path, source in distinct.items()}
     return named
 
 

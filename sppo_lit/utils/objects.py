@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -63,16 +65,37 @@ def load_object(spec: str, what: str, kind: str = "object") -> Any:
     return getattr(module, name)
 
 
-def load_function(spec: str, what: str) -> Callable[..., Any]:
+def load_function(spec: str, what: str, takes: Sequence[str] | None = None) -> Callable[..., Any]:
     """As `load_object`, for something that can be called.
 
+    Args:
+        spec: see `FORMS`.
+        what: the setting that holds it, for the message.
+        takes: names of the positional arguments that it is called with; None where they do not matter.
+
     Raises:
-        InputError: as `load_object`, or the object cannot be called.
+        InputError: as `load_object`, or the object cannot be called, or not with these arguments.
     """
     function = load_object(spec, what, kind="function")
     if not callable(function):
         raise InputError(f"{what} {spec!r}: of type {type(function).__name__}, not a function or a class")
+    if takes is not None:
+        with suppress(ValueError):  # some callables written in C have no signature
+            signature = inspect.signature(function)
+            if not _accepts(signature, len(takes)):
+                raise InputError(
+                    f"{what} {spec!r}: its parameters are {signature}, but it is called with ({', '.join(takes)})"
+                )
     return function  # type: ignore[no-any-return]
+
+
+def _accepts(signature: inspect.Signature, arguments: int) -> bool:
+    """Whether something may be called with so many positional arguments."""
+    try:
+        signature.bind(*range(arguments))
+    except TypeError:
+        return False
+    return True
 
 
 def _import_module(name: str) -> ModuleType:

@@ -118,6 +118,12 @@ MISTAKES = {
     "list --frob": "frob",
     "run RECIPE --strategy ddp_spawn": "ddp_spawn is not supported",
     "run RECIPE --max_epochs 0": "trainer.max_epochs is 0",
+    "run RECIPE --ckpt_path ''": "no such checkpoint",
+    "run RECIPE --model.policy.path own_callback.py": "a file",
+    "run RECIPE --model.policy.config.hidden_size 7": "The hidden size (7) is not a multiple",
+    "run RECIPE --model.rollout.engine own_callback.py:Own": "it is called with (settings, model, eos_ids, pad_id",
+    "run RECIPE --model.verifier.kind own_callback.py:Own": "it is called with (settings, functions)",
+    "audit own.jsonl --completions /dev/null": "/dev/null: no completions in it",
     "run RECIPE --ckpt_path recipes": "a folder, and not a sharded checkpoint",
     "run RECIPE --model.critic 3": "--model.critic.path 3",
     "run RECIPE --model.lora 3": "--model.lora.KEY VALUE",
@@ -145,6 +151,7 @@ def test_one_line(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.dont_write_bytecode", True)
     Path("own_callback.py").write_text("from lightning import Callback\n\n\nclass Own(Callback):\n    pass\n")
+    Path("own.jsonl").write_text('{"problem": "1+1=", "answer": "2"}\n')
     file = recipe(tmp_path)
     arguments = [str(file) if part == "RECIPE" else part for part in shlex.split(line)]
     start = time.process_time()

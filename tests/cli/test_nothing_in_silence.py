@@ -51,6 +51,14 @@ def test_best_where_nothing_was_evaluated(tmp_path: Path, capsys: pytest.Capture
         refused(capsys, tmp_path, ["run", stage, file, *flags], "none was evaluated", "take --ckpt_path last")
 
 
+def test_a_monitor_that_is_not_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(recipe(tmp_path, EVALUATED))
+    assert main(["run", file, "--checkpoint.monitor", "val/acuracy"]) == 0
+    assert capsys.readouterr().out.count("no best.ckpt is kept: checkpoint.monitor val/acuracy is not among") == 1
+    assert main(["run", file]) == 0
+    assert "no best.ckpt" not in capsys.readouterr().out
+
+
 # ------------------------------------------------------------------------------------------------------------ the end
 
 
