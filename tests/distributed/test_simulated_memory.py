@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -20,9 +22,14 @@ CONFIG = {key: SHAPE[key] for key in SHAPE if key.endswith("_size") or key.start
 PATH = str(ROOT / "data" / "arithmetic" / "base")  # for its tokenizer
 PROMPT, RESPONSE, TOKENS, SEQUENCES = 40, 24, 128, 8
 LIMIT = 600
+THE_7B_RECIPE = ("bf16-mixed", "all")
+SETTINGS = (
+    list(product(("32-true", "bf16-mixed"), ("none", "all"))) if "SPPO_THOROUGH" in os.environ else [THE_7B_RECIPE]
+)
+"""With SPPO_THOROUGH=1 in the environment all of them, minutes each."""
 
 
-@pytest.mark.parametrize(("precision", "offload"), [("32-true", "all"), ("bf16-mixed", "none")])
+@pytest.mark.parametrize(("precision", "offload"), SETTINGS)
 def test_simulated_peaks_are_within_ten_percent_of_measured_ones(tmp_path: Path, precision: str, offload: str) -> None:
     settings = {"path": PATH, "config": CONFIG, "precision": precision, "offload": offload}
     sizes = {"prompt": PROMPT, "response": RESPONSE, "tokens": TOKENS, "sequences": SEQUENCES}
