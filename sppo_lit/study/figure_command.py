@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from rich.text import Text
 
 from sppo_lit.errors import InputError
 from sppo_lit.study.figures.specs import FIGURES
-from sppo_lit.study.tables import TextTable, tables
+from sppo_lit.study.tables import TextTable, finite, tables
 from sppo_lit.utils.command import CommandParser
 from sppo_lit.utils.console import console
 
@@ -19,7 +20,7 @@ SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def figure(arguments: Sequence[str]) -> int:
-    """Draw a figure as PNG and SVG and print its numbers.
+    """Draw a figure as PNG and SVG, print its numbers, and write all of them beside it as JSON.
 
     Args:
         arguments: command-line arguments after ``sppo figure``.
@@ -48,10 +49,12 @@ def figure(arguments: Sequence[str]) -> int:
     out = args.out or Path(f"{args.name}.png")
     if out.suffix not in SUFFIXES or out.is_dir():
         raise InputError(f"--out {out}: not the name of a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file; give one")
-    for table in tables(spec.draw(args.sources, out), units=spec.units):
+    numbers, file = spec.draw(args.sources, out), out.with_suffix(".json")
+    file.write_text(json.dumps(finite(numbers)), encoding="utf-8")
+    for table in tables(numbers, units=spec.units):
         console.print(rich_table(table))
     written = " and ".join(str(out.with_suffix(suffix)) for suffix in dict.fromkeys((".png", ".svg", out.suffix)))
-    console.print(f"figure: {written}", markup=False, soft_wrap=True)
+    console.print(f"figure: {written}\nnumbers: {file}", markup=False, soft_wrap=True)
     return 0
 
 

@@ -15,7 +15,7 @@ from sppo_lit.study.plan import flag_value, read_study_json
 from sppo_lit.study.protocols import PROTOCOLS
 from sppo_lit.study.responses import files
 from sppo_lit.study.runs import find_runs
-from sppo_lit.study.tables import TextTable, tables
+from sppo_lit.study.tables import TextTable, finite, tables
 from sppo_lit.utils.console import duration
 
 
@@ -113,12 +113,3 @@ def budget(unit: str, amount: float) -> str:
 def flags_of(flags: Mapping[str, Any]) -> str:
     """Flags of a cell in one line."""
     return ", ".join(f"{key}: {flag_value(value)}" for key, value in flags.items())
-
-
-def finite(value: Any) -> Any:
-    """Copy of nested numbers with None for NaN and infinity, which JSON does not have, and keys as text."""
-    if isinstance(value, Mapping):
-        return {str(key): finite(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

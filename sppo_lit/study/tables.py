@@ -120,3 +120,12 @@ def _is_tuple(value: Any, length: int) -> bool:
 
 def _words(name: str) -> str:
     return name.replace("_", " ")
+
+
+def finite(value: Any) -> Any:
+    """Copy of nested numbers with None for NaN and infinity, which JSON does not have, and keys as text."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

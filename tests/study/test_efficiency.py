@@ -20,6 +20,7 @@ from sppo_lit.study.protocols import PROTOCOLS
 from sppo_lit.study.report import write_report
 from sppo_lit.study.runs import LOOKS, SPARE, Run, find_runs, styles
 from sppo_lit.study.tables import tables
+from sppo_lit.utils.console import console
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -230,6 +231,7 @@ def test_what_cannot_be_drawn_is_named(tmp_path: Path) -> None:
 
 def test_figure_on_the_command_line(study: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(console, "_width", 160)  # in 80 columns intervals take two lines
     assert main(["figure", "efficiency", str(study), "--out", "plots/e.png"]) == 0
     shown = capsys.readouterr().out
     assert (

@@ -44,4 +44,6 @@ def test_table_and_panels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert ppo["episodes_to_50%"] == math.inf and (tmp_path / "figure.svg").is_file()
     assert main(["figure", "episodes", str(first), "--out", str(tmp_path / "one.png")]) == 0
     shown = capsys.readouterr().out
+    written = json.loads((tmp_path / "one.json").read_text())["CartPole"]["ppo"]["curves"]["2"]
+    assert written == [[i * 100 for i in range(11)], pytest.approx([0.2 + 0.04 * i for i in range(11)])]
     assert "40.0% [20.0%, 60.0%]" in shown and "∞" in shown

@@ -19,6 +19,7 @@ from sppo_lit.study.figures.efficiency import first_reaching, mean_curve
 from sppo_lit.study.report import write_report
 from sppo_lit.study.runs import find_runs
 from sppo_lit.study.statistics import ends, interquartile_mean, interval, probability_of_improvement
+from sppo_lit.utils.console import console
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -146,7 +147,10 @@ def test_dearer_sampling_moves_every_evaluation(study: Path) -> None:
     assert table["sampling × 3"]["grpo"][0] < table["sampling × 1"]["grpo"][0]
 
 
-def test_they_are_in_the_report_and_on_the_command_line(study: Path, tmp_path: Path, capsys: Any) -> None:
+def test_they_are_in_the_report_and_on_the_command_line(
+    study: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(console, "_width", 160)  # in 80 columns intervals take two lines
     page = write_report(study).read_text(encoding="utf-8")
     numbers = json.loads((study / "report" / "numbers.json").read_text())
     for name in ("aggregates", "sampling_cost"):

@@ -32,7 +32,8 @@ def measure(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     Returns:
         By label: seeds, episodes; start and final success, and its mean over the episodes of training (the area under
         the curve), each a mean with its 95 % bootstrap interval; and the median of the episodes after which 50 and 90 %
-        are first reached (infinite: not by half of the seeds).
+        are first reached (infinite: not by half of the seeds); curves, episodes and success of every evaluation, by
+        seed.
     """
     rows: dict[str, dict[str, Any]] = {}
     for label, group in grouped(runs).items():
@@ -43,6 +44,10 @@ def measure(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
         row["over_training"] = interval(mean, [over_training(c) for c in curves])
         for threshold in THRESHOLDS:
             row[f"episodes_to_{threshold:.0%}"] = median([cost_to(c, threshold) for c in curves])
+        row["curves"] = {
+            str(run.seed): [[round(float(v), 4) for v in values] for values in c]
+            for run, c in zip(group, curves, strict=True)
+        }
         rows[label] = row
     return rows
 
