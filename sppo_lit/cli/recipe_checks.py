@@ -63,6 +63,21 @@ def check_problems(data: Namespace, stage: str, where: str) -> None:
         )
 
 
+def check_one_process(settings: Namespace) -> None:
+    """Refuse what would launch other processes, before they are launched.
+
+    Args:
+        settings: the recipe's `trainer`.
+
+    Raises:
+        InputError: a strategy, or several devices or nodes.
+    """
+    if settings.strategy != "auto" or settings.devices not in ("auto", 1, "1") or settings.num_nodes != 1:
+        raise InputError(
+            "the control benchmark runs in one process on the CPU; leave out --strategy, --devices and --num_nodes"
+        )
+
+
 def check_shares(model: LightningModule, data: LightningDataModule, ranks: int) -> None:
     """Check that an iteration divides into minibatches and ranks; custom modules check for themselves.
 

@@ -30,7 +30,15 @@ from sppo_lit.callbacks.summary import RunSummary
 from sppo_lit.cli import STAGES
 from sppo_lit.cli.loggers import check_loggers, make_loggers, names_of
 from sppo_lit.cli.messages import explain, is_lost_connection, one_line
-from sppo_lit.cli.recipe_checks import blamed, check_problems, check_run_name, check_shares, check_trainer, named_module
+from sppo_lit.cli.recipe_checks import (
+    blamed,
+    check_one_process,
+    check_problems,
+    check_run_name,
+    check_shares,
+    check_trainer,
+    named_module,
+)
 from sppo_lit.cli.resolved import RecipeParser, SaveSettings
 from sppo_lit.cli.resume import (
     FolderLogger,
@@ -214,6 +222,8 @@ class RecipeCLI(LightningCLI):
             raise InputError("model.memory.cpu_offload needs --strategy fsdp; add it, or remove the setting")
         if self.kind.responses:
             check_problems(settings.data, str(self.subcommand), str(self.recipe or "command line"))
+        else:
+            check_one_process(settings.trainer)
         settings.run_name = self._runs().name  # so that the run's config.yaml finds the same folder
         if settings.get("ckpt_path") is not None:
             resume = self.subcommand == "fit"

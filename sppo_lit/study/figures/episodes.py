@@ -19,7 +19,8 @@ from sppo_lit.study.statistics import interval
 COST = "sequences"
 THRESHOLDS = (0.5, 0.9)
 COLUMNS = 3
-NUMBERS = {"start": "%", "final": "%", "over_training": "%"}
+NUMBERS = dict.fromkeys(("start", "final", "over_training"), "%")
+NUMBERS |= {f"episodes_to_{threshold:.0%}": "episodes" for threshold in THRESHOLDS}
 """Units of `measure`."""
 
 
