@@ -95,7 +95,7 @@ def test_recipe(path: Path) -> None:
     for source in (model.policy, model.get("critic")):
         if source is not None and source.path.startswith("data/"):
             assert (ROOT / source.path / "config.json").is_file()
-    assert parse(path, "--ckpt_path", "", stage="validate").model == settings.model
+    assert parse(path, stage="validate").model == settings.model
 
 
 @pytest.mark.parametrize("key", PAPER)
