@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Literal, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import lightning.pytorch as pl
 import torch
@@ -29,7 +30,7 @@ from sppo_lit.training.budget import TokenBudget
 from sppo_lit.training.diagnostics import CRITIC_TERMS, POLICY_TERMS, policy_terms, rollout_metrics, step_metrics
 from sppo_lit.training.metrics import Result, ValidationResults, flatten
 from sppo_lit.training.protocols import IterationProblems, validation_names
-from sppo_lit.training.reloading import Reloadable
+from sppo_lit.training.reloading import save_settings, saved_settings
 from sppo_lit.training.run_folder import run_folder
 from sppo_lit.training.runtime import Runtime
 from sppo_lit.training.stopping import StopControl
@@ -38,11 +39,14 @@ from sppo_lit.training.trainer_checks import check_trainer, content
 from sppo_lit.training.updater import Terms, Updater, adamw
 from sppo_lit.types import Intact, Scored
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 NO_LIMIT = 10**12
 """Tokens of one pass: these networks are small, and a minibatch is never cut."""
 
 
-class ControlModule(Reloadable):
+class ControlModule(pl.LightningModule):
     """Policy and critic, trained on the outcomes of their own episodes; one process on the CPU.
 
     Args:
@@ -132,6 +136,15 @@ class ControlModule(Reloadable):
 
     # ------------------------------------------------------------------------------------------------------- assembly
 
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any
+    ) -> Self:
+        """The module of a checkpoint file, with the settings in it but those given here; else as in Lightning."""
+        return super().load_from_checkpoint(
+            checkpoint_path, *args, **{**saved_settings(cls, checkpoint_path), **kwargs}
+        )
+
     def configure_callbacks(self) -> list[pl.Callback]:
         """Refuse what a trainer cannot do with this module; no callbacks of its own.
 
@@ -195,6 +208,10 @@ class ControlModule(Reloadable):
             steps = self.ppo.epochs * episodes // self.batch_settings.minibatch_size
             size = f"{states} initial states × {self.samples} = {episodes} episodes, {steps} steps"
             self.runtime.say(f"iteration: {size}")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the settings."""
+        save_settings(self, checkpoint)
 
     # ------------------------------------------------------------------------------------------------------- training
 

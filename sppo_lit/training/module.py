@@ -12,7 +12,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import lightning.pytorch as pl
 import torch
@@ -58,7 +59,7 @@ from sppo_lit.training.metrics import Result, flatten
 from sppo_lit.training.networks import make_critic, make_policy, make_reference
 from sppo_lit.training.passes import ValueReader, read_logprobs
 from sppo_lit.training.protocols import IterationProblems, ProblemPasses
-from sppo_lit.training.reloading import Reloadable
+from sppo_lit.training.reloading import save_settings, saved_settings
 from sppo_lit.training.run_folder import run_folder
 from sppo_lit.training.runtime import Runtime, compute_dtype
 from sppo_lit.training.sampler import Sampler
@@ -68,6 +69,9 @@ from sppo_lit.training.trainer_checks import check_trainer, content
 from sppo_lit.training.updater import Terms, Updater, adamw, idle_tensors
 from sppo_lit.types import Encoded, Intact, Rollouts, Sampling, Scored, TrainingBatch
 from sppo_lit.utils.cuda import prepare_cuda
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 MEMORY = "memory_of_prompts"
 """Key of the memory's state in a checkpoint."""
@@ -80,7 +84,7 @@ class Minibatch(NamedTuple):
     policy: list[Tensor]
 
 
-class SPPOModule(Reloadable):
+class SPPOModule(pl.LightningModule):
     """Policy and critic, trained on their own rollouts.
 
     Args:
@@ -180,6 +184,15 @@ class SPPOModule(Reloadable):
         return self.evaluation.at_start is None
 
     # ------------------------------------------------------------------------------------------------------- assembly
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any
+    ) -> Self:
+        """The module of a checkpoint file, with the settings in it but those given here; else as in Lightning."""
+        return super().load_from_checkpoint(
+            checkpoint_path, *args, **{**saved_settings(cls, checkpoint_path), **kwargs}
+        )
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Refuse what a trainer cannot do with this module; no callbacks of its own."""
@@ -319,7 +332,7 @@ class SPPOModule(Reloadable):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the settings, the token budget and the memory of prompts."""
-        super().on_save_checkpoint(checkpoint)
+        save_settings(self, checkpoint)
         self.budget.save_to(checkpoint)
         if self.memory_of_prompts is not None:
             checkpoint[MEMORY] = self.memory_of_prompts.state_dict()

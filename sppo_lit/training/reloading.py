@@ -5,45 +5,30 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import lightning.pytorch as pl
 import torch
 
 from sppo_lit.errors import InputError
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
+
+def save_settings(module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    """Write a module's settings (`save_hyperparameters`) as plain values, which are read without code of a pickle."""
+    checkpoint[module.CHECKPOINT_HYPER_PARAMS_KEY] = plain(module.hparams)
 
 
-class Reloadable(pl.LightningModule):
-    """A module whose `__init__` calls `save_hyperparameters(logger=False)`; see `load_from_checkpoint`."""
+def saved_settings(kind: type[pl.LightningModule], checkpoint: str | Path) -> dict[str, Any]:
+    """The settings in a checkpoint, as arguments of the module's class.
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the settings as plain values, which are read without running the code of a pickle."""
-        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = plain(self.hparams)
-
-    @classmethod
-    def load_from_checkpoint(  # type: ignore[override]
-        cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any
-    ) -> Self:
-        """The module of a checkpoint, with the settings that it was trained with.
-
-        Args:
-            checkpoint_path: a file.
-            *args: as in Lightning.
-            **kwargs: as in Lightning; settings among them replace those of the checkpoint.
-
-        Raises:
-            InputError: a sharded checkpoint.
-        """
-        if Path(checkpoint_path).is_dir():
-            raise InputError(f"{checkpoint_path}: a sharded checkpoint; make one file of it with: sppo convert")
-        content = torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=True)
-        saved = content.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {})
-        hints = get_type_hints(cls.__init__)
-        given = {key: rebuilt(value, hints.get(key)) for key, value in saved.items()}
-        return super().load_from_checkpoint(checkpoint_path, *args, **{**given, **kwargs})
+    Raises:
+        InputError: a sharded checkpoint.
+    """
+    if Path(checkpoint).is_dir():
+        raise InputError(f"{checkpoint}: a sharded checkpoint; make one file of it with: sppo convert")
+    content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+    saved, hints = content.get(kind.CHECKPOINT_HYPER_PARAMS_KEY, {}), get_type_hints(kind.__init__)
+    return {key: rebuilt(value, hints.get(key)) for key, value in saved.items()}
 
 
 def plain(settings: Mapping[str, Any]) -> dict[str, Any]:

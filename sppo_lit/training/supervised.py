@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -36,7 +37,7 @@ from sppo_lit.training.diagnostics import step_metrics
 from sppo_lit.training.evaluator import Evaluator
 from sppo_lit.training.metrics import Result, flatten
 from sppo_lit.training.networks import make_policy
-from sppo_lit.training.reloading import Reloadable
+from sppo_lit.training.reloading import save_settings, saved_settings
 from sppo_lit.training.run_folder import run_folder
 from sppo_lit.training.runtime import Runtime, compute_dtype
 from sppo_lit.training.sampler import Sampler
@@ -46,6 +47,9 @@ from sppo_lit.training.trainer_checks import check_trainer, content
 from sppo_lit.training.updater import Terms, Updater, adamw, idle_tensors
 from sppo_lit.types import Encoded, Intact, Rollouts, Sampling, Scored, Sequences
 from sppo_lit.utils.cuda import prepare_cuda
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class SolutionCollector:
@@ -81,7 +85,7 @@ class SolutionCollector:
         return Sequences(*pad_rows([ids for _, ids in problems], device), *pad_rows(responses, device))
 
 
-class SupervisedModule(Reloadable):
+class SupervisedModule(pl.LightningModule):
     """Cross-entropy on the response tokens of worked solutions.
 
     Args:
@@ -149,6 +153,15 @@ class SupervisedModule(Reloadable):
         """Whether the evaluation before training is of all held-out problems."""
         return self.evaluation.at_start is None
 
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any
+    ) -> Self:
+        """The module of a checkpoint file, with the settings in it but those given here; else as in Lightning."""
+        return super().load_from_checkpoint(
+            checkpoint_path, *args, **{**saved_settings(cls, checkpoint_path), **kwargs}
+        )
+
     def configure_callbacks(self) -> list[pl.Callback]:
         """Refuse what a trainer cannot do with this module; no callbacks of its own."""
         check_trainer(self.trainer, [self.policy_optimizer])
@@ -196,7 +209,7 @@ class SupervisedModule(Reloadable):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the settings and the token budget."""
-        super().on_save_checkpoint(checkpoint)
+        save_settings(self, checkpoint)
         self.budget.save_to(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
