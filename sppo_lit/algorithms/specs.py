@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -25,6 +26,7 @@ from sppo_lit.algorithms.advantages import (
 )
 from sppo_lit.algorithms.tracking import BaselineMemory, PromptTracker
 from sppo_lit.errors import InputError
+from sppo_lit.settings import PPOSettings
 from sppo_lit.types import Aggregation
 from sppo_lit.utils.objects import load_object, names_object
 
@@ -74,6 +76,22 @@ class AlgorithmSpec:
     def label(self) -> str:
         """The name in legends of figures."""
         return self.short or self.title
+
+    def surrogate(self, ppo: PPOSettings) -> Callable[[Tensor, Tensor, Tensor, Tensor], losses.PolicyTerms]:
+        """The policy loss with a recipe's clip ranges.
+
+        Args:
+            ppo: the recipe's; what is None there is the algorithm's own.
+
+        Returns:
+            (log-probabilities [B, T], old ones [B, T], advantages [B] or [B, T], mask [B, T]) -> terms, [B, T] each.
+        """
+        return partial(
+            self.policy_loss,
+            clip_low=self.clip_low if ppo.clip_low is None else ppo.clip_low,
+            clip_high=self.clip_high if ppo.clip_high is None else ppo.clip_high,
+            dual_clip=ppo.dual_clip,
+        )
 
 
 def _gae(o: Outcomes) -> Tensor:

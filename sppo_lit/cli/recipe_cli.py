@@ -50,7 +50,6 @@ from sppo_lit.cli.resume import (
     usable_checkpoint,
 )
 from sppo_lit.control.datamodule import ControlDataModule
-from sppo_lit.control.module import ControlModule
 from sppo_lit.distributed import processes
 from sppo_lit.distributed.strategy import ShardedStrategy
 from sppo_lit.errors import InputError, Stopped
@@ -78,21 +77,19 @@ class RecipeKind(NamedTuple):
     """What a recipe is about.
 
     Attributes:
-        module: class of the module, unless the recipe names one.
         data: class of the data module.
         without: keys of built-in callbacks that have nothing to do.
         responses: whether problems are read, and responses to them written.
     """
 
-    module: type[LightningModule]
     data: type[LightningDataModule]
     without: tuple[str, ...] = ()
     responses: bool = True
 
 
-LANGUAGE = RecipeKind(SPPOModule, MathDataModule)
+LANGUAGE = RecipeKind(MathDataModule)
 KINDS = {
-    f"sppo_lit.{module}ControlModule": RecipeKind(ControlModule, ControlDataModule, ("completions", "export"), False)
+    f"sppo_lit.{module}ControlModule": RecipeKind(ControlDataModule, ("completions", "export"), False)
     for module in ("", "control.module.")
 }
 """By the `class_path` of a recipe's `model`; all others are `LANGUAGE`."""
@@ -159,7 +156,7 @@ class RecipeCLI(LightningCLI):
         self.kind = KINDS.get(named or "", LANGUAGE)
         strict = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
-            LightningModule if named else self.kind.module,
+            LightningModule if named else SPPOModule,
             self.kind.data,
             subclass_mode_model=named is not None,
             trainer_defaults=TRAINER_DEFAULTS,

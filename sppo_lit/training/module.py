@@ -155,12 +155,7 @@ class SPPOModule(pl.LightningModule):
         self.memory, self.lora, self.policy_only = memory, lora, policy_only
         self.policy_optimizer, self.critic_optimizer = policy_optimizer, critic_optimizer
         self.aggregation = ppo.aggregation or spec.aggregation
-        self.surrogate = partial(
-            spec.policy_loss,
-            clip_low=spec.clip_low if ppo.clip_low is None else ppo.clip_low,
-            clip_high=spec.clip_high if ppo.clip_high is None else ppo.clip_high,
-            dual_clip=ppo.dual_clip,
-        )
+        self.surrogate = spec.surrogate(ppo)
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         self.tokenizer = load_tokenizer(policy)
         self.verifier = make_verifier(verifier, list(reward.custom))
