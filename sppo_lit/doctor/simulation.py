@@ -182,6 +182,9 @@ def _sampling(shape: Shape, layers: int) -> list[int]:
     with _fake(shape) as mesh, torch.no_grad():
         policy = _network(shape, layers, mesh)
         sharded = is_sharded(policy)
+        compute = torch.bfloat16 if shape.mixed and sharded else None
+        for _ in whole_parameters(policy.model, compute):
+            pass  # DTensor plans each operator once, with whole tensors that no run allocates: not to be counted below
         tracker = StorageTracker()
         with _Answers(1), tracker:
             tracker.add(policy.parameters())
@@ -189,7 +192,6 @@ def _sampling(shape: Shape, layers: int) -> list[int]:
             with tracker.phase("filling"):
                 if decodes_from_copy(shape.weights, shape.mixed, sharded):
                     model = decode_copy(model, torch.device("cpu"), torch.bfloat16 if shape.mixed else None, sharded)
-                    compute = torch.bfloat16 if shape.mixed and sharded else None
                     for name, value in whole_parameters(policy.model, compute):
                         model.get_parameter(name).copy_(value)
                         del value
