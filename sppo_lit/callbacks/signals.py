@@ -10,7 +10,7 @@ from types import FrameType
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from sppo_lit.distributed.processes import launched, launched_ranks, watch_ranks
+from sppo_lit.distributed.processes import launched, launched_ranks
 from sppo_lit.training.protocols import training_module
 from sppo_lit.utils.console import console
 
@@ -30,9 +30,8 @@ class StopSignals(Callback):
         self._trainer: pl.Trainer | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Watch the launched ranks, which are running by now."""
+        """Forget an earlier run."""
         self._installed = self._noticed = False
-        watch_ranks(launched_ranks(trainer))
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Install the handlers, just after Lightning has installed its own."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -107,6 +108,8 @@ def _run(name: str, arguments: list[str]) -> int:
 
 def _answer(name: str, arguments: list[str]) -> int:
     debug = "--debug" in arguments
+    if processes.launched():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends Ctrl-C to all; the launching process decides
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # modules of the user's own; an installed command does not look there
     arguments = [a for a in arguments if a != "--debug"]

@@ -296,6 +296,7 @@ class RecipeCLI(LightningCLI):
         except (ValueError, TypeError, MisconfigurationException, ModuleNotFoundError) as error:
             text = one_line(error).rstrip(".")
             raise InputError(f"trainer: {text}; correct {blamed(text)}") from error
+        processes.watch_ranks(trainer)
         if trainer.num_nodes > 1 and not rank():
             place = os.environ.get("MASTER_ADDR", "this machine")
             how = "start the same command on each, by torchrun or SLURM"

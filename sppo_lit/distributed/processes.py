@@ -45,13 +45,13 @@ def launched_ranks(trainer: pl.Trainer) -> Ranks:
     return getattr(getattr(trainer.strategy, "launcher", None), "procs", [])
 
 
-def watch_ranks(ranks: Ranks) -> None:
-    """Start a thread that ends all launched ranks and this process, with exit code 1, if a launched rank fails."""
-    if ranks:
-        for thread in threading.enumerate():  # Lightning's observer would kill this process before it prints why
-            if thread.name == "child-process-observer" and hasattr(thread, "_child_processes"):
-                thread._child_processes = []
-        threading.Thread(target=_watch_ranks, args=(ranks,), daemon=True).start()
+def watch_ranks(trainer: pl.Trainer) -> None:
+    """Start a thread that ends this process and all that it launches if one of these fails or is interrupted.
+
+    To be called before any is launched: this process cannot be interrupted while it waits for them to connect.
+    """
+    if not launched() and hasattr(getattr(trainer.strategy, "launcher", None), "procs"):
+        threading.Thread(target=_watch_ranks, args=(trainer,), daemon=True).start()
 
 
 def end(ranks: Ranks, grace: float = 0.0) -> None:
@@ -71,19 +71,30 @@ def wait_for_end(ranks: Ranks) -> None:
         time.sleep(2 * GRACE)
 
 
-def _watch_ranks(ranks: Ranks) -> None:
+def _watch_ranks(trainer: pl.Trainer) -> None:
     while True:
         time.sleep(0.5)
+        ranks = launched_ranks(trainer)
+        _quiet_lightning()
         codes = [process.poll() for process in ranks]
-        if all(code == 0 for code in codes):
+        if ranks and all(code == 0 for code in codes):
             return
         failed = next((i for i, code in enumerate(codes) if code), None)
         if failed is None:
             continue
         time.sleep(GRACE)
         code = int(codes[failed] or 0)
+        if code in (-signal.SIGINT, 128 + signal.SIGINT):  # Ctrl-C while this process waits for it to connect
+            _leave("interrupted", ranks, 128 + signal.SIGINT)
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         _leave(f"rank {failed + 1} (process {ranks[failed].pid}) {how}; the run ends", ranks)
+
+
+def _quiet_lightning() -> None:
+    """Lightning's own observer would kill this process before it prints why."""
+    for thread in threading.enumerate():
+        if thread.name == "child-process-observer" and hasattr(thread, "_child_processes"):
+            thread._child_processes = []
 
 
 def _watch_parent(parent: int) -> None:
@@ -92,8 +103,8 @@ def _watch_parent(parent: int) -> None:
     _leave(f"rank {os.environ.get('LOCAL_RANK')}: the process that launched it ({parent}) has died; it ends too")
 
 
-def _leave(line: str, ranks: Ranks = ()) -> None:
+def _leave(line: str, ranks: Ranks = (), code: int = 1) -> None:
     os.write(2, f"sppo: {line}\n".encode())
     for process in ranks:
         process.kill()
-    os._exit(1)
+    os._exit(code)

@@ -10,9 +10,11 @@ import subprocess
 import sys
 import time
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -461,8 +463,8 @@ def test_disk_that_is_full(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         subprocess.run(["umount", str(disk)], check=True)
 
 
-@pytest.mark.parametrize("seconds", [0.5, 4.0])
-def test_ctrl_c_at_the_start_of_ddp_leaves_no_process(seconds: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("moment", ["start", "connecting", "running"])
+def test_ctrl_c_at_the_start_of_ddp_leaves_no_process(moment: str, tmp_path: Path) -> None:
     file = recipe(tmp_path, {"trainer.max_epochs": 400})
     flags = ("--strategy", "ddp", "--devices", "2")
     process = subprocess.Popen(
@@ -475,14 +477,27 @@ def test_ctrl_c_at_the_start_of_ddp_leaves_no_process(seconds: float, tmp_path: 
         # Where the tests themselves run in the background of a shell, it has made them ignore Ctrl-C.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    time.sleep(seconds)
+    if moment == "connecting":  # the first process waits in the collective's rendezvous, which no signal interrupts
+        _wait_for(lambda: psutil.Process(process.pid).children())
+        time.sleep(1)
+    else:
+        time.sleep({"start": 0.5, "running": 4}[moment])
     os.killpg(process.pid, signal.SIGINT)
     try:
         output, _ = process.communicate(timeout=60)  # until the last one that holds the pipe has ended
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise
-    assert process.returncode == 130 and "Traceback" not in output, output
+    # Both are 130 in a shell; Python ends itself by the signal if it came within `exec`, as in making a dataclass.
+    assert process.returncode in (130, -signal.SIGINT) and "Traceback" not in output, output
+    assert output.count("interrupted") <= 1 and "zombies" not in output, output
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
     assert not (tmp_path / "runs").exists()
+
+
+def _wait_for(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
