@@ -344,7 +344,10 @@ class RecipeCLI(LightningCLI):
             self.new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
             if rank():
                 return folder.name
-            runs.mkdir(parents=True, exist_ok=True)
+            try:
+                runs.mkdir(parents=True, exist_ok=True)
+            except FileNotFoundError as error:  # as in /proc
+                raise InputError(f"{runs}: no folder can be made here; change --trainer.default_root_dir") from error
             try:
                 folder.mkdir()
             except FileExistsError:

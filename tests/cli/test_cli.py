@@ -501,3 +501,10 @@ def _wait_for(condition: Callable[[], Any]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system in which no folder can be made")
+def test_run_folder_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(recipe(tmp_path)), "--trainer.default_root_dir", "/proc/runs"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "--trainer.default_root_dir" in error
