@@ -1,7 +1,7 @@
 """Our token-level PPO against PPO of stable-baselines3, both on the shaped reward of an environment, from scratch.
 
 The same network shapes, batches, epochs, learning rate, γ, λ and number of environment steps; each with its own
-normalisation of advantages and (stable-baselines3) of observations and returns. Printed is the mean sum of shaped
+normalisation of advantages and observations, and stable-baselines3 also of returns. Printed is the mean sum of shaped
 rewards of whole episodes with drawn actions. Needs the extra control.
 
     python benchmarks/control_ppo.py --environment cartpole --seeds 5
@@ -18,6 +18,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
+from sppo_lit.callbacks.clock import Clock
 from sppo_lit.control import module as control
 from sppo_lit.control.datamodule import ControlDataModule
 from sppo_lit.control.environments import ENVIRONMENTS, EnvironmentSpec
@@ -29,11 +30,15 @@ from sppo_lit.settings import AdvantageSettings, BatchSettings, OptimizerSetting
 GAMMA, LAM, LR, EPOCHS, MINIBATCHES = 0.99, 0.95, 1e-3, 10, 4
 
 
-def ours(name: str, seed: int, iterations: int, episodes: int) -> float:
-    """Final return of our PPO: iterations of whole episodes."""
+def ours(name: str, seed: int, steps: int, episodes: int) -> float:
+    """Final return of our PPO after so many environment steps, in iterations of whole episodes, which may end early."""
     pl.seed_everything(seed, verbose=False)
-    fresh = ControlPolicy(ENVIRONMENTS[name], (64, 64)).state_dict()
-    control.start_policy = lambda *_: fresh  # from scratch, without the first two stages
+    spec = ENVIRONMENTS[name]
+    fresh = ControlPolicy(spec, (64, 64))
+    seen = range(1_200_000_000, 1_200_000_064)  # normalisation is fixed, where stable-baselines3 keeps it up to date
+    played = play(spec.make(), fresh, seen, [sequence_key(seed, state) for state in seen], spec.horizon)
+    fresh.normaliser.fit(played.observations[torch.arange(played.observations.shape[1]) < played.lengths[:, None]])
+    control.start_policy = lambda *_: fresh.state_dict()  # from scratch, without the first two stages
     module = control.ControlModule(
         name,
         "ppo",
@@ -47,7 +52,8 @@ def ours(name: str, seed: int, iterations: int, episodes: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
             accelerator="cpu",
-            max_epochs=iterations,
+            max_epochs=-1,
+            callbacks=[Clock(max_tokens=steps)],
             default_root_dir=folder,
             logger=False,
             enable_checkpointing=False,
@@ -56,7 +62,6 @@ def ours(name: str, seed: int, iterations: int, episodes: int) -> float:
             limit_val_batches=0,
         )
         trainer.fit(module, datamodule=ControlDataModule(problems_per_epoch=episodes))
-    spec = ENVIRONMENTS[name]
     seeds = range(1_100_000_000, 1_100_000_128)
     keys = [sequence_key(seed, state) for state in seeds]
     return float(play(spec.make(), module.policy, seeds, keys, spec.horizon).dense.sum(dim=1).mean())
@@ -98,15 +103,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--environment", default="cartpole", choices=tuple(ENVIRONMENTS))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--iterations", type=int, default=30)
+    parser.add_argument("--iterations", type=int, default=30, help="of stable-baselines3, in steps of whole episodes")
     parser.add_argument("--episodes", type=int, default=16, help="at once, and of an iteration of ours")
     args = parser.parse_args()
     torch.set_num_threads(1)
     spec, out = ENVIRONMENTS[args.environment], []
     print("| seed | ours | stable-baselines3 |\n|---:|---:|---:|")
     for seed in range(1, args.seeds + 1):
-        mine = ours(args.environment, seed, args.iterations, args.episodes)
-        peer = theirs(spec, seed, args.iterations * args.episodes * spec.horizon, args.episodes)
+        steps = args.iterations * args.episodes * spec.horizon
+        mine = ours(args.environment, seed, steps, args.episodes)
+        peer = theirs(spec, seed, steps, args.episodes)
         out.append((mine, peer))
         print(f"| {seed} | {mine:.1f} | {peer:.1f} |", flush=True)
     columns = list(zip(*out, strict=True))
