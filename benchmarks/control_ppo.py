@@ -18,16 +18,20 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
+from sppo_lit.algorithms.masking import response_mask
 from sppo_lit.callbacks.clock import Clock
 from sppo_lit.control import module as control
 from sppo_lit.control.datamodule import ControlDataModule
 from sppo_lit.control.environments import ENVIRONMENTS, EnvironmentSpec
-from sppo_lit.control.expert import vector_env
-from sppo_lit.control.networks import ControlPolicy, play
+from sppo_lit.control.expert import FIRST_MEASURED, vector_env
+from sppo_lit.control.networks import ControlPolicy, Played, play
 from sppo_lit.rollout.randomness import sequence_key
 from sppo_lit.settings import AdvantageSettings, BatchSettings, OptimizerSettings, PPOSettings
 
 GAMMA, LAM, LR, EPOCHS, MINIBATCHES = 0.99, 0.95, 1e-3, 10, 4
+MEASURED = range(FIRST_MEASURED, FIRST_MEASURED + 128)
+SEEN = range(1_200_000_000, 1_200_000_064)
+"""Seeds of initial states: of the episodes measured, and of those that give ours its normalisation of observations."""
 
 
 def ours(name: str, seed: int, steps: int, episodes: int) -> float:
@@ -35,9 +39,8 @@ def ours(name: str, seed: int, steps: int, episodes: int) -> float:
     pl.seed_everything(seed, verbose=False)
     spec = ENVIRONMENTS[name]
     fresh = ControlPolicy(spec, (64, 64))
-    seen = range(1_200_000_000, 1_200_000_064)  # normalisation is fixed, where stable-baselines3 keeps it up to date
-    played = play(spec.make(), fresh, seen, [sequence_key(seed, state) for state in seen], spec.horizon)
-    fresh.normaliser.fit(played.observations[torch.arange(played.observations.shape[1]) < played.lengths[:, None]])
+    played = episodes_of(fresh, spec, seed, SEEN)  # normalisation is fixed, where stable-baselines3 keeps it up to date
+    fresh.normaliser.fit(played.observations[response_mask(played.lengths, played.observations.shape[1])])
     control.start_policy = lambda *_: fresh.state_dict()  # from scratch, without the first two stages
     module = control.ControlModule(
         name,
@@ -62,9 +65,12 @@ def ours(name: str, seed: int, steps: int, episodes: int) -> float:
             limit_val_batches=0,
         )
         trainer.fit(module, datamodule=ControlDataModule(problems_per_epoch=episodes))
-    seeds = range(1_100_000_000, 1_100_000_128)
-    keys = [sequence_key(seed, state) for state in seeds]
-    return float(play(spec.make(), module.policy, seeds, keys, spec.horizon).dense.sum(dim=1).mean())
+    return float(episodes_of(module.policy, spec, seed, MEASURED).dense.sum(dim=1).mean())
+
+
+def episodes_of(policy: ControlPolicy, spec: EnvironmentSpec, seed: int, states: range) -> Played:
+    """Episodes from these initial states with drawn actions."""
+    return play(spec.make(), policy, states, [sequence_key(seed, state) for state in states], spec.horizon)
 
 
 def theirs(spec: EnvironmentSpec, seed: int, steps: int, episodes: int) -> float:
@@ -88,8 +94,8 @@ def theirs(spec: EnvironmentSpec, seed: int, steps: int, episodes: int) -> float
     )
     model.learn(steps)
     env.training = False
-    environment, ended = spec.make(), np.zeros(128, dtype=bool)
-    observed, total = environment.reset(range(1_100_000_000, 1_100_000_128)), np.zeros(128)
+    environment, ended = spec.make(), np.zeros(len(MEASURED), dtype=bool)
+    observed, total = environment.reset(MEASURED), np.zeros(len(MEASURED))
     for _ in range(spec.horizon):
         observed, dense, ended = environment.step(model.predict(env.normalize_obs(observed), deterministic=False)[0])
         total += dense
@@ -109,8 +115,8 @@ def main() -> None:
     torch.set_num_threads(1)
     spec, out = ENVIRONMENTS[args.environment], []
     print("| seed | ours | stable-baselines3 |\n|---:|---:|---:|")
+    steps = args.iterations * args.episodes * spec.horizon
     for seed in range(1, args.seeds + 1):
-        steps = args.iterations * args.episodes * spec.horizon
         mine = ours(args.environment, seed, steps, args.episodes)
         peer = theirs(spec, seed, steps, args.episodes)
         out.append((mine, peer))
