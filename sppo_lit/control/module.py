@@ -115,7 +115,7 @@ class ControlModule(pl.LightningModule):
             self.policy = ControlPolicy(self.task, hidden)
             by_step = spec.critic == "token"
             self.critic = None if spec.critic == "none" else StateCritic(self.task, hidden, by_step)
-        self._hidden, self._started = hidden, False
+        self.hidden, self._started = hidden, False
         self.results = ValidationResults((), torch.device("cpu"))
         self.register_buffer("iterations_done", torch.zeros((), dtype=torch.int64))
 
@@ -160,7 +160,7 @@ class ControlModule(pl.LightningModule):
         self.timer = PhaseTimer(self.runtime.device, listeners(self.trainer))
         self.stop = StopControl(self.trainer, self.timer, lambda: self.iteration)
         if not self._started and self.trainer.ckpt_path is None:
-            self._take(start_policy(self.environment, self.task, self._hidden, self.start, self.runtime.say))
+            self._take(start_policy(self.environment, self.task, self.hidden, self.start, self.runtime.say))
         self._started = True
         common = (self.timer, self.stop)
         episodes = Episodes(self.environment, self.task, self.policy, self.seed, *common)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +78,13 @@ def test_three_stages_by_one_command(tmp_path: Path, capsys: pytest.CaptureFixtu
     [run] = find_runs([tmp_path / "runs"])
     assert (run.label, run.algorithm) == ("control-cartpole", "sppo")
     assert run.series["clock/sequences"][1][-1] == 40 * 64
+    film = tmp_path / "film.png"
+    assert main(["figure", "film", str(run.folder), "--out", str(film)]) == 0
+    numbers = json.loads(film.with_suffix(".json").read_text())["cartpole"]
+    assert (numbers["start"]["success"], numbers["control-cartpole"]["success"]) == pytest.approx(
+        (success[0], success[-1])
+    )
+    assert not numbers["start"]["succeeds"] and film.is_file()
 
 
 def test_the_same_seed_gives_the_same_run_also_resumed(recipe: Recipe, tmp_path: Path) -> None:

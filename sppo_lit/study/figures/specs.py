@@ -12,6 +12,7 @@ from sppo_lit.study.figures import (
     calibration,
     efficiency,
     episodes,
+    film,
     gradient_variance,
     group_advantage,
     memory,
@@ -27,14 +28,14 @@ class FigureSpec(NamedTuple):
         draw: (sources, PNG to write) → numbers of the figure; an SVG is written beside the PNG.
         about: description in one line.
         reads: kind of its sources: training runs (or folders that contain them), evaluations (run folders or JSONL
-            files), the folder of a measurement of gradients, or nothing.
+            files), the folder of a measurement of gradients, runs of the control benchmark, or nothing.
         field: field that the responses of an evaluation must have.
         units: name of a number → its unit in tables (`tables.format_value`).
     """
 
     draw: Callable[[Sequence[Path], Path], dict[str, Any]]
     about: str
-    reads: Literal["runs", "evaluations", "gradients", "nothing"] = "runs"
+    reads: Literal["runs", "control runs", "evaluations", "gradients", "nothing"] = "runs"
     field: str = ""
     units: Mapping[str, str] = MappingProxyType({})
 
@@ -48,6 +49,12 @@ FIGURES = {
         episodes.draw,
         "success against episodes, a panel for each study of the control benchmark",
         units=episodes.NUMBERS,
+    ),
+    "film": FigureSpec(
+        film.draw,
+        "an episode before and after training, as a strip of drawings",
+        "control runs",
+        units=film.NUMBERS,
     ),
     "aggregates": FigureSpec(
         aggregates.draw,
