@@ -69,7 +69,7 @@ def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:
 
 def _block(runs: Sequence[Run]) -> tuple[str, list[Strip]]:
     """The environment's name, and strips of its start and of every run."""
-    looks, strips = styles(runs), []
+    looks, strips = styles(runs), list[Strip]()
     for run in runs:
         file = run.folder / "checkpoints" / "last.ckpt"
         if not file.is_file():
