@@ -53,6 +53,7 @@ python benchmarks/bench_sampling.py --device cuda
 python benchmarks/bench_update.py --device cuda --budget 16384
 
 lightning run recipes/quickstart.yaml "${gpu[@]}" --precision bf16-mixed
+lightning run recipes/gsm8k/warmup.yaml --accelerator gpu --devices 1 --precision bf16-mixed # where sppo.yaml looks for it
 sppo doctor recipes/gsm8k/sppo.yaml "${gpu[@]}" --precision bf16-mixed || true # says what is red, and goes on
 lightning run recipes/gsm8k/sppo.yaml "${gpu[@]}" --precision bf16-mixed --clock.max_seconds 600
 if python -c 'import vllm' 2>/dev/null; then

@@ -50,5 +50,7 @@ def grouped(titles: Mapping[str, str]) -> list[tuple[Sequence[str], str]]:
     """
     stems = {name.removesuffix(".yaml"): text for name, text in sorted(titles.items())}
     main = {stem: match[1] for stem, text in stems.items() if (match := VARIANT.search(text)) and match[1] in stems}
-    rows = [([stem, *(s for s, of in main.items() if of == stem)], text) for stem, text in stems.items()]
+    # Long names fill a line each, and would leave the one before it half empty.
+    variants = sorted(main, key=lambda stem: (len(stem) > 16, stem))
+    rows = [([stem, *(s for s in variants if main[s] == stem)], text) for stem, text in stems.items()]
     return sorted([(names, text) for names, text in rows if names[0] not in main], key=lambda row: -len(row[0]))

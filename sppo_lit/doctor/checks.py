@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,9 +17,10 @@ from sppo_lit.algorithms.masking import masked_sum, response_mask
 from sppo_lit.doctor.report import Check, Prompt
 from sppo_lit.models.loading import eos_token_ids
 from sppo_lit.training.datamodule import MathDataModule
+from sppo_lit.training.diagnostics import no_reward
 from sppo_lit.training.module import SPPOModule
 from sppo_lit.training.supervised import SupervisedModule
-from sppo_lit.types import Completion, Encoded, Problem, Sampling, Sequences
+from sppo_lit.types import Completion, Encoded, Problem, Sampling, Sequences, Verdict
 from sppo_lit.utils.console import visible
 from sppo_lit.utils.out_of_memory import is_out_of_memory
 
@@ -43,13 +45,13 @@ class Sample:
         module: the recipe's module.
         encoded: problems with their prompt ids.
         completions: one response to each.
-        correct: whether each response is correct.
+        verdicts: of each response.
     """
 
     module: Trainee
     encoded: list[Encoded]
     completions: list[Completion]
-    correct: list[bool]
+    verdicts: list[Verdict]
 
     def __post_init__(self) -> None:
         device = self.module.device
@@ -259,7 +261,7 @@ def _answered(sample: Sample, sampling: Sampling, stage: str) -> Sample:
     assert module.sampler is not None
     first = [0] * len(sample.encoded)
     completions = module.sampler.draw(sample.encoded, sampling, stage, first, module.iteration)
-    return Sample(module, sample.encoded, completions, sample.correct)
+    return Sample(module, sample.encoded, completions, sample.verdicts)
 
 
 def _greedy_differences(sample: Sample) -> tuple[int, int]:
@@ -328,14 +330,15 @@ def truncation_check(sample: Sample) -> Check:
 
 def accuracy_check(sample: Sample) -> Check:
     """Share of problems solved before training."""
-    right, n = sum(sample.correct), len(sample.correct)
+    reasons, n = Counter(verdict.reason for verdict in sample.verdicts), len(sample.verdicts)
+    right = reasons["correct"]
     return Check(
         "accuracy",
         0 < right < n,
         f"{right} of {n} problems solved at temperature {sample.module.sampling.temperature:g}",
         "all are solved already: use harder problems"
         if right
-        else "none is solved, so there is nothing to reinforce: use easier problems or warm the policy up",
+        else no_reward({reason: count / n for reason, count in reasons.items()}),
     )
 
 
@@ -378,7 +381,7 @@ class Examination(pl.Callback):
             first = [0] * len(encoded)
             completions = module.sampler.draw(encoded, module.sampling, "doctor", first, module.iteration)
             _, verdicts = module.sampler.judge(encoded, completions)
-            sample = Sample(module, encoded, completions, [v.reward == 1 for v in verdicts])
+            sample = Sample(module, encoded, completions, verdicts)
             self.checks += [check(sample) for check in CHECKS]
         except FloatingPointError as error:
             self.checks.append(Check("sampling", False, str(error), "the weights are broken or overflow: reload them"))

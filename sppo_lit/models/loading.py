@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,9 @@ from sppo_lit.utils.paths import find
 CONFIGS = Path(__file__).parent / "configs"
 """Configurations of the models in the paper's recipes, as published, so that their needs are known without the Hub."""
 
+EXPORT = re.compile(r"lightning_logs/([^/-]+)-([^/]+)/version_\d+/hf/")
+"""Path of an export of the run of ``recipes/<1>/<2>.yaml``."""
+
 NEW_HEADS = ("score.", "classifier.")
 """Prefixes of parameters that are missing when a causal language model is loaded as a classifier."""
 
@@ -42,8 +46,8 @@ def locate(source: ModelSource) -> dict[str, Any]:
     """
     path = find(source.path)
     if not path.endswith(".gguf"):
-        if not Path(path).exists() and (path.startswith(("/", ".", "~")) or path.count("/") > 1):
-            raise InputError(f"{source.path}: no such model folder; give a folder, a .gguf file or a Hub id")
+        if not Path(path).exists() and _no_hub_id(path):
+            raise InputError(f"{source.path}: no such model folder; {_how_to_get(path)}")
         if Path(path).is_file():
             raise InputError(f"{source.path}: a file; give a model's folder, a .gguf file or a Hub id")
         if not Path(path).exists():
@@ -63,7 +67,22 @@ def locate(source: ModelSource) -> dict[str, Any]:
 def on_hub(source: ModelSource) -> bool:
     """Whether a source's weights come from the Hub, as far as its path tells."""
     path = find(source.path)
-    return source.init == "pretrained" and not path.endswith(".gguf") and not Path(path).exists()
+    return (
+        source.init == "pretrained" and not path.endswith(".gguf") and not Path(path).exists() and not _no_hub_id(path)
+    )
+
+
+def _no_hub_id(path: str) -> bool:
+    return path.startswith(("/", ".", "~")) or path.count("/") > 1
+
+
+def _how_to_get(path: str) -> str:
+    """What to do about a folder that is missing: if it is the export of a recipe's run, that recipe."""
+    run = EXPORT.match(path)
+    recipe = f"recipes/{run[1]}/{run[2]}.yaml" if run else ""
+    if recipe and Path(find(recipe)).is_file():
+        return f"'lightning run {recipe}' makes it"
+    return "give a folder, a .gguf file or a Hub id"
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
@@ -166,6 +185,8 @@ def skeleton(
     try:
         with torch.device("meta"):
             return _from_config(source, CRITICS.get(critic, AutoModelForCausalLM), overrides, dtype, layers)
+    except InputError:
+        raise
     except Exception as error:  # each format's reader raises its own exceptions
         raise _unreadable(source, f"no model configuration ({_first_line(error)})") from error
 

@@ -121,6 +121,15 @@ def gsm8k_row(row: Row) -> RawProblem:
     return RawProblem(text, answer, solution="\n".join(line for line in lines if line))
 
 
+def svamp_row(row: Row) -> RawProblem:
+    """SVAMP: `Body`, which may lack its full stop, `Question` and `Answer`; or `question` and `answer`."""
+    if "Body" not in row:
+        return plain_row(row)
+    body, question = (str(row.get(name) or "").strip() for name in ("Body", "Question"))
+    body += "." if body[-1:].isalnum() else ""
+    return plain_row({"problem": f"{body} {question}".strip(), "answer": row.get("Answer")})
+
+
 def chat_row(row: Row) -> RawProblem:
     """Chat schema: `prompt` = list of messages, `reward_model.ground_truth`, `extra_info.index`.
 
@@ -192,6 +201,8 @@ def converter_for(row: Row) -> Converter | None:
         return chat_row
     if "question" in row and isinstance(row.get("answer"), str) and "####" in row["answer"]:
         return gsm8k_row
+    if {"Body", "Question", "Answer"} <= set(row):
+        return svamp_row
     if {"problem", "question", "prompt"} & set(row) and {"answer", "gold", "solution"} & set(row):
         return plain_row
     return None

@@ -26,6 +26,7 @@ from sppo_lit.problems.formats import (
     mapped_row,
     named,
     plain_row,
+    svamp_row,
 )
 from sppo_lit.problems.prompts import BOXED_SUFFIX, Columns, PromptSettings
 from sppo_lit.types import Problem
@@ -52,6 +53,7 @@ class SourceSpec:
 
 SOURCES: dict[str, SourceSpec] = {
     "gsm8k": SourceSpec("openai/gsm8k", "train", gsm8k_row, config="main"),
+    "svamp": SourceSpec("ChilleD/SVAMP", "train", svamp_row),
     "dapo_math_17k": SourceSpec("BytedTsinghua-SIA/DAPO-Math-17k", "train", chat_row),
     "deepscaler": SourceSpec("agentica-org/DeepScaleR-Preview-Dataset", "train", plain_row),
     "math500": SourceSpec("HuggingFaceH4/MATH-500", "test", plain_row),

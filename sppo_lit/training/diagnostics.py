@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import get_args
 
 import torch
@@ -33,6 +33,22 @@ POLICY_TERMS = (
 
 SEQUENCE_CAP = 3.0
 """Ratio of a response above which `rollout/beyond_cap` counts it where the correction has no cap of its own."""
+
+PATIENCE = 3
+"""Iterations without a single correct response after which a run says so."""
+
+CAUSES: Mapping[str, tuple[str, str]] = {
+    "no_answer": (
+        "without a box",
+        "teach the policy the form as recipes/gsm8k/warmup.yaml does, or show it in data.prompt.system or examples",
+    ),
+    "truncated": ("cut off before an answer", "raise model.sampling.max_new_tokens"),
+    "wrong": ("wrong", "use easier problems, or warm the policy up on worked solutions"),
+    "unparsable": ("unreadable", "teach the policy the form as recipes/gsm8k/warmup.yaml does"),
+    "timeout": ("judged for too long", "raise model.verifier.deadline"),
+    "gold_unparsable": ("with an unreadable gold answer", "'sppo audit' lists these"),
+}
+"""Reason of a verdict → what is said of such responses, and what helps where most are of them."""
 
 
 def policy_terms(
@@ -105,6 +121,17 @@ def rollout_metrics(
         **(_value_metrics(batch, values_of) if values_of else {}),
         **(_reference_metrics(batch, batch.reference, mask) if batch.reference is not None else {}),
     }
+
+
+def no_reward(shares: Mapping[str, float]) -> str:
+    """Why no response is correct and what to do, as the end of a line.
+
+    Args:
+        shares: reason of a verdict → share of the responses, from 0 to 1.
+    """
+    found = sorted((name for name in CAUSES if shares.get(name)), key=lambda name: -shares[name])
+    told = ", ".join(f"{shares[name]:.0%} {CAUSES[name][0]}" for name in found)
+    return f"nothing can be learned from it ({told}): {CAUSES[found[0]][1]}"
 
 
 def mismatch_metrics(batch: Rollouts, old_logprobs: Tensor, mask: Tensor, sequence_cap: float) -> dict[str, float]:

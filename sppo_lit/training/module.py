@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 
 import lightning.pytorch as pl
 import torch
@@ -53,7 +53,15 @@ from sppo_lit.settings import (
 )
 from sppo_lit.training.budget import TokenBudget
 from sppo_lit.training.collector import Collector, ReferencePolicy, prompt_keys
-from sppo_lit.training.diagnostics import CRITIC_TERMS, POLICY_TERMS, policy_terms, rollout_metrics, step_metrics
+from sppo_lit.training.diagnostics import (
+    CRITIC_TERMS,
+    PATIENCE,
+    POLICY_TERMS,
+    no_reward,
+    policy_terms,
+    rollout_metrics,
+    step_metrics,
+)
 from sppo_lit.training.evaluator import Evaluator
 from sppo_lit.training.metrics import Result, flatten
 from sppo_lit.training.networks import make_critic, make_policy, make_reference
@@ -67,7 +75,7 @@ from sppo_lit.training.stopping import StopControl
 from sppo_lit.training.timing import CRITIC, PhaseTimer, listeners
 from sppo_lit.training.trainer_checks import check_trainer, content
 from sppo_lit.training.updater import Terms, Updater, adamw, idle_tensors
-from sppo_lit.types import Encoded, Intact, Rollouts, Sampling, Scored, TrainingBatch
+from sppo_lit.types import Encoded, Intact, Reason, Rollouts, Sampling, Scored, TrainingBatch
 from sppo_lit.utils.cuda import prepare_cuda
 
 if TYPE_CHECKING:
@@ -165,6 +173,7 @@ class SPPOModule(pl.LightningModule):
         self.last_rollouts: Rollouts | None = None
         self.sampler: Sampler | None = None  # until `configure_model`
         self.corrects = False  # until training starts
+        self._paid = False  # any response so far
         self._loaded = False  # the networks
         self.register_buffer("iterations_done", torch.zeros((), dtype=torch.int64))
 
@@ -383,6 +392,10 @@ class SPPOModule(pl.LightningModule):
         values_of = "tracker" if self.memory_of_prompts is not None else "critic" if self.critic is not None else ""
         metrics = rollout_metrics(rollouts, own, seconds, values_of, self.iteration, self.correction.sequence_cap)
         self.finish_iteration({**metrics, **step_metrics(steps), **self._remember(rollouts, steps), **lrs})
+        self._paid |= metrics["rollout/accuracy"] > 0
+        if self.iteration == PATIENCE and not self._paid:
+            reasons = {name: metrics[f"rollout/reason/{name}"] for name in get_args(Reason)}
+            self.runtime.say(f"no response of the first {PATIENCE} iterations is correct; {no_reward(reasons)}")
 
     def plan(self, batch: TrainingBatch) -> list[Minibatch]:
         """This rank's rows of every micro-batch of every minibatch of every PPO epoch.

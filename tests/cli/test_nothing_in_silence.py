@@ -117,6 +117,13 @@ def test_a_logger_of_the_recipe_stands_beside_the_default_ones(as_list: bool, tm
     assert [row["step"] for row in csv_rows(run / "metrics.csv")] == ["1", "2"]
 
 
+def test_no_reward_at_all_is_said_once_with_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(recipe(tmp_path, {"trainer.max_epochs": 4, "model.sampling.max_new_tokens": 1}))
+    assert main(["run", file]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "no response of the first 3" in line]
+    assert "100% cut off before an answer" in line and "raise model.sampling.max_new_tokens" in line
+
+
 def test_a_trial_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     before = set(tmp_path.rglob("*"))

@@ -126,6 +126,7 @@ def test_a_good_template_is_green(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_everything_is_cut_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = doctor(capsys, recipe(tmp_path, {**SOUND, "model.sampling.max_new_tokens": 1}))
     assert {"truncation", "accuracy"} == report.bad and "16 of 16" in report["truncation"][1]
+    assert "100% cut off before an answer" in report.shown and "raise model.sampling.max_new_tokens" in report.shown
 
 
 def test_golds_that_nothing_equals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

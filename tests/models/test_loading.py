@@ -103,6 +103,8 @@ def test_missing_weights_are_named(folder: Path, tokenizer: Any) -> None:
 @pytest.mark.parametrize("load", [load_causal_lm, partial(load_critic, kind="scalar")])
 def test_a_folder_that_is_not_there_is_named(load: Any, tokenizer: Any, tmp_path: Path) -> None:
     refused("no such model folder", load, ModelSource(str(tmp_path / "nothing")), tokenizer)
+    export = "lightning_logs/gsm8k-warmup/version_7/hf/policy"
+    refused("'lightning run recipes/gsm8k/warmup.yaml' makes it", load, ModelSource(export), tokenizer)
 
 
 def test_what_is_no_causal_language_model_is_refused(tmp_path: Path, tokenizer: Any) -> None:

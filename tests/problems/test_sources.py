@@ -63,6 +63,8 @@ def hub(monkeypatch):
     [
         ("gsm8k/train.jsonl", 7473, {}),
         ("gsm8k/test.jsonl", 1319, {}),
+        ("svamp/train.jsonl", 700, {}),
+        ("svamp/test.jsonl", 300, {}),
         ("dapo-math-17k/train.parquet", 17398, {}),
         ("deepscaler/math.json", 7470, {"no_answer": 4}),
         ("deepscaler/aime.json", 975, {}),
@@ -159,6 +161,7 @@ def test_dapo_of_the_hub_loses_repeats_and_both_wrappers(hub):
 
 HUB_ROWS = {
     "gsm8k": ({"question": "Q?", "answer": "So <<2*3=6>>6.\n#### 6,000"}, "6000"),
+    "svamp": ({"ID": "chal-1", "Body": "", "Question": "Q?", "Equation": "( 8.0 - 3.0 )", "Answer": "5.0"}, "5"),
     "deepscaler": ({"problem": "Q?", "answer": "\\frac{1}{2}", "solution": "Long."}, "\\frac{1}{2}"),
     "math500": ({"problem": "Q?", "solution": "s", "answer": "p - q", "subject": "Algebra", "level": 4}, "p - q"),
     "aime24": ({"id": 60, "problem": "Q?", "solution": "s", "answer": "204", "url": "u", "year": "2024"}, "204"),
@@ -187,6 +190,14 @@ def test_hub_and_local_copy_of_gsm8k_give_the_same_problems(datasets_dir, hub):
     calls = hub([json.loads(line) for line in path.read_text().splitlines()])
     assert open_problems("openai/gsm8k", "test").problems() == open_problems(str(path)).problems()
     assert calls == [("openai/gsm8k", "main", "test", True)]
+
+
+def test_svamp_is_the_same_problem_from_the_hub_and_from_a_file(datasets_dir, hub):
+    path = datasets_dir / "svamp" / "train.jsonl"
+    body, _, question = json.loads(path.read_text().splitlines()[0])["question"].rpartition(". ")
+    hub([{"Body": body, "Question": question, "Answer": "51.0", "Type": "Subtraction"}])
+    [problem], local = open_problems("svamp").problems(), open_problems(str(path)).problems()[0]
+    assert (problem.prompt, problem.answer) == (local.prompt, local.answer)
 
 
 @pytest.fixture
@@ -348,5 +359,5 @@ def test_missing_unknown_empty_and_unreadable_are_one_line_each(tmp_path):
             open_problems(str(tmp_path / file)).problems()
         assert "\n" not in str(error.value)
     for path in ("gsm9k", "dapo-math-17k"):
-        with pytest.raises(InputError, match=rf"No problem set '{path}'.*gsm8k, dapo_math_17k"):
+        with pytest.raises(InputError, match=rf"No problem set '{path}'.*gsm8k, svamp, dapo_math_17k"):
             open_problems(path)
