@@ -20,6 +20,7 @@ from sppo_lit import __version__
 from sppo_lit.cli import STAGES
 from sppo_lit.distributed import processes
 from sppo_lit.errors import InputError, SharedError, Stopped
+from sppo_lit.utils.cores import share_cores
 from sppo_lit.utils.paths import find
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def lightning_main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, arguments: list[str]) -> int:
+    share_cores()
     try:
         code = _answer(name, arguments)
         sys.stdout.flush()

@@ -30,6 +30,7 @@ from sppo_lit.callbacks.summary import RunSummary
 from sppo_lit.cli import STAGES
 from sppo_lit.cli.loggers import check_loggers, make_loggers, names_of
 from sppo_lit.cli.messages import explain, is_lost_connection, one_line
+from sppo_lit.cli.precision import faster_precision
 from sppo_lit.cli.recipe_checks import (
     blamed,
     check_one_process,
@@ -251,9 +252,15 @@ class RecipeCLI(LightningCLI):
                         self.release()
 
     def instantiate_classes(self) -> None:
-        """Load no critic to evaluate weights that do not come from a checkpoint."""
+        """Load no critic to evaluate weights that do not come from a checkpoint; choose the precision of a CPU."""
         settings = self.config[self.subcommand]
         model = settings.model.get("init_args", settings.model)
+        if (policy := model.get("policy")) and (precision := faster_precision(settings.trainer, policy)):
+            settings.trainer.precision = precision
+            if not rank():
+                console.print(
+                    f"precision: {precision}, which this CPU computes faster; --precision 32-true for float32"
+                )
         if "policy_only" in model:
             needed = self.subcommand == "fit" or settings.get("ckpt_path") or model.evaluation["values"]
             model.policy_only = not needed

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from cli_helpers import recipe, refused
 from run_files import csv_rows
 
@@ -165,3 +166,32 @@ def test_validate_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     )
     file = recipe(tmp_path, EVALUATED)
     refused(capsys, tmp_path, ["run", "validate", file, "--data.val", "[]"], "data.val is empty")
+
+
+# ---------------------------------------------------------------------------------------------------------- precision
+
+
+@pytest.mark.parametrize(
+    ("bfloat16", "large", "flags", "precision"),
+    [
+        (True, 0, [], "bf16-mixed"),
+        (True, 0, ["--precision", "32-true"], "32-true"),
+        (True, 10**9, [], "32-true"),
+        (False, 0, [], "32-true"),
+    ],
+)
+def test_a_large_policy_is_trained_in_bfloat16_where_the_cpu_is_faster_with_it(
+    bfloat16: bool,
+    large: int,
+    flags: list[str],
+    precision: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sppo_lit.cli.precision.multiplies_bfloat16", lambda: bfloat16)
+    monkeypatch.setattr("sppo_lit.cli.precision.LARGE", large)
+    assert main(["run", str(recipe(tmp_path, {"trainer.max_epochs": 1})), *flags]) == 0
+    assert ("precision: bf16-mixed" in capsys.readouterr().out) is (precision == "bf16-mixed")
+    saved = torch.load(tmp_path / "runs" / "tiny" / "version_0" / "checkpoints" / "last.ckpt", weights_only=False)
+    assert saved["trained_with"]["precision"] == precision
