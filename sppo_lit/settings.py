@@ -50,6 +50,33 @@ class BatchSettings:
 
 
 @dataclass(frozen=True)
+class SelectSettings:
+    """Which of an iteration's problems are answered, by their predicted success; off by default.
+
+    Attributes:
+        by: "critic", V of a critic of prompts; "tracker", the past outcomes of each problem, unseen ones at the mean of
+            all others; "none", no choice.
+        pool: problems drawn for each one that is answered, at least 2.
+        target: predicted success, from 0 to 1, that the answered ones are nearest to.
+    """
+
+    by: Literal["none", "critic", "tracker"] = "none"
+    pool: int = 4
+    target: float = 0.5
+
+    def __post_init__(self) -> None:
+        refuse(
+            "data.select",
+            pool=(self.pool, self.pool >= 2, "at least 2 (by: none for no choice)"),
+            target=(self.target, 0 <= self.target <= 1, "from 0 to 1"),
+        )
+
+    def drawn(self, problems: int) -> int:
+        """Problems drawn from the stream in an iteration that answers so many."""
+        return problems if self.by == "none" else problems * self.pool
+
+
+@dataclass(frozen=True)
 class PPOSettings:
     """Settings of the PPO update: epochs, clip ranges and loss terms.
 

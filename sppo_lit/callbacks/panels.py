@@ -23,7 +23,14 @@ VERDICTS = (
     ("unparsable", SKY),
     ("gold_unparsable", "black"),
 )
-PHASES = (("rollout", BLUE), ("verify", ORANGE), ("values", GREEN), ("critic", SKY), ("update", PURPLE))
+PHASES = (
+    ("select", GREY),
+    ("rollout", BLUE),
+    ("verify", ORANGE),
+    ("values", GREEN),
+    ("critic", SKY),
+    ("update", PURPLE),
+)
 
 
 def moving_average(values: list[float], window: int) -> list[float]:

@@ -11,7 +11,7 @@ import torch
 from jsonargparse import Namespace
 
 from sppo_lit.algorithms.specs import algorithm
-from sppo_lit.cli.recipe_checks import check_shares
+from sppo_lit.cli.recipe_checks import check_together
 from sppo_lit.cli.recipe_cli import RecipeCLI, run
 from sppo_lit.doctor.checks import Examination
 from sppo_lit.doctor.memory import Plan, disk_bytes, needs
@@ -70,9 +70,9 @@ class DoctorCLI(RecipeCLI):
         return super().instantiate_trainer(**kwargs)
 
     def after_instantiate_classes(self) -> None:
-        """Check the minibatch size for all ranks of the run."""
+        """Check for all ranks of the run what module and data must agree on."""
         if not self.args.no_load:
-            check_shares(self.model, self.datamodule, self.ranks)
+            check_together(self.model, self.datamodule, self.ranks)
 
     def _run_subcommand(self, subcommand: str) -> None:
         if self.args.no_load:

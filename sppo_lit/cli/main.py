@@ -40,6 +40,8 @@ usage: {name} run [fit|validate] RECIPE [--flag value …]
                      [--json FILE] [--split S] [--limit N]
        {name} study FILE [--seeds N,N] [--only CELL,CELL] [--report]
        {name} figure NAME [SOURCE …] [--out FILE]
+       {name} score DATASET --critic PATH [--out FILE] [--sort]
+                     [--outcomes FILE] [--split S] [--limit N]
        {name} convert CHECKPOINT FILE
        {name} push RUN --repo NAME [--private] [--license ID]
 
@@ -49,6 +51,7 @@ doctor       checks a recipe's models, data, memory and disk before a long run
 audit        checks the gold answers of a data set and saved verdicts
 study        runs a grid of algorithms and seeds, and reports on it
 figure       draws one figure from runs or evaluations
+score        writes how likely a run's policy is to solve each problem
 convert      writes a sharded run's checkpoint to one file
 push         uploads a run's policy and critic to the Hugging Face Hub
 --version    shows the version
@@ -269,6 +272,20 @@ def draw_figure(arguments: Sequence[str]) -> int:
     return figure(arguments)
 
 
+def score_problems(arguments: Sequence[str]) -> int:
+    """Write the predicted success of every problem of a data set.
+
+    Raises:
+        InputError: anything the user can fix.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from sppo_lit.cli.recipe_cli import silence_libraries
+    from sppo_lit.cli.score import score
+
+    silence_libraries()
+    return score(arguments)
+
+
 def push_models(arguments: Sequence[str]) -> int:
     """Upload a run's exported models to the Hugging Face Hub.
 
@@ -320,6 +337,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "audit": audit_data,
     "study": run_study,
     "figure": draw_figure,
+    "score": score_problems,
     "convert": convert_checkpoint,
     "push": push_models,
 }

@@ -14,6 +14,7 @@ from sppo_lit.cli.messages import one_line
 from sppo_lit.errors import InputError
 from sppo_lit.training.datamodule import MathDataModule
 from sppo_lit.training.module import SPPOModule
+from sppo_lit.training.selection import check_selection
 from sppo_lit.training.supervised import SupervisedModule
 from sppo_lit.utils.anchors import ITSELF, contains_itself
 from sppo_lit.utils.files import is_name
@@ -78,13 +79,14 @@ def check_one_process(settings: Namespace) -> None:
         )
 
 
-def check_shares(model: LightningModule, data: LightningDataModule, ranks: int) -> None:
-    """Check that an iteration divides into minibatches and ranks; custom modules check for themselves.
+def check_together(model: LightningModule, data: LightningDataModule, ranks: int) -> None:
+    """Check what module and data must agree on; custom modules check for themselves.
 
     Raises:
-        InputError: it cannot.
+        InputError: an iteration does not divide into minibatches and ranks, or there is nothing to choose problems by.
     """
     if isinstance(model, (SPPOModule, SupervisedModule)) and isinstance(data, MathDataModule):
+        check_selection(data.select, model.spec if isinstance(model, SPPOModule) else None)
         check_minibatch(data.problems_per_epoch, model.samples, model.batch_settings.minibatch_size, ranks)
 
 

@@ -36,7 +36,7 @@ from sppo_lit.cli.recipe_checks import (
     check_one_process,
     check_problems,
     check_run_name,
-    check_shares,
+    check_together,
     check_trainer,
     named_module,
 )
@@ -284,7 +284,7 @@ class RecipeCLI(LightningCLI):
             console.print(weights, markup=False, soft_wrap=True)
         self.config[self.subcommand].ckpt_path = None  # the saved config.yaml must not resume by itself
         if self.subcommand == "fit":
-            check_shares(self.model, self.datamodule, self.trainer.world_size)
+            check_together(self.model, self.datamodule, self.trainer.world_size)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add TensorBoard and CSV loggers in the run's folder to those of the recipe."""
@@ -451,7 +451,7 @@ class _ParsingCLI(RecipeCLI):
 class _CheckingCLI(_ParsingCLI):
     def instantiate_classes(self) -> None:
         built = self.parser.instantiate_classes(self.config)
-        check_shares(self._get(built, "model"), self._get(built, "data"), ranks=1)
+        check_together(self._get(built, "model"), self._get(built, "data"), ranks=1)
         super().instantiate_classes()
 
 

@@ -120,6 +120,9 @@ AutoClass = (
 CRITICS: dict[str, AutoClass] = {"scalar": AutoModelForSequenceClassification, "token": AutoModelForTokenClassification}
 """Kind of critic → the Auto class that loads and saves it, with one label."""
 
+CLASSIFIERS = {"scalar": "ForSequenceClassification", "token": "ForTokenClassification"}
+"""Kind of critic → the end of its class's name."""
+
 
 def load_critic(
     source: ModelSource, tokenizer: PreTrainedTokenizerBase, kind: Literal["scalar", "token"], empty: bool = False
@@ -127,7 +130,8 @@ def load_critic(
     """The critic's network: a classifier of sequences or of tokens with one label, float32, dropout off.
 
     Of a causal language model the backbone is used; the head is initialised to zero, so that V is the same for every
-    prompt or token.
+    prompt or token. An exported critic of the same kind keeps its head; of one of the other kind, too, the backbone is
+    used.
 
     Args:
         source: where the critic comes from.
@@ -158,7 +162,8 @@ def load_critic(
             f"critic {source.path}: {type(model).__name__} has no linear head named score, so it is not based on "
             "a causal language model; choose one that is in model.critic.path"
         )
-    if new_head:
+    foreign = CLASSIFIERS["token" if kind == "scalar" else "scalar"]
+    if new_head or any(name.endswith(foreign) for name in model.config.architectures or []):
         for parameter in head.parameters():
             nn.init.zeros_(parameter)
     return _finish(source, model, tokenizer)

@@ -23,7 +23,6 @@ from sppo_lit.distributed.sharding import is_sharded
 from sppo_lit.errors import SharedError
 from sppo_lit.models.policy import Policy
 from sppo_lit.rewards.shaping import overlong_penalty
-from sppo_lit.rollout.randomness import sequence_key
 from sppo_lit.settings import AdvantageSettings, KLSettings, RewardSettings
 from sppo_lit.training.budget import TokenBudget
 from sppo_lit.training.estimates import estimates
@@ -31,6 +30,7 @@ from sppo_lit.training.metrics import GREEDY
 from sppo_lit.training.passes import ValueReader, read_logprobs
 from sppo_lit.training.runtime import Runtime
 from sppo_lit.training.sampler import Sampler, scored_responses
+from sppo_lit.training.selection import prompt_keys
 from sppo_lit.training.stopping import StopControl
 from sppo_lit.training.timing import PhaseTimer
 from sppo_lit.types import Completion, Encoded, Rollouts, Sampling, Scored, TrainingBatch, Verdict
@@ -228,7 +228,8 @@ class Collector:
         """V, 0 where not finite; [B] whether it is finite; number of responses over all ranks where it is not."""
         usable = torch.ones_like(rollouts.rewards, dtype=torch.bool)
         if self._memory is not None:
-            return self._memory.read(prompt_keys(rollouts)), usable, 0
+            keys = prompt_keys([s.problem for s in rollouts.scored])
+            return self._memory.read(keys.to(self._runtime.device)), usable, 0
         if self._values is None:
             return torch.zeros_like(rollouts.rewards), usable, 0
         values = self._values.read(rollouts)
@@ -264,12 +265,6 @@ class Collector:
             replace(s, value=value, advantage=advantage)
             for s, value, advantage in zip(rollouts.scored, prompt_values, means.tolist(), strict=True)
         ]
-
-
-def prompt_keys(rollouts: Rollouts) -> Tensor:
-    """A key of each response's prompt, [B] int64 on the device of the rollouts; the same in every run."""
-    keys = [sequence_key(s.problem.key) - 2**63 for s in rollouts.scored]
-    return torch.tensor(keys, device=rollouts.rewards.device)
 
 
 def _like(rows: Tensor, tensor: Tensor) -> Tensor:

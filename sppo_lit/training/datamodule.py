@@ -17,6 +17,7 @@ from sppo_lit.errors import InputError
 from sppo_lit.problems.arithmetic import ArithmeticTask
 from sppo_lit.problems.prompts import Columns, PromptSettings, encode_problems
 from sppo_lit.problems.sources import ProblemSource, open_problems
+from sppo_lit.settings import SelectSettings
 from sppo_lit.training.protocols import LanguageModule, language_module
 from sppo_lit.types import Encoded, Intact, Problem, Sequences
 from sppo_lit.utils.console import console
@@ -73,7 +74,7 @@ class MathDataModule(pl.LightningDataModule):
     """Problems for training and validation.
 
     Iteration i trains on problems i·n … (i+1)·n − 1 of an endless stream, so that resuming needs no saved position.
-    Each of w ranks takes every w-th of them.
+    Each of w ranks takes every w-th of them. With `select` it draws `select.pool` · n problems, and answers n of them.
 
     Args:
         train: training problems; needed only for training.
@@ -82,6 +83,7 @@ class MathDataModule(pl.LightningDataModule):
         problems_per_epoch: n, problems of one iteration over all ranks.
         max_prompt_tokens: longer prompts are dropped and counted.
         prompt: how the text of a problem becomes a prompt, in all sets that have no `prompt` of their own.
+        select: which of the problems drawn for an iteration are answered.
     """
 
     def __init__(
@@ -92,21 +94,24 @@ class MathDataModule(pl.LightningDataModule):
         problems_per_epoch: int = 256,
         max_prompt_tokens: int = 1024,
         prompt: PromptSettings = PromptSettings(),  # noqa: B008
+        select: SelectSettings = SelectSettings(),  # noqa: B008
     ) -> None:
         super().__init__()
         for name, value in (("problems_per_epoch", problems_per_epoch), ("max_prompt_tokens", max_prompt_tokens)):
             if value < 1:
                 raise InputError(f"data.{name} is {value}; it must be at least 1")
-        if problems_per_epoch > MOST_PROBLEMS:
+        if (drawn := select.drawn(problems_per_epoch)) > MOST_PROBLEMS:
+            times = "" if select.by == "none" else f" × data.select.pool {select.pool}"
             raise InputError(
-                f"data.problems_per_epoch is {problems_per_epoch:,}, the problems of one iteration; it must be at most "
-                f"{MOST_PROBLEMS:,}"
+                f"data.problems_per_epoch is {problems_per_epoch:,}{times}, the problems of one iteration; it must be "
+                f"at most {MOST_PROBLEMS:,}"
             )
         self.train, self.val = train, val or []
         self.arithmetic = arithmetic
         self.problems_per_epoch = problems_per_epoch
         self.max_prompt_tokens = max_prompt_tokens
-        self.prompt = prompt
+        self.prompt, self.select = prompt, select
+        self.problems_drawn = drawn
         self.stream: ProblemStream | None = None
         self.val_sets: dict[str, list[Encoded]] = {}
 
@@ -167,19 +172,26 @@ class MathDataModule(pl.LightningDataModule):
         return batch
 
     def problems_of(self, iteration: int, check: Callable[[], None] | None = None) -> list[Encoded]:
-        """This rank's problems of an iteration.
+        """This rank's problems of an iteration, those that `select` leaves of the drawn ones.
 
         Args:
             iteration: 0-based.
             check: called now and then; may raise, to stop the run.
         """
+        draw = partial(self._draw, iteration, check)
+        if self.select.by == "none":
+            return _share(self.trainer, draw())
+        return _share(self.trainer, self.module.selector.choose(draw, self.problems_per_epoch))
+
+    def _draw(self, iteration: int, check: Callable[[], None] | None) -> list[Encoded]:
+        """The problems of an iteration on all ranks, in the order of the stream."""
         assert self.stream is not None
-        n, entries = self.problems_per_epoch, list[Encoded]()
+        n, entries = self.problems_drawn, list[Encoded]()
         for done in range(0, n, AT_ONCE):
             if check is not None:
                 check()
             entries += self.stream.take(iteration * n + done, min(AT_ONCE, n - done))
-        return _share(self.trainer, entries)
+        return entries
 
     def _open_train(self) -> ProblemStream:
         if not self.train.path:

@@ -25,7 +25,7 @@ from sppo_lit.algorithms.losses import importance_weights, kl_penalty
 from sppo_lit.algorithms.masking import masked_sum, token_weights
 from sppo_lit.algorithms.specs import AlgorithmSpec
 from sppo_lit.algorithms.specs import algorithm as algorithm_named
-from sppo_lit.algorithms.tracking import iteration_kl
+from sppo_lit.algorithms.tracking import PromptTracker, iteration_kl
 from sppo_lit.distributed.collectives import gathered, reduced
 from sppo_lit.distributed.rows import own_rows, whole_batch, whole_list
 from sppo_lit.distributed.sharding import place
@@ -52,7 +52,7 @@ from sppo_lit.settings import (
     check_sampling,
 )
 from sppo_lit.training.budget import TokenBudget
-from sppo_lit.training.collector import Collector, ReferencePolicy, prompt_keys
+from sppo_lit.training.collector import Collector, ReferencePolicy
 from sppo_lit.training.diagnostics import (
     CRITIC_TERMS,
     PATIENCE,
@@ -66,11 +66,12 @@ from sppo_lit.training.evaluator import Evaluator
 from sppo_lit.training.metrics import Result, flatten
 from sppo_lit.training.networks import make_critic, make_policy, make_reference
 from sppo_lit.training.passes import ValueReader, read_logprobs
-from sppo_lit.training.protocols import IterationProblems, ProblemPasses
+from sppo_lit.training.protocols import IterationProblems, ProblemPasses, selection_of
 from sppo_lit.training.reloading import save_settings, saved_settings
 from sppo_lit.training.run_folder import run_folder
 from sppo_lit.training.runtime import Runtime, compute_dtype
 from sppo_lit.training.sampler import Sampler
+from sppo_lit.training.selection import ProblemSelector, check_selection, prompt_keys
 from sppo_lit.training.stopping import StopControl
 from sppo_lit.training.timing import CRITIC, PhaseTimer, listeners
 from sppo_lit.training.trainer_checks import check_trainer, content
@@ -201,6 +202,7 @@ class SPPOModule(pl.LightningModule):
     def configure_callbacks(self) -> list[pl.Callback]:
         """Refuse what a trainer cannot do with this module; no callbacks of its own."""
         check_trainer(self.trainer, [self.policy_optimizer, self.critic_optimizer])
+        check_selection(selection_of(self.trainer), self.spec)
         return []
 
     def setup(self, stage: str) -> None:
@@ -232,6 +234,11 @@ class SPPOModule(pl.LightningModule):
         values = None
         if self.critic is not None:
             values = ValueReader(self.critic, self.spec.link, self.budget, self.runtime, self.timer)
+        select = selection_of(self.trainer)
+        if select.by == "tracker" and self.memory_of_prompts is None:
+            self.memory_of_prompts = PromptTracker()
+        memory = self.memory_of_prompts
+        self.selector = ProblemSelector(select, values, memory, self.runtime, self.timer)
         self.collector = Collector(
             self.spec,
             sampler,
@@ -242,7 +249,7 @@ class SPPOModule(pl.LightningModule):
             self.advantage,
             self.kl,
             values,
-            self.memory_of_prompts,
+            memory if self.spec.memory is not None else None,
             self.reference,
             self.runtime,
             self.timer,
@@ -315,14 +322,15 @@ class SPPOModule(pl.LightningModule):
             InputError: the training problems are new for ever.
         """
         size, iterations = data.problems_in_a_pass, self.trainer.max_epochs or 0
+        who = "data.select.by: tracker" if self.spec.memory is None else self.spec.title
         if size == math.inf:
             raise InputError(
-                f"{self.spec.title} remembers how often each prompt was solved, but data.train makes new problems for "
+                f"{who} remembers how often each prompt was solved, but data.train makes new problems for "
                 "ever; set data.train.limit (e.g. 1024), so that they come again"
             )
-        if 0 < iterations * data.problems_per_epoch <= (size or 0):
+        if 0 < iterations * data.problems_drawn <= (size or 0):
             self.runtime.say(
-                f"{self.spec.title}: no prompt comes again in {iterations:,} iterations of {data.problems_per_epoch:,} "
+                f"{who}: no prompt comes again in {iterations:,} iterations of {data.problems_drawn:,} "
                 f"of {size:,} problems, so that its memory is of no use; raise trainer.max_epochs or set "
                 "data.train.limit"
             )
@@ -389,7 +397,7 @@ class SPPOModule(pl.LightningModule):
         seconds = self.timer.seconds.get("rollout", 0.0)
         mine = own_rows(len(shared), self.samples, self.runtime.rank, self.runtime.ranks)
         own = old[mine, : rollouts.response_ids.shape[1]]
-        values_of = "tracker" if self.memory_of_prompts is not None else "critic" if self.critic is not None else ""
+        values_of = "tracker" if self.spec.memory is not None else "critic" if self.critic is not None else ""
         metrics = rollout_metrics(rollouts, own, seconds, values_of, self.iteration, self.correction.sequence_cap)
         self.finish_iteration({**metrics, **step_metrics(steps), **self._remember(rollouts, steps), **lrs})
         self._paid |= metrics["rollout/accuracy"] > 0
@@ -487,7 +495,8 @@ class SPPOModule(pl.LightningModule):
         if self.memory_of_prompts is None:
             return {}
         kl = iteration_kl([float(step["policy/approx_kl"]) for step in steps if "policy/approx_kl" in step])
-        return self.memory_of_prompts.update(gathered(prompt_keys(batch)), gathered(batch.labels), kl)
+        keys = prompt_keys([s.problem for s in batch.scored]).to(batch.labels.device)
+        return self.memory_of_prompts.update(gathered(keys), gathered(batch.labels), kl)
 
     def _contents(self, batch: TrainingBatch, rows: Tensor) -> dict[str, object]:
         assert self.last_rollouts is not None
@@ -505,7 +514,8 @@ class SPPOModule(pl.LightningModule):
         """Count the iteration, and log its metrics over all ranks."""
         self.iterations_done += 1
         # As "step", the iteration becomes the loggers' x-axis, the same for training and validation.
-        own = {**self.timer.end_iteration(), **self.budget.end_iteration(), "step": float(self.iteration)}
+        own = {**self.selector.end_iteration(), **self.timer.end_iteration(), **self.budget.end_iteration()}
+        own["step"] = float(self.iteration)
         self.log_dict({**metrics, **own}, on_step=True, on_epoch=False, batch_size=1)
 
     # ----------------------------------------------------------------------------------------------------- validation

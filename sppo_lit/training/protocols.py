@@ -6,14 +6,14 @@ protocols with `callbacks_of`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, cast, runtime_checkable
 
 import lightning.pytorch as pl
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sppo_lit.errors import InputError
-from sppo_lit.settings import EvalSettings, ModelSource
+from sppo_lit.settings import EvalSettings, ModelSource, SelectSettings
 from sppo_lit.training.metrics import Result
 from sppo_lit.types import Encoded, Problem, Rollouts, Scored, Sequences, Verifier
 
@@ -39,6 +39,13 @@ class ProblemCollector(Protocol):
 
     def collect(self, problems: Sequence[Encoded], iteration: int) -> Sequences:
         """The batch that `training_step` receives, from this rank's problems of a 0-based iteration."""
+
+
+class PoolSelector(Protocol):
+    """Chooses the problems of one iteration from a pool."""
+
+    def choose(self, draw: Callable[[], Sequence[Encoded]], count: int) -> list[Encoded]:
+        """`count` of the problems that `draw` makes, over all ranks. Collective."""
 
 
 @runtime_checkable
@@ -98,9 +105,12 @@ class LanguageModule(_Constructed, TrainingModule, Protocol):
         evaluation: how held-out problems are answered.
         last_rollouts: rollouts of the latest iteration; None before the first, and in supervised training.
         collector: makes the batch of an iteration; set by `configure_model`.
+        selector: chooses an iteration's problems where the data module's `select` asks for it; set by
+            `configure_model`, not in supervised training.
     """
 
     collector: ProblemCollector
+    selector: PoolSelector
 
 
 @runtime_checkable
@@ -158,9 +168,11 @@ class IterationProblems(Protocol):
 
     Attributes:
         problems_per_epoch: problems of an iteration, over all ranks.
+        problems_drawn: problems that an iteration draws, from which those are chosen.
     """
 
     problems_per_epoch: int
+    problems_drawn: int
 
 
 @runtime_checkable
@@ -170,6 +182,23 @@ class ProblemPasses(IterationProblems, Protocol):
     @property
     def problems_in_a_pass(self) -> float | None:
         """Number of training problems after which they come again; infinite if they never do, None if unknown."""
+
+
+@runtime_checkable
+class SelectsProblems(Protocol):
+    """A data module whose iterations may choose their problems from a pool.
+
+    Attributes:
+        select: how.
+    """
+
+    select: SelectSettings
+
+
+def selection_of(trainer: pl.Trainer) -> SelectSettings:
+    """How the data module of a trainer chooses problems; without one, not at all."""
+    data = getattr(trainer, "datamodule", None)  # of Lightning; the data may also be a plain data loader
+    return data.select if isinstance(data, SelectsProblems) else SelectSettings()
 
 
 def training_module(pl_module: pl.LightningModule) -> TrainingModule:

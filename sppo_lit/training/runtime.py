@@ -61,6 +61,11 @@ class Runtime:
             local_gradients=strategy.block_backward_sync if isinstance(strategy, ParallelStrategy) else nullcontext,
         )
 
+    @classmethod
+    def single(cls, device: torch.device) -> Runtime:
+        """One process without a trainer, in the precision of the weights."""
+        return cls(device, 0, 1, None, nullcontext, Tensor.backward, nullcontext)
+
     def say(self, line: str) -> None:
         """Print one line on rank zero."""
         if self.rank == 0:

@@ -37,10 +37,12 @@ from sppo_lit.training.diagnostics import step_metrics
 from sppo_lit.training.evaluator import Evaluator
 from sppo_lit.training.metrics import Result, flatten
 from sppo_lit.training.networks import make_policy
+from sppo_lit.training.protocols import selection_of
 from sppo_lit.training.reloading import save_settings, saved_settings
 from sppo_lit.training.run_folder import run_folder
 from sppo_lit.training.runtime import Runtime, compute_dtype
 from sppo_lit.training.sampler import Sampler
+from sppo_lit.training.selection import check_selection
 from sppo_lit.training.stopping import StopControl
 from sppo_lit.training.timing import PhaseTimer, listeners
 from sppo_lit.training.trainer_checks import check_trainer, content
@@ -165,6 +167,7 @@ class SupervisedModule(pl.LightningModule):
     def configure_callbacks(self) -> list[pl.Callback]:
         """Refuse what a trainer cannot do with this module; no callbacks of its own."""
         check_trainer(self.trainer, [self.policy_optimizer])
+        check_selection(selection_of(self.trainer), None)
         return []
 
     def configure_model(self) -> None:

@@ -186,7 +186,7 @@ def test_every_command_answers_after_run_too(start: Any, monkeypatch: pytest.Mon
         monkeypatch.setitem(COMMANDS, name, lambda rest, name=name: calls.append((name, rest)) or 7)
         assert start(["run", name, "x", "--flag"]) == 7
     assert calls == [
-        (name, ["x", "--flag"]) for name in ("list", "doctor", "audit", "study", "figure", "convert", "push")
+        (name, ["x", "--flag"]) for name in ("list", "doctor", "audit", "study", "figure", "score", "convert", "push")
     ]
 
 

@@ -93,6 +93,20 @@ def test_a_trained_critic_keeps_its_head(folder: Path, tmp_path: Path, tokenizer
     assert bool((again.get_parameter("score.weight") == 1).all())
 
 
+@pytest.mark.parametrize(("kind", "other"), [("scalar", "token"), ("token", "scalar")])
+def test_a_critic_of_the_other_kind_lends_its_backbone_alone(
+    folder: Path, tmp_path: Path, tokenizer: Any, kind: Any, other: Any
+) -> None:
+    """Its head was trained on another loss, and for PPO on returns instead of logits."""
+    model = load_critic(ModelSource(str(folder)), tokenizer, kind)
+    torch.nn.init.ones_(model.get_parameter("score.weight"))
+    model.save_pretrained(tmp_path / kind)
+    again = load_critic(ModelSource(str(tmp_path / kind)), tokenizer, other)
+    assert not again.get_parameter("score.weight").any()
+    name = "model.embed_tokens.weight"
+    assert torch.equal(again.get_parameter(name), model.get_parameter(name))
+
+
 def test_missing_weights_are_named(folder: Path, tokenizer: Any) -> None:
     stored = load_file(folder / "model.safetensors")
     stored.pop("model.norm.weight")

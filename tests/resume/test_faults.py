@@ -142,6 +142,20 @@ def test_a_memory_of_prompts_goes_on_where_it_was_left(tmp_path: Path, phase: st
     assert all(torch.equal(value, two[name]) for name, value in one.items())
 
 
+@pytest.mark.parametrize("select", [{"by": "critic", "pool": 3}, {"by": "tracker", "pool": 2}], ids=lambda s: s["by"])
+def test_a_choice_of_problems_goes_on_where_it_was_left(tmp_path: Path, select: dict[str, Any]) -> None:
+    own = {"data.select": select, "data.train.limit": 40, "trainer.max_epochs": 4}
+    assert main(["run", str(recipe(tmp_path, {**BASE, **own}, "whole.yaml"))]) == 0
+    trouble = callback(SignalAt, signum=int(signal.SIGTERM), phase="sampling", iteration=3)
+    assert main(["run", str(recipe(tmp_path, {**BASE, **own, "trainer.callbacks": [trouble]}))]) == 128 + signal.SIGTERM
+    assert main(["run", "fit", str(recipe(tmp_path, {**BASE, **own})), "--ckpt_path", "last"]) == 0
+    whole, resumed = runs(tmp_path, "whole"), runs(tmp_path, "tiny")
+    assert equal(whole, resumed)
+    one, two = (checkpoint(run).get("memory_of_prompts", {}) for run in (whole, resumed))
+    assert len(one) == (5 if select["by"] == "tracker" else 0)
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+
+
 @pytest.mark.slow
 def test_a_run_killed_again_and_again_equals_one_that_was_not() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "kill_and_resume.py"), "--kills", "3", "--iterations", "4"]

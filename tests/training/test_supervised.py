@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -21,7 +20,7 @@ from sppo_lit.training.runtime import Runtime
 from sppo_lit.training.supervised import SolutionCollector, SupervisedModule
 from sppo_lit.types import Intact, Problem, Sampling, Sequences
 
-RUNTIME = Runtime(torch.device("cpu"), 0, 1, None, nullcontext, torch.Tensor.backward, nullcontext)
+RUNTIME = Runtime.single(torch.device("cpu"))
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1}
 
 

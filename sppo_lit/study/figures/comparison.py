@@ -27,7 +27,12 @@ SHARES = (0.5, 0.8, 1.0)
 FACTORS = (1, 3, 10)
 """How many times what it costs here sampling is reckoned to cost."""
 
-PHASES = {"sampling": ("rollout",), "critic": ("values", "critic"), "learning": ("update",), "verifying": ("verify",)}
+PHASES = {
+    "sampling": ("rollout",),
+    "critic": ("select", "values", "critic"),
+    "learning": ("update",),
+    "verifying": ("verify",),
+}
 """Part of a run → phases of its log (`time/<phase>`)."""
 
 
