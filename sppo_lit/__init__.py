@@ -32,6 +32,7 @@ _PUBLIC = {
     "EvalSettings": "sppo_lit.settings",
     "MemorySettings": "sppo_lit.settings",
     "LoraSettings": "sppo_lit.settings",
+    "SelectSettings": "sppo_lit.settings",
     "Evaluation": "sppo_lit.callbacks.evaluation",
     "IterationCheckpoint": "sppo_lit.callbacks.checkpoint",
     "HuggingFaceExport": "sppo_lit.callbacks.export",

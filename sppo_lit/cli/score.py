@@ -6,6 +6,7 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def score(arguments: Sequence[str]) -> int:
     if args.sort:
         predicted.sort(key=lambda pair: -pair[1])
     try:
-        with written_whole(args.out) as temporary, temporary.open("w", encoding="utf-8") as file:
+        with written_whole(args.out) as temporary, temporary.open("w", encoding="utf-8", errors="replace") as file:
             file.writelines(json.dumps(line_of(*pair), ensure_ascii=False) + "\n" for pair in predicted)
     except OSError as error:
         raise InputError(f"cannot write {args.out}: {error.strerror}; give another --out") from error
@@ -100,7 +101,9 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def data_of(args: argparse.Namespace) -> MathDataModule:
-    """The data module that makes prompts as the critic's run did: of `--recipe`, or of the run that the critic lies in.
+    """The data module of `--recipe`, or of the run that the critic lies in, with the data set to score as `train`.
+
+    Where the recipe names the data set, it is read with the settings there; else with the prompts of its training set.
 
     Raises:
         InputError: the recipe cannot be read.
@@ -122,7 +125,9 @@ def data_of(args: argparse.Namespace) -> MathDataModule:
         raise InputError(f"{recipe}: {one_line(error)}") from error
     default = "with default settings: there is no config.yaml of a run around the critic (--recipe FILE names one)"
     console.print(f"prompts: {default if recipe is None else f'as in {recipe}'}", markup=False, soft_wrap=True)
-    data.train = ProblemSet(args.dataset, args.split, args.limit, skip_bad_rows=True)
+    alike = (known for known in (data.train, *data.val) if known.path == args.dataset)
+    known = next(alike, ProblemSet(args.dataset, prompt=data.train.prompt))
+    data.train = replace(known, split=args.split or known.split, limit=args.limit, streaming=False, skip_bad_rows=True)
     return data
 
 
@@ -133,13 +138,14 @@ def prompts(data: MathDataModule, args: argparse.Namespace, tokenizer: PreTraine
         InputError: the problems cannot be read, or all prompts are too long.
     """
     suffixes: Counter[str] = Counter()
+    prompt = data.prompt_of(data.train)
     if args.dataset == "arithmetic":
-        problems = [data.generated(data.train, i, args.split or "train") for i in range(args.limit)]
+        problems = [data.generated(data.train, i, data.train.split or "train") for i in range(args.limit)]
     else:
         source = data.open_source(data.train)
         problems, suffixes = source.problems(), source.suffixes
-    examples = data.prompt.turns(max(suffixes, key=suffixes.__getitem__, default=""))
-    encoded, long = encode_problems(problems, tokenizer, data.max_prompt_tokens, data.prompt.system, examples)
+    examples = prompt.turns(max(suffixes, key=suffixes.__getitem__, default=""))
+    encoded, long = encode_problems(problems, tokenizer, data.max_prompt_tokens, prompt.system, examples)
     if long:
         console.print(f"left out: {long:,} prompts of more than {data.max_prompt_tokens:,} tokens")
     return encoded

@@ -130,8 +130,7 @@ def load_critic(
     """The critic's network: a classifier of sequences or of tokens with one label, float32, dropout off.
 
     Of a causal language model the backbone is used; the head is initialised to zero, so that V is the same for every
-    prompt or token. An exported critic of the same kind keeps its head; of one of the other kind, too, the backbone is
-    used.
+    prompt or token. An exported critic of the same kind keeps its head; one of the other kind lends its backbone alone.
 
     Args:
         source: where the critic comes from.

@@ -168,16 +168,20 @@ class IterationProblems(Protocol):
 
     Attributes:
         problems_per_epoch: problems of an iteration, over all ranks.
-        problems_drawn: problems that an iteration draws, from which those are chosen.
     """
 
     problems_per_epoch: int
-    problems_drawn: int
 
 
 @runtime_checkable
 class ProblemPasses(IterationProblems, Protocol):
-    """A data module that knows after how many problems they come again."""
+    """A data module that knows after how many problems they come again.
+
+    Attributes:
+        problems_drawn: problems that an iteration draws, from which those of the iteration are chosen.
+    """
+
+    problems_drawn: int
 
     @property
     def problems_in_a_pass(self) -> float | None:

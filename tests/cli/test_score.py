@@ -43,20 +43,17 @@ def values(run: Path, prompts: list[str]) -> list[float]:
     return [float(torch.sigmoid(model(**tokenizer(text, return_tensors="pt")).logits)) for text in prompts]
 
 
-def test_every_problem_gets_the_value_of_the_prompt_that_the_run_would_make(run: Path, tmp_path: Path) -> None:
+def test_every_problem_gets_the_value_of_the_prompt_that_the_recipe_would_make(run: Path, tmp_path: Path) -> None:
     file = tmp_path / "test.jsonl"
-    rows = [{"problem": f"{i}+{i * i}=", "answer": str(i + i * i), "level": i} for i in range(9)]
+    rows = [{"sum": f"{i}+{i * i}=", "answer": str(i + i * i), "level": i} for i in range(9)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    scored = score(file, run, tmp_path / "scores.jsonl", "--tokens", "64", "--recipe", str(_own(run, tmp_path)))
-    assert [s["problem"] for s in scored] == [f"so {row['problem']}" for row in rows]
+    own = {"path": str(file), "columns": {"problem": "sum"}, "prompt": {"template": "so {problem}", "suffix": ""}}
+    known = recipe(tmp_path, {"data.val": [own]}, "known.yaml")
+    scored = score(file, run, tmp_path / "scores.jsonl", "--tokens", "64", "--recipe", str(known))
+    assert [s["problem"] for s in scored] == [f"so {row['sum']}" for row in rows]
     assert [(s["answer"], s["level"]) for s in scored] == [(row["answer"], row["level"]) for row in rows]
     assert len({s["key"] for s in scored}) == 9 == len({s["value"] for s in scored})
     assert [s["value"] for s in scored] == pytest.approx(values(run, [s["problem"] for s in scored]), abs=2e-6)
-
-
-def _own(run: Path, folder: Path) -> Path:
-    """The run's recipe, but with nothing after a problem."""
-    return recipe(folder, {"data.prompt": {"template": "so {problem}", "suffix": ""}}, "own.yaml")
 
 
 def test_outcomes_of_an_evaluation_tell_how_good_the_values_are(
