@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +21,29 @@ KLEstimator = Literal["k1", "k2", "k3"]
 Reason = Literal["correct", "wrong", "no_answer", "truncated", "timeout", "unparsable", "gold_unparsable"]
 
 
+class TaskGold(NamedTuple):
+    """What the scorer of a reasoning-gym task is given in place of a gold answer; passes through JSON unchanged.
+
+    Attributes:
+        task: name of the task.
+        settings: of its difficulty.
+        entry: the problem as its generator made it.
+    """
+
+    task: str
+    settings: dict[str, Any]
+    entry: dict[str, Any]
+
+    @property
+    def answer(self) -> str:
+        """The generator's own answer."""
+        return str(self.entry["answer"])
+
+
+Gold = str | TaskGold
+"""What an answer is judged by: a gold answer, or what the scorer of the problem's task needs."""
+
+
 @dataclass(frozen=True)
 class Problem:
     r"""A problem whose answer can be checked.
@@ -32,6 +55,7 @@ class Problem:
         source: name of the data set.
         level: graded difficulty, if the source has one.
         solution: a worked response that ends in ``\boxed{answer}``, if the source has one (supervised warm-up).
+        task: what the scorer of its task needs, where that judges instead of a comparison with `answer`.
     """
 
     key: str
@@ -40,6 +64,12 @@ class Problem:
     source: str = ""
     level: int | None = None
     solution: str | None = None
+    task: TaskGold | None = None
+
+    @property
+    def gold(self) -> Gold:
+        """What the verifier judges answers by."""
+        return self.task or self.answer
 
 
 @dataclass(frozen=True)
@@ -323,7 +353,7 @@ class Verifier(Protocol):
     """Verifies responses outside the training process."""
 
     def score(
-        self, responses: Sequence[str], golds: Sequence[str], finished: Sequence[bool] | None = None
+        self, responses: Sequence[str], golds: Sequence[Gold], finished: Sequence[bool] | None = None
     ) -> list[Verdict]:
         """One verdict per response, in order; never raises because of a response, never hangs."""
 

@@ -16,6 +16,7 @@ from sppo_lit.algorithms.batching import pad_rows
 from sppo_lit.algorithms.masking import masked_sum, response_mask
 from sppo_lit.doctor.report import Check, Prompt
 from sppo_lit.models.loading import eos_token_ids
+from sppo_lit.problems.procedural import procedural
 from sppo_lit.training.datamodule import MathDataModule
 from sppo_lit.training.diagnostics import no_reward
 from sppo_lit.training.module import SPPOModule
@@ -297,8 +298,8 @@ def _step(sample: Sample, trained: Sequence[Tensor], before: Sequence[Tensor], o
 
 def gold_check(module: Trainee, problems: Sequence[Problem]) -> Check:
     """The verifier must give every gold answer 1 and an empty response 0."""
-    golds = [p.answer for p in problems]
-    verdicts = module.verifier.score([f"\\boxed{{{gold}}}" for gold in golds], golds)
+    golds = [p.gold for p in problems]
+    verdicts = module.verifier.score([f"\\boxed{{{p.answer}}}" for p in problems], golds)
     [empty] = module.verifier.score([""], golds[:1])
     failed = [(p, v) for p, v in zip(problems, verdicts, strict=True) if v.reward != 1]
     detail = f"{len(golds) - len(failed)} of {len(golds)} gold answers are judged correct"
@@ -394,7 +395,8 @@ class Examination(pl.Callback):
 
 def raw_problems(data: MathDataModule, count: int) -> list[Problem]:
     """The first training problems of their source, before any is dropped for its gold answer."""
-    if data.train.path == "arithmetic":
-        return [data.generated(data.train, i, data.train.split or "train") for i in range(count)]
+    if source := procedural(data.train.path):
+        make = data.generator(source, data.train)
+        return [make(index, data.train.split or "train") for index in range(count)]
     limit = min(count, data.train.limit or count)
     return list(data.open_source(replace(data.train, limit=limit)).problems())

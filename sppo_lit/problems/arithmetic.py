@@ -84,7 +84,7 @@ class ArithmeticTask:
         while True:
             tree = self._tree(rng, operations)
             prompt = _render(tree) + (f" mod {modulus}=" if modulus else "=")
-            if self._in_range(tree, modulus) and _held_out(prompt) == (split != "train"):
+            if self._in_range(tree, modulus) and held_out(prompt) == (split != "train"):
                 break
         lines = []
         while not isinstance(tree, int):
@@ -152,5 +152,6 @@ def _render(tree: Tree, nested: bool = False) -> str:
     return f"({text})" if nested else text
 
 
-def _held_out(prompt: str) -> bool:
+def held_out(prompt: str) -> bool:
+    """Whether a generated problem belongs to the held-out split: decided by a checksum of its text."""
     return zlib.crc32(prompt.encode()) % HELD_OUT_SHARE == 0

@@ -28,6 +28,7 @@ from sppo_lit.problems.formats import (
     plain_row,
     svamp_row,
 )
+from sppo_lit.problems.procedural import procedural
 from sppo_lit.problems.prompts import BOXED_SUFFIX, Columns, PromptSettings
 from sppo_lit.types import Problem
 from sppo_lit.utils.hub import no_retries_offline, why_not
@@ -217,8 +218,11 @@ def open_problems(
         config: the Hub's configuration, instead of the table's.
 
     Raises:
-        InputError: unknown name, missing file or function, unreachable Hub, bad limit.
+        InputError: unknown name, missing file or function, unreachable Hub, bad limit, or a path whose problems are
+            generated.
     """
+    if procedural(path):
+        raise InputError(f"{path}: its problems are generated, there is no data set to read; {_choices()}")
     if limit is not None and limit < 1:
         raise InputError(f"limit = {limit}: a data set needs at least one problem; leave limit out for all")
     options: dict[str, Any] = {"prompt": prompt, "columns": columns, "skip_bad_rows": skip_bad_rows, "limit": limit}
@@ -250,6 +254,8 @@ def hub_id(path: str) -> str | None:
         if path in (name, spec.hub_id):
             return spec.hub_id
     local = Path(path).expanduser()
+    if procedural(path):
+        return None
     return path if _like_hub_id(path) and not local.exists() else None
 
 

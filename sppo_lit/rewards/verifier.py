@@ -29,7 +29,7 @@ from sppo_lit.rewards.accepted import AcceptedLog
 from sppo_lit.rewards.custom import SETTING, reward_names
 from sppo_lit.rewards.process import Worker
 from sppo_lit.rewards.worker import pack
-from sppo_lit.types import Verdict
+from sppo_lit.types import Gold, Verdict
 from sppo_lit.utils.cores import usable_cores
 from sppo_lit.utils.objects import check_object
 
@@ -41,7 +41,7 @@ _STARTS = 3  # consecutive workers that may die before they are ready
 _MIN_MEMORY = 512  # MiB; sympy does not load in less
 _CHUNK = 64  # rows sent at once, at most
 
-Row = tuple[str, str, bool]
+Row = tuple[str, Gold, bool]
 
 
 def default_workers() -> int:
@@ -124,13 +124,13 @@ class VerifierPool:
             _stop_all(self._workers, self._owner)
 
     def score(
-        self, responses: Sequence[str], golds: Sequence[str], finished: Sequence[bool] | None = None
+        self, responses: Sequence[str], golds: Sequence[Gold], finished: Sequence[bool] | None = None
     ) -> list[Verdict]:
         """Judge responses: one verdict each, in order; custom rewards are not run.
 
         Args:
             responses: decoded responses, prompts not included.
-            golds: gold answer of each, without box.
+            golds: gold answer of each, without box, or what the scorer of its task needs.
             finished: False where a response was truncated; all True if not given.
 
         Raises:
@@ -138,7 +138,7 @@ class VerifierPool:
         """
         verdicts: list[Verdict] = self._run(responses, golds, finished, custom=False)
         if self.accepted:
-            self.accepted.add(golds, verdicts)
+            self.accepted.add([gold if isinstance(gold, str) else gold.answer for gold in golds], verdicts)
         return verdicts
 
     def custom(self, responses: Sequence[str], golds: Sequence[str]) -> dict[str, list[float]]:
@@ -159,7 +159,7 @@ class VerifierPool:
         return {spec: [row[i] for row in rows] for i, spec in enumerate(self.functions)}
 
     def _run(
-        self, responses: Sequence[str], golds: Sequence[str], finished: Sequence[bool] | None, custom: bool
+        self, responses: Sequence[str], golds: Sequence[Gold], finished: Sequence[bool] | None, custom: bool
     ) -> list[Any]:
         """One verdict per response, or the values of all custom rewards per response."""
         done = [True] * len(responses) if finished is None else [bool(f) for f in finished]
@@ -276,7 +276,7 @@ class _Run:
             logger.warning(
                 "reward %s failed on row %d (gold %r, response ends %r): %s. It counts 0 there; failures are counted "
                 "in rollout/reward_failures/%s, further ones are not shown.",
-                spec, row, gold[:100], response[-100:], error, reward_names(self.pool.functions)[spec]
+                spec, row, str(gold)[:100], response[-100:], error, reward_names(self.pool.functions)[spec]
             )  # fmt: skip
 
     def replace_lost(self, worker: Worker, late: bool) -> None:

@@ -106,7 +106,7 @@ class _Judge:
         _send(self.sink, {"done": self.done, **more})
         self.done = []
 
-    def chunk(self, rows: list[tuple[str, str, bool]], custom: bool) -> None:
+    def chunk(self, rows: list[tuple[str, Any, bool]], custom: bool) -> None:
         for response, gold, finished in rows:
             if custom:
                 self.flush(slow=True)
@@ -132,11 +132,13 @@ class _Judge:
             values += [failed] * (len(self.functions) - len(values))
         return values
 
-    def verdict(self, response: str, gold: str, finished: bool) -> tuple[float, str, str | None, str]:
-        """Reward, reason, answer and rule."""
+    def verdict(self, response: str, gold: str | list[Any], finished: bool) -> tuple[float, str, str | None, str]:
+        """Reward, reason, answer and rule; a list is a `TaskGold`."""
         from sppo_lit.rewards.math import answers
 
         try:
+            if not isinstance(gold, str):
+                return self.scored(response, gold, finished)
             with self.deadline:
                 quick = answers.judge_exact(response, gold, finished)
             if quick is not None:
@@ -153,6 +155,17 @@ class _Judge:
             os._exit(1)
         except Exception:
             return 0.0, "unparsable", None, ""
+
+    def scored(self, response: str, gold: list[Any], finished: bool) -> tuple[float, str, str | None, str]:
+        """The same by the scorer of the problem's task."""
+        from sppo_lit.rewards import gym
+        from sppo_lit.types import TaskGold
+
+        task = TaskGold(*gold)
+        gym.load_scorer(task)
+        self.flush(slow=True)
+        with self.deadline:
+            return gym.judge(response, task, finished)
 
 
 def main() -> None:

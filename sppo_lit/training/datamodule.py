@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import lightning.pytorch as pl
 import torch
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sppo_lit.errors import InputError
 from sppo_lit.problems.arithmetic import ArithmeticTask
+from sppo_lit.problems.procedural import ProceduralSource, procedural
 from sppo_lit.problems.prompts import Columns, PromptSettings, encode_problems
 from sppo_lit.problems.sources import ProblemSource, open_problems
 from sppo_lit.settings import SelectSettings
@@ -35,16 +36,17 @@ class ProblemSet:
     """One set of problems.
 
     Attributes:
-        path: "arithmetic" (procedural, see `data.arithmetic`), a name such as "gsm8k", a Hub id, or a local file or
-            folder.
+        path: a name such as "gsm8k", a Hub id, a local file or folder, or a generated task: "arithmetic" (see
+            `data.arithmetic`) or "reasoning_gym/NAME" (extra `gym`).
         split: split to read; None uses the source's default.
-        limit: maximum number of problems; for arithmetic, the number generated (None: 1,000 for validation, endless for
-            training).
+        limit: maximum number of problems; of a generated task, the number generated (None: 1,000 for validation,
+            endless for training).
         name: name in keys and results; the source's own by default.
         streaming: stream a large Hub source instead of loading it (training only; in source order).
         skip_bad_rows: skip and count rows without problem or answer and corrupt lines, instead of raising an error.
-        columns: which column of a row holds what; by default they are recognised. Not for "arithmetic".
+        columns: which column of a row holds what; by default they are recognised. Not for generated tasks.
         prompt: how the text of its problems becomes prompts, instead of `data.prompt`.
+        settings: of a "reasoning_gym/NAME", by the names of that package, e.g. ``{min_terms: 2, max_terms: 3}``.
     """
 
     path: str
@@ -55,12 +57,20 @@ class ProblemSet:
     skip_bad_rows: bool = False
     columns: Columns = Columns()  # noqa: RUF009 - frozen
     prompt: PromptSettings | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise InputError(f"{self.path}: limit is {self.limit}; it must be at least 1, or null for all problems")
-        if self.path == "arithmetic" and self.columns != Columns():
-            raise InputError("arithmetic: columns name those of a file's rows, and this task is generated; remove them")
+        source = procedural(self.path)
+        if source is None and self.settings:
+            raise InputError(f"{self.path}: settings are those of a generated task; remove them")
+        if source is not None:
+            source.check(self.path, self.settings)
+            if self.columns != Columns():
+                raise InputError(
+                    f"{self.path}: columns name those of a file's rows, and this task is generated; remove them"
+                )
 
 
 class ProblemStream(Protocol):
@@ -197,31 +207,31 @@ class MathDataModule(pl.LightningDataModule):
         if not self.train.path:
             raise InputError("data.train.path is missing: name the problems to train on, e.g. ProblemSet('gsm8k')")
         seed = self.module.seed
-        generated = self.train.path == "arithmetic"
-        if generated and self.train.limit is None:
-            return _Generated(self, seed)
-        if self.train.streaming and not generated:
+        source = procedural(self.train.path)
+        if source is not None and self.train.limit is None:
+            return _Generated(self, source, seed)
+        if self.train.streaming and source is None:
             return _Streamed(self)
         return _Shuffled(self._load(self.train, "train"), seed)
 
     def _load(self, problem_set: ProblemSet, use: str) -> list[Encoded]:
         """Read, check and encode a set, and print one line about it."""
         dropped: Counter[str] = Counter()
-        if problem_set.path == "arithmetic":
-            split = problem_set.split or use
-            problems = [self.generated(problem_set, i, split) for i in range(problem_set.limit or 1000)]
-            suffixes = Counter({self.prompt_of(problem_set).suffix or "": len(problems)})
+        if generated := procedural(problem_set.path):
+            make, split = self.generator(generated, problem_set), problem_set.split or use
+            problems = [make(index, split) for index in range(problem_set.limit or 1000)]
+            suffixes = self.suffixes(generated, problem_set, len(problems))
         else:
             source = self.open_source(problem_set)
-            problems, wrong = self.parsable(source.problems())
+            problems, suffixes = source.problems(), source.suffixes
             dropped.update(source.dropped)
-            dropped["gold_unparsable"] += wrong
-            suffixes = source.suffixes
-            if not problems:
-                raise InputError(
-                    f"{problem_set.path}: none of its {wrong} gold answers can be checked; give answers as numbers or "
-                    "LaTeX, without \\boxed"
-                )
+        problems, wrong = self.parsable(problems)
+        dropped["gold_unparsable"] += wrong
+        if not problems:
+            raise InputError(
+                f"{problem_set.path}: none of its {wrong} gold answers can be checked; give answers as numbers or "
+                "LaTeX, without \\boxed"
+            )
         encoded, too_long = self.encode(problems, problem_set, self.max_prompt_tokens, suffixes)
         dropped["prompt_too_long"] += too_long
         self.report(f"{use}: {_name_of(problem_set, encoded)}", len(encoded), dropped, suffixes)
@@ -244,18 +254,27 @@ class MathDataModule(pl.LightningDataModule):
         """How the prompts of a set are made."""
         return problem_set.prompt or self.prompt
 
-    def generated(self, problem_set: ProblemSet, index: int, split: str) -> Problem:
-        """Problem `index` of the arithmetic task, with the prompt of a set."""
-        problem = self.arithmetic.problem(index, split)
-        return replace(problem, prompt=self.prompt_of(problem_set).user_turn(problem.prompt, ""))
+    def generator(self, source: ProceduralSource, problem_set: ProblemSet) -> Callable[[int, str], Problem]:
+        """What makes the problems of a generated set, with its prompts, from index and split."""
+        task = source.make(problem_set.path, problem_set.settings, self.arithmetic)
+        prompt = self.prompt_of(problem_set)
+
+        def make(index: int, split: str) -> Problem:
+            problem = task.problem(index, split)
+            return replace(problem, prompt=prompt.user_turn(problem.prompt, source.suffix))
+
+        return make
+
+    def suffixes(self, source: ProceduralSource, problem_set: ProblemSet, count: int) -> Counter[str]:
+        """The suffix of a generated set's problems, with their number."""
+        return Counter({self.prompt_of(problem_set).suffix_after(source.suffix): count})
 
     def parsable(self, problems: Sequence[Problem]) -> tuple[list[Problem], int]:
         """Problems whose gold answer is verified as correct, and the number of the others.
 
         With one sample per prompt, a gold answer that cannot be matched would give a wrong advantage.
         """
-        golds = [p.answer for p in problems]
-        verdicts = self.module.verifier.score([f"\\boxed{{{gold}}}" for gold in golds], golds)
+        verdicts = self.module.verifier.score([f"\\boxed{{{p.answer}}}" for p in problems], [p.gold for p in problems])
         kept = [p for p, v in zip(problems, verdicts, strict=True) if v.reward == 1]
         return kept, len(problems) - len(kept)
 
@@ -304,13 +323,14 @@ class GeneratedBatch(Dataset[Intact[Sequences]]):
 
 
 class _Generated:
-    """Endless stream of the arithmetic task, different for every seed."""
+    """Endless stream of a generated task, different for every seed."""
 
     STRIDE = 10_000_000
     ATTEMPTS = 100
 
-    def __init__(self, data: MathDataModule, seed: int) -> None:
+    def __init__(self, data: MathDataModule, source: ProceduralSource, seed: int) -> None:
         self.data, self.offset, self.split = data, seed * self.STRIDE, data.train.split or "train"
+        self.source, self.make = source, data.generator(source, data.train)
         self.take(0, 1)
 
     def take(self, start: int, count: int) -> list[Encoded]:
@@ -320,14 +340,14 @@ class _Generated:
         """Problem `index`, or a replacement if its prompt is too long, so that all iterations have the same size."""
         data, shortest = self.data, 10**9
         for attempt in range(self.ATTEMPTS):
-            problem = data.generated(data.train, index + attempt * self.STRIDE * 1_000_000, self.split)
-            [entry], _ = data.encode([problem], data.train, 10**9, Counter())
+            problem = self.make(index + attempt * self.STRIDE * 1_000_000, self.split)
+            [entry], _ = data.encode([problem], data.train, 10**9, data.suffixes(self.source, data.train, 1))
             shortest = min(shortest, len(entry[1]))
             if shortest <= data.max_prompt_tokens:
                 return entry
         raise InputError(
-            f"arithmetic: all prompts are longer than max_prompt_tokens = {data.max_prompt_tokens} (the shortest has "
-            f"{shortest} tokens): raise the limit or lower data.arithmetic.max_operations"
+            f"{data.train.path}: all prompts are longer than max_prompt_tokens = {data.max_prompt_tokens} (the "
+            f"shortest has {shortest} tokens): raise the limit or lower {self.source.shorter}"
         )
 
 

@@ -155,7 +155,7 @@ class Sampler:
         """Decoded responses and their verdicts."""
         texts = [str(self._tokenizer.decode(c.response_ids, skip_special_tokens=True)) for c in completions]
         self._timer.report("verifying", 0, len(texts))
-        golds = [p.answer for p, _ in problems]
+        golds = [p.gold for p, _ in problems]
         verdicts = self._verifier.score(texts, golds, finished=[c.finished for c in completions])
         self._timer.report("verifying", len(texts), len(texts))
         return texts, verdicts

@@ -1,0 +1,83 @@
+"""Problems of reasoning-gym's generators (extra ``gym``), each a pure function of settings, split and index."""
+
+from __future__ import annotations
+
+import difflib
+import random
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from sppo_lit.errors import InputError
+from sppo_lit.problems.arithmetic import held_out
+from sppo_lit.rewards.gym import check_task, make_task, package
+from sppo_lit.types import Problem, TaskGold
+
+_ATTEMPTS = 1000
+
+
+@dataclass(frozen=True)
+class GymTask:
+    """A task of reasoning-gym.
+
+    Attributes:
+        name: of the task, e.g. ``chain_sum``.
+        settings: of its difficulty, by the names of the package; those left out have its defaults.
+
+    Raises:
+        InputError: a task that is not allowed, an unknown setting, a bad value, or the package is not installed.
+    """
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_task(self.name)
+        defaults = package().factory.DATASETS[self.name][1]()
+        known = {f.name: getattr(defaults, f.name) for f in fields(defaults)}
+        del known["seed"], known["size"]
+        for key in self.settings:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean {near[0]}? " if near else ""
+                raise InputError(f"{self}: unknown setting {key}; {hint}it has {', '.join(known) or 'none'}")
+        try:
+            make_task(self.name, self.settings)[0]
+        except Exception as error:  # what a value of the wrong type or size leads to
+            usual = ", ".join(f"{key}: {value}" for key, value in known.items())
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(f"{self}: bad settings {self.settings}: {reason}; the defaults are {usual}") from error
+
+    def __str__(self) -> str:
+        return f"reasoning_gym/{self.name}"
+
+    def problem(self, index: int, split: str = "train") -> Problem:
+        """Problem number `index`, from 0, of `split` ("train"; anything else is the held-out split).
+
+        Raises:
+            InputError: the settings leave so few problems that none is of this split.
+        """
+        rng = random.Random(f"{self.name}/{split}/{index}")
+        for _ in range(_ATTEMPTS):
+            entry = make_task(self.name, self.settings, rng.getrandbits(31))[0]
+            text, answer = str(entry["question"]), str(entry["answer"])
+            if answer.strip() and held_out(text) == (split != "train"):
+                return Problem(
+                    key=f"{self}/{split}/{index}",
+                    prompt=text,
+                    answer=answer,
+                    source=self.name,
+                    level=_level(entry["metadata"]),
+                    solution=f"\\boxed{{{answer}}}",
+                    task=TaskGold(self.name, self.settings, entry),
+                )
+        raise InputError(f"{self}: settings {self.settings} leave too few different problems for the split {split!r}")
+
+
+def _level(metadata: dict[str, Any]) -> int | None:
+    """The first property that the settings let vary and the problem states as a whole number."""
+    for name, span in (metadata.get("difficulty") or {}).items():
+        value = metadata.get(name)
+        varies = isinstance(span, (tuple, list)) and len(span) == 2 and span[0] != span[1]
+        if varies and isinstance(value, int):
+            return value
+    return None
