@@ -24,7 +24,7 @@ class GymTask:
         settings: of its difficulty, by the names of the package; those left out have its defaults.
 
     Raises:
-        InputError: a task that is not allowed, an unknown setting, a bad value, or the package is not installed.
+        InputError: a task that is not allowed, an unknown setting, or the package is not installed.
     """
 
     name: str
@@ -32,33 +32,30 @@ class GymTask:
 
     def __post_init__(self) -> None:
         check_task(self.name)
-        defaults = package().factory.DATASETS[self.name][1]()
-        known = {f.name: getattr(defaults, f.name) for f in fields(defaults)}
-        del known["seed"], known["size"]
+        known = self.defaults()
         for key in self.settings:
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1)
                 hint = f"did you mean {near[0]}? " if near else ""
                 raise InputError(f"{self}: unknown setting {key}; {hint}it has {', '.join(known) or 'none'}")
-        try:
-            make_task(self.name, self.settings)[0]
-        except Exception as error:  # what a value of the wrong type or size leads to
-            usual = ", ".join(f"{key}: {value}" for key, value in known.items())
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise InputError(f"{self}: bad settings {self.settings}: {reason}; the defaults are {usual}") from error
 
     def __str__(self) -> str:
         return f"reasoning_gym/{self.name}"
+
+    def defaults(self) -> dict[str, Any]:
+        """The settings of the task, with the package's values."""
+        config = package().factory.DATASETS[self.name][1]()
+        return {f.name: getattr(config, f.name) for f in fields(config) if f.name not in ("seed", "size")}
 
     def problem(self, index: int, split: str = "train") -> Problem:
         """Problem number `index`, from 0, of `split` ("train"; anything else is the held-out split).
 
         Raises:
-            InputError: the settings leave so few problems that none is of this split.
+            InputError: a bad value of a setting, or settings that leave so few problems that none is of this split.
         """
         rng = random.Random(f"{self.name}/{split}/{index}")
         for _ in range(_ATTEMPTS):
-            entry = make_task(self.name, self.settings, rng.getrandbits(31))[0]
+            entry = self._entry(rng.getrandbits(31))
             text, answer = str(entry["question"]), str(entry["answer"])
             if answer.strip() and held_out(text) == (split != "train"):
                 return Problem(
@@ -71,6 +68,15 @@ class GymTask:
                     task=TaskGold(self.name, self.settings, entry),
                 )
         raise InputError(f"{self}: settings {self.settings} leave too few different problems for the split {split!r}")
+
+    def _entry(self, seed: int) -> dict[str, Any]:
+        """The problem of a seed: question, answer and metadata."""
+        try:
+            return make_task(self.name, self.settings, seed)[0]  # type: ignore[no-any-return]
+        except Exception as error:  # what a value of the wrong type or size leads to
+            usual = ", ".join(f"{key}: {value}" for key, value in self.defaults().items())
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(f"{self}: bad settings {self.settings}: {reason}; the defaults are {usual}") from error
 
 
 def _level(metadata: dict[str, Any]) -> int | None:

@@ -3,13 +3,14 @@
 A scorer is code of that package which reads what a model wrote. So it runs in the processes that judge answers, and a
 task is allowed only if it was checked: nothing that its scorer calls evaluates text as code, its own answers score 1
 from within a box and after a passage through JSON, nonsense does not, and a seed gives the same problems in every
-process. `tests/rewards/test_gym.py` repeats the check on the installed version.
+process. `tests/rewards/test_gym_scorers.py` repeats the check on the installed version.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
+import random
 from functools import cache
 from typing import Any
 
@@ -21,15 +22,14 @@ from sppo_lit.types import TaskGold
 _CHECKED = """
 ab acre advanced_geometry aiw arc_1d base_conversion basic_arithmetic binary_alternation caesar_cipher
 calendar_arithmetic chain_sum circuit_logic color_cube_rotation count_bits count_primes course_schedule
-cryptarithm decimal_arithmetic decimal_chain_sum dice emoji_mystery family_relationships
-fraction_simplification futoshiki game_of_life gcd group_anagrams jugs kakurasu knights_knaves
-largest_island lcm leg_counting letter_counting letter_jumble mahjong_puzzle manipulate_matrix maze
-mini_sudoku modulo_grid needle_haystack number_filtering number_format number_sequence palindrome_generation
-palindrome_partitioning path_star polynomial_equations pool_matrix power_function prime_factorization
-products quantum_lock rectangle_count rotate_matrix rotten_oranges self_reference sentence_reordering
-shortest_path simple_equations simple_geometry sokoban spell_backward string_manipulation string_splitting
-string_synthesis sudoku survo syllogism time_intervals tower_of_hanoi tsumego word_sequence_reversal
-word_sorting zebra_puzzles
+cryptarithm decimal_arithmetic decimal_chain_sum dice emoji_mystery family_relationships fraction_simplification
+futoshiki game_of_life gcd group_anagrams jugs kakurasu knights_knaves largest_island lcm leg_counting
+letter_counting letter_jumble mahjong_puzzle manipulate_matrix maze mini_sudoku modulo_grid needle_haystack
+number_filtering number_format number_sequence palindrome_generation palindrome_partitioning path_star
+polynomial_equations power_function prime_factorization products quantum_lock rectangle_count rotate_matrix
+rotten_oranges self_reference sentence_reordering shortest_path simple_equations simple_geometry sokoban
+spell_backward string_manipulation string_splitting string_synthesis sudoku survo syllogism time_intervals
+tower_of_hanoi tsumego word_sequence_reversal word_sorting zebra_puzzles
 """
 ALLOWED = frozenset(_CHECKED.split())
 
@@ -42,7 +42,8 @@ _REASONS = {
     "its problems or answers differ from process to process": "codeio isomorphic_strings knight_swap list_functions "
     "ransom_note word_ladder",
     "it is a mixture of other tasks; name those": "composite",
-    "it writes to the screen while it makes problems": "bf",
+    "its generator writes to the screen": "bf",
+    "its generator sets the random state of the whole process": "pool_matrix",
 }
 REFUSED = {name: reason for reason, names in _REASONS.items() for name in names.split()}
 """Tasks that are not allowed, and why (entries of `arc_agi`, `gsm_symbolic` and `rearc` do not pass through JSON)."""
@@ -67,12 +68,13 @@ def package() -> Any:
     Raises:
         InputError: it is not installed.
     """
+    state = random.getstate()  # importing it draws from the random numbers of the process
     try:
         import reasoning_gym
     except ImportError:
-        raise InputError(
-            "data.train or data.val: reasoning_gym/… needs the extra: pip install 'sppo-lit[gym]'"
-        ) from None
+        raise InputError("reasoning_gym/NAME in data needs the extra: pip install 'sppo-lit[gym]'") from None
+    finally:
+        random.setstate(state)
     return reasoning_gym
 
 
