@@ -101,7 +101,7 @@ WORDS = {
     "trainer.callbacks": "Lightning callbacks of your own, beside the built-in ones",
     "accelerator": "cpu, gpu or auto",
     "devices": "processes of this machine, one for each GPU",
-    "data.train.path": "a name such as gsm8k, a Hub id, a local file or folder, or arithmetic, which is generated",
+    "data.train.path": "a name such as gsm8k, a Hub id, a local file or folder, arithmetic or reasoning_gym/NAME",
     "model.algorithm": "sppo, a baseline (ppo, grpo, rloo, reinforce_pp, …: 'sppo list' shows recipes), or a spec of "
     "your own as path/to/file.py:SPEC",
     "clock.max_seconds": "seconds of training, without evaluations, after which the run ends; no limit by default",

@@ -1,1 +1,1 @@
-"""Problems: data sets (`sources`), a procedural task (`arithmetic`), and their tokens (`prompts`)."""
+"""Problems: data sets (`sources`), generated tasks (`procedural`), and their tokens (`prompts`)."""

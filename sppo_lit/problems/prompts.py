@@ -35,8 +35,8 @@ class PromptSettings:
         template: text around the problem in the user's turn; ``{problem}`` stands for the problem with its suffix,
             other braces for themselves.
         suffix: follows the problem after a space. None: "Please output the final answer within \boxed{}." after
-            problems of files, of the Hub and after rows of a function of your own, nothing after arithmetic and ready
-            `Problem` records. An empty text: nothing after any.
+            problems of files, of the Hub, of reasoning-gym and after rows of a function of your own, nothing after
+            arithmetic and ready `Problem` records. An empty text: nothing after any.
         system: system message; where there is no chat template, it stands before all else, and a blank line after it.
         examples: worked examples (few-shot): earlier turns of the conversation; where there is no chat template, each
             is followed by a blank line.

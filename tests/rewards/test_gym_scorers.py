@@ -39,11 +39,11 @@ def pool() -> Iterator[VerifierPool]:
 
 @pytest.fixture(scope="module")
 def problems() -> dict[str, list[Problem]]:
-    """Of each allowed task up to twenty, as many as a tenth of a second makes."""
+    """Of each allowed task up to twenty, as many as a twentieth of a second makes."""
     states = random.getstate(), json.dumps(np.random.get_state(legacy=False), default=str)
     made: dict[str, list[Problem]] = {}
     for name in sorted(ALLOWED):
-        task, end = GymTask(name), time.monotonic() + 0.1
+        task, end = GymTask(name), time.monotonic() + 0.05
         made[name] = [task.problem(0)]
         while len(made[name]) < 20 and time.monotonic() < end:
             made[name].append(task.problem(len(made[name])))
@@ -87,6 +87,7 @@ def test_own_answers_are_right_and_nonsense_is_not(pool: VerifierPool, problems:
     assert not [
         (p.key, p.answer, v) for p, v in zip(rows, verdicts, strict=True) if (v.reward, v.reason) != (1, "correct")
     ]
+    rows = [p for made in problems.values() for p in made[:4]]
     for text in NONSENSE:
         verdicts = pool.score([f"\\boxed{{{text}}}"] * len(rows), [p.gold for p in rows])
         paid = {p.source for p, v in zip(rows, verdicts, strict=True) if v.reward}
