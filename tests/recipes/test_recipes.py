@@ -15,6 +15,7 @@ from sppo_lit.cli.main import translate
 from sppo_lit.cli.recipe_checks import check_trainer
 from sppo_lit.cli.recipe_cli import settings_of
 from sppo_lit.errors import InputError
+from sppo_lit.problems.procedural import procedural
 from sppo_lit.problems.sources import SOURCES
 
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")  # kept back by `run`
@@ -91,7 +92,7 @@ def test_recipe(path: Path) -> None:
     assert settings.data.val, "no held-out problems"
     trains = [settings.data.train] if path.stem != "benchmarks" else []
     for problem_set in (*trains, *settings.data.val):
-        assert problem_set.path == "arithmetic" or problem_set.path in SOURCES
+        assert procedural(problem_set.path) or problem_set.path in SOURCES
     for source in (model.policy, model.get("critic")):
         if source is not None and source.path.startswith("data/"):
             assert (ROOT / source.path / "config.json").is_file()
