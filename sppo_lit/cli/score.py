@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from sppo_lit.cli.messages import one_line
 from sppo_lit.errors import InputError
 from sppo_lit.models.critics import ScalarCritic
 from sppo_lit.models.loading import load_critic, load_tokenizer
+from sppo_lit.problems.procedural import procedural
 from sppo_lit.problems.prompts import encode_problems
 from sppo_lit.settings import ModelSource
 from sppo_lit.study.figures.calibration import measure, table
@@ -95,8 +95,8 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(list(arguments))
     if args.tokens < 1:
         raise InputError(f"score: --tokens is {args.tokens}; it must be at least 1")
-    if args.dataset == "arithmetic" and args.limit is None:
-        raise InputError("score: arithmetic has no end; give --limit N")
+    if procedural(args.dataset) and args.limit is None:
+        raise InputError(f"score: {args.dataset} has no end; give --limit N")
     return args
 
 
@@ -137,10 +137,9 @@ def prompts(data: MathDataModule, args: argparse.Namespace, tokenizer: PreTraine
     Raises:
         InputError: the problems cannot be read, or all prompts are too long.
     """
-    suffixes: Counter[str] = Counter()
     prompt = data.prompt_of(data.train)
-    if args.dataset == "arithmetic":
-        problems = [data.generated(data.train, i, data.train.split or "train") for i in range(args.limit)]
+    if generated := procedural(args.dataset):
+        problems, suffixes = data.generated(generated, data.train, args.limit, "train")
     else:
         source = data.open_source(data.train)
         problems, suffixes = source.problems(), source.suffixes

@@ -396,7 +396,6 @@ class Examination(pl.Callback):
 def raw_problems(data: MathDataModule, count: int) -> list[Problem]:
     """The first training problems of their source, before any is dropped for its gold answer."""
     if source := procedural(data.train.path):
-        make = data.generator(source, data.train)
-        return [make(index, data.train.split or "train") for index in range(count)]
+        return data.generated(source, data.train, count, "train")[0]
     limit = min(count, data.train.limit or count)
     return list(data.open_source(replace(data.train, limit=limit)).problems())

@@ -218,9 +218,7 @@ class MathDataModule(pl.LightningDataModule):
         """Read, check and encode a set, and print one line about it."""
         dropped: Counter[str] = Counter()
         if generated := procedural(problem_set.path):
-            make, split = self.generator(generated, problem_set), problem_set.split or use
-            problems = [make(index, split) for index in range(problem_set.limit or 1000)]
-            suffixes = self.suffixes(generated, problem_set, len(problems))
+            problems, suffixes = self.generated(generated, problem_set, problem_set.limit or 1000, use)
         else:
             source = self.open_source(problem_set)
             problems, suffixes = source.problems(), source.suffixes
@@ -268,6 +266,13 @@ class MathDataModule(pl.LightningDataModule):
     def suffixes(self, source: ProceduralSource, problem_set: ProblemSet, count: int) -> Counter[str]:
         """The suffix of a generated set's problems, with their number."""
         return Counter({self.prompt_of(problem_set).suffix_after(source.suffix): count})
+
+    def generated(
+        self, source: ProceduralSource, problem_set: ProblemSet, count: int, use: str
+    ) -> tuple[list[Problem], Counter[str]]:
+        """The first problems of a generated set, from the split `use` by default, and the suffix that they got."""
+        make, split = self.generator(source, problem_set), problem_set.split or use
+        return [make(index, split) for index in range(count)], self.suffixes(source, problem_set, count)
 
     def parsable(self, problems: Sequence[Problem]) -> tuple[list[Problem], int]:
         """Problems whose gold answer is verified as correct, and the number of the others.
