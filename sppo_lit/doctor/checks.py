@@ -272,9 +272,12 @@ def _greedy_differences(sample: Sample) -> tuple[int, int]:
     for (_, prompt), completion in zip(greedy.encoded, greedy.completions, strict=True):
         ids = torch.tensor([prompt + completion.response_ids], device=sample.module.device)
         with sample.module.trainer.precision_plugin.train_step_context():
-            logits = sample.module.policy.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
-        chosen = logits.gather(1, ids[0, len(prompt) :, None])[:, 0]
-        wrong += int((logits.max(dim=-1).values - chosen > 2 * sample.engine_tolerance).sum())
+            logits = sample.module.policy.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+        best, chosen = (
+            x.float() for x in (logits.max(dim=-1).values, logits.gather(1, ids[0, len(prompt) :, None])[:, 0])
+        )
+        spacing = torch.finfo(logits.dtype).eps * best.abs()  # between neighbouring numbers: 1/8 at 16 in bfloat16
+        wrong += int((best - chosen > 2 * spacing.clamp(min=sample.engine_tolerance)).sum())
         tokens += len(completion.response_ids)
     return wrong, tokens
 
