@@ -11,7 +11,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -153,6 +154,24 @@ def _answer(name: str, arguments: list[str]) -> int:
         return 130
 
 
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Let Ctrl-C end the process at once: of the modules imported meanwhile, some swallow it or disguise it."""
+
+    def end(*_: object) -> None:
+        os.write(sys.stderr.fileno(), b"interrupted\n")
+        os._exit(128 + signal.SIGINT)
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, or somebody else's
+        yield
+        return
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def translate(arguments: Sequence[str]) -> list[str]:
     """`[fit|validate] RECIPE --flag value` as LightningCLI expects it: `fit --config RECIPE --trainer.flag value`.
 
@@ -241,7 +260,8 @@ def run_study(arguments: Sequence[str]) -> int:
     Raises:
         InputError: anything the user can fix.
     """
-    from sppo_lit.study.command import study
+    with ending_at_once():
+        from sppo_lit.study.command import study
 
     return study(arguments, partial(run_settings, check=True))
 
@@ -267,7 +287,8 @@ def draw_figure(arguments: Sequence[str]) -> int:
     Raises:
         InputError: anything the user can fix.
     """
-    from sppo_lit.study.figure_command import figure
+    with ending_at_once():
+        from sppo_lit.study.figure_command import figure
 
     return figure(arguments)
 
@@ -279,8 +300,9 @@ def score_problems(arguments: Sequence[str]) -> int:
         InputError: anything the user can fix.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from sppo_lit.cli.recipe_cli import silence_libraries
-    from sppo_lit.cli.score import score
+    with ending_at_once():
+        from sppo_lit.cli.recipe_cli import silence_libraries
+        from sppo_lit.cli.score import score
 
     silence_libraries()
     return score(arguments)
@@ -304,8 +326,9 @@ def examine(arguments: Sequence[str]) -> int:
         InputError: anything the user can fix.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from sppo_lit.cli.doctor import doctor
-    from sppo_lit.doctor.report import options
+    with ending_at_once():
+        from sppo_lit.cli.doctor import doctor
+        from sppo_lit.doctor.report import options
 
     args, rest = options(arguments)
     return doctor(args, translate(rest))
@@ -318,7 +341,8 @@ def train_or_validate(arguments: list[str]) -> int:
         InputError: anything the user can fix.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from sppo_lit.cli.recipe_cli import RecipeCLI, run
+    with ending_at_once():
+        from sppo_lit.cli.recipe_cli import RecipeCLI, run
 
     run(arguments, RecipeCLI)
     return 0
