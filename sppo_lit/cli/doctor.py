@@ -40,6 +40,8 @@ class DoctorCLI(RecipeCLI):
         if not self.kind.responses:
             raise InputError(f"{self.recipe}: the doctor examines runs of language models; just run this recipe")
         self.save_config_callback = None
+        if not (self.args.no_load or self.args.memory):  # which ask about another machine
+            self.choose_precision()
         settings = self.config[self.subcommand]
         cuda = settings.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
         available, kind = available_memory(cuda)

@@ -251,16 +251,21 @@ class RecipeCLI(LightningCLI):
                         self.resumed_folder = None
                         self.release()
 
+    def choose_precision(self) -> None:
+        """Take bf16-mixed where the recipe leaves it open and this machine is a CPU that computes it faster."""
+        settings = self.config[self.subcommand]
+        policy = settings.model.get("init_args", settings.model).get("policy")
+        if policy and (precision := faster_precision(settings.trainer, policy)):
+            settings.trainer.precision = precision
+            if not rank():
+                line = f"precision: {precision}, which this CPU computes faster; --precision 32-true for float32"
+                console.print(line, soft_wrap=True)
+
     def instantiate_classes(self) -> None:
         """Load no critic to evaluate weights that do not come from a checkpoint; choose the precision of a CPU."""
         settings = self.config[self.subcommand]
         model = settings.model.get("init_args", settings.model)
-        if (policy := model.get("policy")) and (precision := faster_precision(settings.trainer, policy)):
-            settings.trainer.precision = precision
-            if not rank():
-                console.print(
-                    f"precision: {precision}, which this CPU computes faster; --precision 32-true for float32"
-                )
+        self.choose_precision()
         if "policy_only" in model:
             needed = self.subcommand == "fit" or settings.get("ckpt_path") or model.evaluation["values"]
             model.policy_only = not needed
