@@ -127,8 +127,8 @@ SKETCHES: dict[str, Sketch] = {
         lambda observed: [hopper_joints(observed)],
         hopper_x,
         "x {:.2f} m",
-        ((-0.9, -0.1), (0.9, 1.6)),
-        (((-0.9, 0.0), (0.9, 0.0)),),
+        ((-1.1, -0.1), (1.1, 2.0)),
+        (((-1.1, 0.0), (1.1, 0.0)),),
     ),
     "lunar_lander": Sketch(
         _lander,

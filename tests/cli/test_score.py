@@ -13,6 +13,7 @@ from run_files import csv_rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from sppo_lit.cli.main import main
+from sppo_lit.utils.console import console
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -70,7 +71,10 @@ def test_outcomes_of_an_evaluation_tell_how_good_the_values_are(
     assert f"brier {brier:.3f}" in said and "ece 0." in said and "pearson" in said
 
 
-def test_a_sorted_file_is_a_curriculum(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sorted_file_is_a_curriculum(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "_width", 300)
     easy_first = score("arithmetic", run, tmp_path / "train.jsonl", "--limit", "8", "--sort")
     assert sorted(easy_first, key=lambda s: -s["value"]) == easy_first
     assert easy_first != score("arithmetic", run, tmp_path / "plain.jsonl", "--limit", "8")
