@@ -103,6 +103,7 @@ def lightning_main(argv: Sequence[str] | None = None) -> int:
 
 def _run(name: str, arguments: list[str]) -> int:
     share_cores()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         code = _answer(name, arguments)
         sys.stdout.flush()
@@ -299,7 +300,6 @@ def score_problems(arguments: Sequence[str]) -> int:
     Raises:
         InputError: anything the user can fix.
     """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with ending_at_once():
         from sppo_lit.cli.recipe_cli import silence_libraries
         from sppo_lit.cli.score import score
@@ -325,7 +325,6 @@ def examine(arguments: Sequence[str]) -> int:
     Raises:
         InputError: anything the user can fix.
     """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with ending_at_once():
         from sppo_lit.cli.doctor import doctor
         from sppo_lit.doctor.report import options
@@ -340,7 +339,6 @@ def train_or_validate(arguments: list[str]) -> int:
     Raises:
         InputError: anything the user can fix.
     """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with ending_at_once():
         from sppo_lit.cli.recipe_cli import RecipeCLI, run
 

@@ -38,6 +38,23 @@ class EpisodeBatch(TrainingBatch):
     actions: Tensor
 
 
+HELD_OUT_USE = "validate"
+"""Of the episodes of evaluations, the same at every one."""
+
+
+def episode_keys(seed: int, use: str, name: str, states: Sequence[int], samples: Sequence[int]) -> list[int]:
+    """Keys of the random numbers of episodes.
+
+    Args:
+        seed: seed of the run.
+        use: what they are played for, e.g. ``train/3`` or `HELD_OUT_USE`.
+        name: of the environment.
+        states: seeds of the initial states.
+        samples: index of each among the samples of its state.
+    """
+    return [sequence_key(seed, use, name, state, sample) for state, sample in zip(states, samples, strict=True)]
+
+
 class Episodes:
     """Plays episodes of an environment with the present policy.
 
@@ -78,10 +95,7 @@ class Episodes:
                 self._stop.break_off(boundary)
                 self._timer.report(phase, steps, self._spec.horizon)
 
-        keys = [
-            sequence_key(self._seed, use, self._name, state, sample)
-            for state, sample in zip(states, samples, strict=True)
-        ]
+        keys = episode_keys(self._seed, use, self._name, states, samples)
         greedy = all(sample == GREEDY for sample in samples)
         return play(self._environment, self._policy, states, None if greedy else keys, self._spec.horizon, on_step)
 
@@ -226,6 +240,6 @@ class EpisodeEvaluator:
             for samples in rounds:
                 repeated = [state for state in states for _ in samples]
                 indices = samples * len(states)
-                played = self._episodes.play(repeated, indices, "validate", "evaluating", False)
+                played = self._episodes.play(repeated, indices, HELD_OUT_USE, "evaluating", False)
                 scored += self._episodes.scored(repeated, indices, played)
         return scored

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sppo_lit.control.datamodule import HELD_OUT
+from sppo_lit.control.episodes import HELD_OUT_USE, episode_keys
 from sppo_lit.control.expert import start_policy
 from sppo_lit.control.module import ControlModule
 from sppo_lit.control.networks import ControlPolicy, Played, play
 from sppo_lit.control.sketches import SKETCHES, Sketch
 from sppo_lit.errors import InputError
-from sppo_lit.rollout.randomness import sequence_key
 from sppo_lit.study.figures.drawing import saved_figure
 from sppo_lit.study.runs import Run, find_runs, grouped, styles
 from sppo_lit.utils.console import console
@@ -92,7 +92,7 @@ def _say(line: str) -> None:
 
 def _episodes(module: ControlModule, policy: ControlPolicy) -> Played:
     states = range(HELD_OUT, HELD_OUT + EPISODES)
-    keys = [sequence_key(module.seed, "validate", module.environment, state, 0) for state in states]
+    keys = episode_keys(module.seed, HELD_OUT_USE, module.environment, states, [0] * EPISODES)
     return play(module.task.make(), policy, states, keys, module.task.horizon)
 
 
