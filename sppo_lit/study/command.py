@@ -11,6 +11,7 @@ from rich.live import Live
 
 from sppo_lit.errors import InputError
 from sppo_lit.study import display
+from sppo_lit.study.archive import write_archive
 from sppo_lit.study.plan import TRAIN, Job, Study, jobs, read, write_study_json
 from sppo_lit.study.report import write_report
 from sppo_lit.study.runner import Runner
@@ -41,6 +42,7 @@ def study(arguments: Sequence[str], settings_of: Callable[[Sequence[str]], objec
     parser.add_argument("--only", type=_names, metavar="CELL,CELL", help="only these of its cells")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="another folder than the study's own")
     parser.add_argument("--report", action="store_true", help="run nothing, make the report again")
+    parser.add_argument("--archive", type=Path, metavar="FILE", help="also write all runs as one JSON, for figures")
     args = parser.parse_args(list(arguments))
     plan = read(args.file, args.out)
     todo = jobs(plan, args.seeds, args.only)
@@ -52,6 +54,9 @@ def study(arguments: Sequence[str], settings_of: Callable[[Sequence[str]], objec
         console.print(f"report: {write_report(plan.out)}", markup=False, soft_wrap=True)
     except InputError as error:
         console.print(f"no report: {error}", style="yellow", markup=False, soft_wrap=True)
+    if args.archive is not None:
+        write_archive([plan.out], args.archive)
+        console.print(f"archive: {args.archive}", markup=False, soft_wrap=True)
     return int(failed)
 
 

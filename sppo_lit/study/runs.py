@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -63,7 +64,7 @@ class Run:
         algorithm: `model.algorithm`.
         seed: `seed_everything`.
         series: logged metrics, from `read_metrics`.
-        folder: run folder.
+        folder: run folder; of a run in an archive, the archive.
     """
 
     label: str
@@ -77,21 +78,24 @@ def find_runs(sources: Sequence[Path]) -> list[Run]:
     """Find the training runs in some folders.
 
     Args:
-        sources: run folders, or folders that contain run folders, e.g. that of a study.
+        sources: run folders, or folders that contain run folders, e.g. that of a study; or archives of a study.
 
     Returns:
         Runs in the order of the study's cells, others by label; each by seed.
 
     Raises:
-        InputError: a source does not exist, or no run has a finished iteration.
+        InputError: a source does not exist, an archive is not one, or no run has a finished iteration.
     """
     folders: dict[Path, None] = {}
+    logs: list[tuple[tuple[str, str, int], Series, Path]] = []
     for source in sources:
+        if source.is_file():
+            logs += _archived(source)
+            continue
         if not source.is_dir():
-            raise InputError(f"{source}: no such folder; give run folders or the folder of a study")
+            raise InputError(f"{source}: no such folder; give run folders, or the folder or archive of a study")
         below = [source] if (source / "metrics.csv").is_file() else [p.parent for p in source.rglob("metrics.csv")]
         folders |= dict.fromkeys(sorted(below))
-    logs = []
     for folder in folders:
         series = read_metrics(folder / "metrics.csv")
         if "rollout/accuracy" in series:  # neither an evaluation nor supervised training
@@ -107,6 +111,14 @@ def find_runs(sources: Sequence[Path]) -> list[Run]:
     ]
     order = list(read_study_json(sources[0]).get("cells", {}))
     return sorted(runs, key=lambda r: (order.index(r.label) if r.label in order else len(order), r.label, r.seed))
+
+
+def _archived(file: Path) -> list[tuple[tuple[str, str, int], Series, Path]]:
+    try:
+        runs = json.loads(file.read_text(encoding="utf-8"))["runs"]
+        return [((run["name"], run["algorithm"], run["seed"]), run["series"], file) for run in runs]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file}: not an archive of runs; 'sppo study … --archive FILE' writes one") from error
 
 
 def settings(folder: Path) -> tuple[str, str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from evaluations import evaluation
 from sppo_lit.algorithms.specs import ALGORITHMS
 from sppo_lit.cli.main import main
 from sppo_lit.errors import InputError
-from sppo_lit.study.figures import calibration, efficiency, memory, tail
+from sppo_lit.study.archive import thinned, write_archive
+from sppo_lit.study.figures import aggregates, calibration, efficiency, episodes, memory, sampling_cost, tail
 from sppo_lit.study.protocols import PROTOCOLS
 from sppo_lit.study.report import write_report
 from sppo_lit.study.runs import LOOKS, SPARE, Run, find_runs, styles
-from sppo_lit.study.tables import tables
+from sppo_lit.study.tables import finite, tables
 from sppo_lit.utils.console import console
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -65,6 +67,55 @@ def study(tmp_path: Path) -> Path:
     }
     (root / "study.json").write_text(json.dumps(plan))
     return root
+
+
+FIGURES_OF_RUNS = (efficiency.draw, aggregates.draw, sampling_cost.draw, memory.draw, episodes.draw)
+
+
+@pytest.mark.parametrize("draw", FIGURES_OF_RUNS, ids=lambda draw: draw.__module__.rpartition(".")[2])
+def test_an_archive_draws_what_its_folders_draw(study: Path, tmp_path: Path, draw: Any) -> None:
+    def numbers(source: Path) -> Any:
+        text = json.dumps(finite(draw([source], tmp_path / "figure.png")))
+        return json.loads(text, parse_float=lambda number: round(float(number), 5))
+
+    write_archive([study], tmp_path / "study.json")
+    assert numbers(tmp_path / "study.json") == numbers(study)
+
+
+def test_archives_of_other_seeds_join_a_study(study: Path, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        (tmp_path / f"{seed}").mkdir()
+        shutil.copy(study / "study.json", tmp_path / f"{seed}" / "study.json")
+        shutil.copytree(study / f"seed-{seed}", tmp_path / f"{seed}" / f"seed-{seed}")
+        write_archive([tmp_path / f"{seed}"], tmp_path / f"{seed}.json")
+    apart = episodes.draw([tmp_path / "1.json", tmp_path / "2.json"], tmp_path / "apart.png")
+    assert str(apart) == str(episodes.draw([study], tmp_path / "whole.png")) and apart["Three & more <cells>"]["sppo"]
+    write_archive([tmp_path / "1.json", tmp_path / "2"], tmp_path / "both.json")
+    write_archive([study], tmp_path / "study.json")
+    assert (tmp_path / "both.json").read_text() == (tmp_path / "study.json").read_text()
+
+
+def test_an_archive_keeps_what_lies_between_evaluations() -> None:
+    iterations = [1.0, 2.0, 3.0, 4.0, 5.0]
+    series = {
+        "val/accuracy": ([0.0, 2.0, 4.0], [0.1, 0.2, 0.3]),
+        "clock/seconds": (iterations, [10.0, 20.0, 30.0, 40.0, 50.0]),
+        "time/rollout": (iterations, [1.0, 2.0, 3.0, 4.0, 5.0]),
+        "memory/rollout": (iterations, [5.0, 7.0, 9.0, 6.0, 5.0]),
+        "policy/lr": (iterations, [1.0] * 5),
+    }
+    assert thinned(series) == {
+        "val/accuracy": ([0.0, 2.0, 4.0], [0.1, 0.2, 0.3]),
+        "clock/seconds": ([2.0, 4.0, 5.0], [20.0, 40.0, 50.0]),
+        "time/rollout": ([2.0, 4.0, 5.0], [3.0, 7.0, 5.0]),
+        "memory/rollout": ([2.0, 4.0, 5.0], [7.0, 9.0, 5.0]),
+    }
+
+
+def test_a_file_that_is_no_archive_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "numbers.json").write_text('{"cells": {}}')
+    assert main(["figure", "efficiency", str(tmp_path / "numbers.json")]) == 2
+    assert "numbers.json: not an archive of runs" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_the_table_of_a_comparison(study: Path, tmp_path: Path) -> None:

@@ -186,13 +186,17 @@ def draw_ablation(sources: Sequence[Path], out: Path) -> dict[str, Any]:
     return _draw(runs, out, next((run.label for run in runs if run.algorithm == "ppo"), None))
 
 
-def comparable(runs: Sequence[Run]) -> list[Run]:
+def comparable(runs: Sequence[Run], cost: str = "seconds") -> list[Run]:
     """Select the runs with a clock and at least one evaluation after an iteration.
+
+    Args:
+        runs: all of them.
+        cost: as in `curve`.
 
     Raises:
         InputError: there is none.
     """
-    selected = [run for run in runs if "clock/seconds" in run.series and len(curve(run, "seconds")[0]) > 1]
+    selected = [run for run in runs if f"clock/{cost}" in run.series and len(curve(run, cost)[0]) > 1]
     if not selected:
         raise InputError("efficiency: no run was evaluated after an iteration; give data.val and clock.evaluations")
     return selected

@@ -62,7 +62,7 @@ def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:
     """Draw the figure: mean over seeds with the 95 % interval, for each algorithm.
 
     Args:
-        sources: folders of studies, one for each panel.
+        sources: folders or archives of studies, a panel for each title; those of a title stand together.
         out: PNG to write; an SVG of the same name beside it.
 
     Returns:
@@ -71,7 +71,10 @@ def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:
     Raises:
         InputError: no run has evaluations and a clock, or matplotlib is not installed.
     """
-    panels = {_title(source): comparable(find_runs([source])) for source in sources}
+    titled: dict[str, list[Path]] = {}
+    for source in sources:
+        titled.setdefault(_title(source), []).append(source)
+    panels = {title: comparable(find_runs(own), COST) for title, own in titled.items()}
     columns = min(COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
     with saved_figure(out, 0.6 + 2.9 * max(columns, 2), 0.9 + 2.3 * rows) as figure:
