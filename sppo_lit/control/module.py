@@ -57,6 +57,8 @@ class ControlModule(pl.LightningModule):
         samples: held-out episodes with drawn actions from each initial state.
         greedy: also hold out one with the most likely actions.
         reward: "outcome" pays 0 or 1 at the end; "dense" the shaped reward of every step, to compare PPO with others.
+        running_normalisation: keep mean and deviation of observations up to date with every iteration's, as
+            stable-baselines3 does; those of the start count as so many steps. None leaves them as they are.
         batch: how an iteration's episodes become optimizer steps.
         ppo: the update; the critic's outputs are not clipped where its loss does not.
         advantage: how rewards become advantages.
@@ -69,6 +71,7 @@ class ControlModule(pl.LightningModule):
 
     automatic_optimization = False
     iterations_done: Tensor
+    steps_seen: Tensor
 
     def __init__(
         self,
@@ -79,6 +82,7 @@ class ControlModule(pl.LightningModule):
         samples: int = 1,
         greedy: bool = False,
         reward: Literal["outcome", "dense"] = "outcome",
+        running_normalisation: int | None = None,
         batch: BatchSettings = BatchSettings(minibatch_size=64),  # noqa: B008
         ppo: PPOSettings = PPOSettings(),  # noqa: B008
         advantage: AdvantageSettings = AdvantageSettings(),  # noqa: B008
@@ -90,6 +94,7 @@ class ControlModule(pl.LightningModule):
         self.task = environment_named(environment)
         spec = self.spec = algorithm_named(algorithm)
         self.environment, self.start, self.reward = environment, start, reward
+        self.running_normalisation = running_normalisation
         self.samples = spec.samples_per_prompt if batch.samples_per_prompt is None else batch.samples_per_prompt
         self.held_out_samples, self.held_out_greedy = samples, greedy
         least = 2 if spec.samples_per_prompt > 1 else 1
@@ -97,6 +102,11 @@ class ControlModule(pl.LightningModule):
             "model",
             samples=(samples, samples >= 0 and (samples > 0 or greedy), "at least 1, or 0 with greedy: true"),
             hidden=(list(hidden), len(hidden) > 0 and min(hidden) > 0, "sizes of at least one layer, e.g. [64, 64]"),
+            running_normalisation=(
+                running_normalisation,
+                running_normalisation is None or running_normalisation > 0,
+                "at least 1, or null",
+            ),
             **{"batch.samples_per_prompt": (self.samples, self.samples >= least, f"at least {least}")},
         )
         if spec.memory is not None:
@@ -118,6 +128,8 @@ class ControlModule(pl.LightningModule):
         self.hidden, self._started = hidden, False
         self.results = ValidationResults((), torch.device("cpu"))
         self.register_buffer("iterations_done", torch.zeros((), dtype=torch.int64))
+        if running_normalisation is not None:
+            self.register_buffer("steps_seen", torch.tensor(running_normalisation))
 
     @property
     def iteration(self) -> int:
@@ -228,9 +240,19 @@ class ControlModule(pl.LightningModule):
                 steps.append(step)
         seconds, values_of = self.timer.seconds.get("rollout", 0.0), "critic" if self.critic is not None else ""
         metrics = rollout_metrics(episodes, episodes.logprobs, seconds, values_of, self.iteration)
+        if self.running_normalisation is not None:
+            self._renormalise(episodes)
         self.iterations_done += 1
         own = {**self.timer.end_iteration(), "step": float(self.iteration)}
         self.log_dict({**metrics, **step_metrics(steps), **lrs, **own}, on_step=True, on_epoch=False, batch_size=1)
+
+    def _renormalise(self, batch: EpisodeBatch) -> None:
+        """Merge an iteration's observations into the mean and deviation with which the next is played and learned."""
+        observations = batch.observations[response_mask(batch.response_lengths, batch.observations.shape[1])]
+        self.policy.normaliser.update(observations, int(self.steps_seen))
+        self.steps_seen += len(observations)
+        if self.critic is not None:
+            self.critic.normaliser.load_state_dict(self.policy.normaliser.state_dict())
 
     def plan(self, batch: EpisodeBatch) -> list[Tensor]:
         """Rows of every minibatch of every PPO epoch: random partitions, keyed by (seed, iteration)."""

@@ -35,7 +35,7 @@ def _linear(inputs: int, outputs: int, gain: float) -> nn.Linear:
 
 
 class Normaliser(nn.Module):
-    """Shifts and scales observations [..., O] by mean and deviation of the cloning data; clips at ± `LIMIT`."""
+    """Shifts and scales observations [..., O] by the mean and deviation of earlier ones; clips at ± `LIMIT`."""
 
     mean: Tensor
     deviation: Tensor
@@ -49,6 +49,15 @@ class Normaliser(nn.Module):
         """Take mean and deviation of observations [N, O]."""
         self.mean.copy_(observations.mean(dim=0))
         self.deviation.copy_(observations.std(dim=0).clamp(min=1e-4))
+
+    def update(self, observations: Tensor, seen: int) -> None:
+        """Merge observations [N, O] into mean and deviation, which stand for `seen` earlier ones."""
+        count = len(observations)
+        own, share = observations.mean(dim=0), count / (seen + count)
+        variance = self.deviation.square().lerp(observations.var(dim=0, correction=0), share)
+        variance += share * (1 - share) * (own - self.mean).square()
+        self.mean.lerp_(own, share)
+        self.deviation.copy_(variance.sqrt().clamp(min=1e-4))
 
     def forward(self, observations: Tensor) -> Tensor:
         """Normalised observations, of the same shape."""

@@ -87,8 +87,9 @@ def test_three_stages_by_one_command(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert not numbers["start"]["succeeds"] and film.is_file()
 
 
-def test_the_same_seed_gives_the_same_run_also_resumed(recipe: Recipe, tmp_path: Path) -> None:
-    file = recipe()
+@pytest.mark.parametrize("running", [None, 50_000], ids=["fixed", "running"])
+def test_the_same_seed_gives_the_same_run_also_resumed(running: int | None, recipe: Recipe, tmp_path: Path) -> None:
+    file = recipe(running_normalisation=running)
     assert main(["run", str(file), "--run_name", "whole"]) == 0
     assert main(["run", str(file), "--run_name", "again"]) == 0
     assert rows(tmp_path, "again") == rows(tmp_path, "whole")
@@ -97,6 +98,11 @@ def test_the_same_seed_gives_the_same_run_also_resumed(recipe: Recipe, tmp_path:
     both = [tmp_path / "runs" / name / "version_0" / "checkpoints" / "last.ckpt" for name in ("whole", "tiny")]
     whole, resumed = (torch.load(path, weights_only=True) for path in both)
     assert all(torch.equal(whole["state_dict"][key], value) for key, value in resumed["state_dict"].items())
+    normalised = {key: value for key, value in whole["state_dict"].items() if "normaliser.mean" in key}
+    assert torch.equal(normalised["policy.normaliser.mean"], normalised["critic.normaliser.mean"])
+    if running is not None:
+        tokens = sum(float(row["rollout/sampled_tokens"] or 0) for row in rows(tmp_path, "whole"))
+        assert whole["state_dict"]["steps_seen"] == 50_000 + tokens
     trained = [row for row in rows(tmp_path, "whole") if row["rollout/reward"]]
     assert [row for row in rows(tmp_path) if row["rollout/reward"]][-2:] == trained[-2:]
     loaded = ControlModule.load_from_checkpoint(both[0])
@@ -193,6 +199,7 @@ def test_the_shaped_reward_is_paid_step_by_step(recipe: Recipe, tmp_path: Path) 
         ({"reward": "dense"}, [], ["model.reward dense needs a critic of every step; Sequence-Level PPO has none"]),
         ({"samples": 0}, [], ["samples is 0", "at least 1"]),
         ({"hidden": []}, [], ["hidden", "at least one layer"]),
+        ({"running_normalisation": 0}, [], ["running_normalisation", "at least 1"]),
         ({"batch": {"minibatch_size": 5}}, [], ["does not divide the 16 sequences"]),
         ({}, ["--strategy", "ddp", "--devices", "2"], ["runs in one process on the CPU"]),
         ({}, ["--data.held_out", "0"], ["held_out is 0"]),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sppo_lit.control.environments import ENVIRONMENTS
-from sppo_lit.control.networks import ControlPolicy, StateCritic, play
+from sppo_lit.control.networks import ControlPolicy, Normaliser, StateCritic, play
 
 
 def made(name: str) -> ControlPolicy:
@@ -37,6 +37,16 @@ def test_actions_are_drawn_with_their_log_probabilities(name: str) -> None:
         assert torch.allclose(drawn, logprobs.detach().exp(), atol=0.02)
     best = torch.from_numpy(policy.actor()(observation[:1].numpy(), None))
     assert float(policy(observation[:1], best).logprobs) >= float(terms.logprobs.max()) - 1e-5
+
+
+def test_running_normalisation_has_the_moments_of_everything_seen() -> None:
+    parts, normaliser = [torch.randn(n, 3) * n + torch.tensor([0.0, 1.0, n]) for n in (40, 7, 100)], Normaliser(3)
+    normaliser.mean.copy_(parts[0].mean(dim=0))
+    normaliser.deviation.copy_(parts[0].std(dim=0, correction=0))
+    normaliser.update(parts[1], 40)
+    normaliser.update(parts[2], 47)
+    torch.testing.assert_close(normaliser.mean, torch.cat(parts).mean(dim=0))
+    torch.testing.assert_close(normaliser.deviation, torch.cat(parts).std(dim=0, correction=0))
 
 
 def test_an_episode_depends_on_its_seed_and_key_alone() -> None:
