@@ -43,7 +43,7 @@ from sppo_lit.utils.peak_memory import peak_mib
 TASK = sl.ArithmeticTask(max_operations=5, largest=50)
 GROUP = 8
 LR = 1e-4
-PHASES = ("rollout", "verify", "values", "update")
+PHASES = ("rollout", "verify", "values", "critic", "update")
 
 
 class Contender(NamedTuple):
@@ -273,8 +273,10 @@ def main() -> None:
             for name, values in result.phases.items():
                 phases[contender.title][name] += values
             print(f"round {round_ + 1}: {contender.title} {seconds[contender.title][-1]:.2f} s", file=sys.stderr)
-    print("| | prompts × responses | seconds an iteration | sampling | judging | values | update | peak memory |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "| | prompts × responses | seconds an iteration | sampling | judging | values | critic | update | peak memory |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     for i, c in enumerate(contenders):
         parts = " | ".join(f"{statistics.median(phases[c.title][name]):.2f}" for name in PHASES)
         times = seconds[c.title]

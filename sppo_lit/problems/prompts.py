@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,19 +84,19 @@ class Columns:
     level: str | None = None
 
 
-def render_prompt(
-    tokenizer: Any, text: str, system: str | None = None, examples: Iterable[tuple[str, str]] = ()
-) -> list[int]:
-    """Token ids of one prompt, ready to be continued by the policy.
+def render_prompts(
+    tokenizer: Any, texts: Sequence[str], system: str | None = None, examples: Iterable[tuple[str, str]] = ()
+) -> list[list[int]]:
+    """Token ids of prompts, ready to be continued by the policy.
 
-    With a chat template: `text` as the user's turn (after `system` and the examples' turns), the generation prompt
+    With a chat template: a text as the user's turn (after `system` and the examples' turns), the generation prompt
     added, and no beginning-of-sequence token besides the template's. Without one: the text unchanged (after `system`
     and each example, with a blank line after either), with the special tokens that the tokenizer puts before it, and
     none after it.
 
     Args:
         tokenizer: of the policy.
-        text: the problem's prompt.
+        texts: prompts of problems, at least one.
         system: system message, if any.
         examples: user's turn and response of each worked example.
 
@@ -105,28 +105,30 @@ def render_prompt(
     """
     if not getattr(tokenizer, "chat_template", None):
         before = [system] if system else []
-        return _plain_ids(tokenizer, "\n\n".join([*before, *(turn + response for turn, response in examples), text]))
+        before += [turn + response for turn, response in examples]
+        return _plain_ids(tokenizer, ["\n\n".join([*before, text]) for text in texts])
     messages = [{"role": "system", "content": system}] if system else []
     for turn, response in examples:
         messages += [{"role": "user", "content": turn}, {"role": "assistant", "content": response}]
-    messages.append({"role": "user", "content": text})
+    conversations = [[*messages, {"role": "user", "content": text}] for text in texts]
     try:
         # The template writes its special tokens as text, so they are not added again when it is tokenized.
-        rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        rendered = tokenizer.apply_chat_template(conversations, add_generation_prompt=True, tokenize=False)
     except Exception as error:
         refused = "a system message: leave prompt.system out" if system else "examples: leave prompt.examples out"
-        if len(messages) > 1:
+        if messages:
             raise InputError(f"The tokenizer's chat template refuses {refused} ({error})") from error
         raise InputError(f"The tokenizer's chat template fails ({error}): correct it in the model's folder") from error
-    return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+    return [list(ids) for ids in tokenizer(rendered, add_special_tokens=False)["input_ids"]]
 
 
-def _plain_ids(tokenizer: Any, text: str) -> list[int]:
-    ids, bare = list(tokenizer(text)["input_ids"]), list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    # A tokenizer that closes a text with an end-of-sequence token would have the policy continue after the end.
-    while len(ids) > len(bare) and ids[-1:] != bare[-1:]:
-        ids.pop()
-    return ids
+def _plain_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    prompts = [list(ids) for ids in tokenizer(texts)["input_ids"]]
+    for ids, bare in zip(prompts, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True):
+        # A tokenizer that closes a text with an end-of-sequence token would have the policy continue after the end.
+        while len(ids) > len(bare) and ids[-1:] != list(bare[-1:]):
+            ids.pop()
+    return prompts
 
 
 def encode_problems(
@@ -151,11 +153,12 @@ def encode_problems(
     Raises:
         InputError: there are no problems, or all prompts are too long.
     """
-    examples = list(examples)
-    encoded = [(problem, render_prompt(tokenizer, problem.prompt, system, examples)) for problem in problems]
-    kept = [pair for pair in encoded if len(pair[1]) <= max_prompt_tokens]
-    if not encoded:
+    problems = list(problems)
+    if not problems:
         raise InputError("No problems to encode: the data set is empty")
+    prompts = render_prompts(tokenizer, [problem.prompt for problem in problems], system, examples)
+    encoded = list(zip(problems, prompts, strict=True))
+    kept = [pair for pair in encoded if len(pair[1]) <= max_prompt_tokens]
     if not kept:
         shortest = min(len(ids) for _, ids in encoded)
         raise InputError(

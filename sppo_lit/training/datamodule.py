@@ -339,20 +339,25 @@ class _Generated:
         self.take(0, 1)
 
     def take(self, start: int, count: int) -> list[Encoded]:
-        return [self._problem(self.offset + i) for i in range(start, start + count)]
+        indices = [self.offset + i for i in range(start, start + count)]
+        pairs = zip(indices, self._encoded(indices), strict=True)
+        limit = self.data.max_prompt_tokens
+        return [entry if len(entry[1]) <= limit else self._instead(index, len(entry[1])) for index, entry in pairs]
 
-    def _problem(self, index: int) -> Encoded:
-        """Problem `index`, or a replacement if its prompt is too long, so that all iterations have the same size."""
-        data, shortest = self.data, 10**9
-        for attempt in range(self.ATTEMPTS):
-            problem = self.make(index + attempt * self.STRIDE * 1_000_000, self.split)
-            [entry], _ = data.encode([problem], data.train, 10**9, data.suffixes(self.source, data.train, 1))
+    def _encoded(self, indices: Sequence[int]) -> list[Encoded]:
+        problems, data = [self.make(index, self.split) for index in indices], self.data
+        return data.encode(problems, data.train, 10**9, data.suffixes(self.source, data.train, 1))[0]
+
+    def _instead(self, index: int, shortest: int) -> Encoded:
+        """A replacement of a problem whose prompt is too long, so that all iterations have the same size."""
+        for attempt in range(1, self.ATTEMPTS):
+            [entry] = self._encoded([index + attempt * self.STRIDE * 1_000_000])
             shortest = min(shortest, len(entry[1]))
-            if shortest <= data.max_prompt_tokens:
+            if shortest <= self.data.max_prompt_tokens:
                 return entry
         raise InputError(
-            f"{data.train.path}: all prompts are longer than max_prompt_tokens = {data.max_prompt_tokens} (the "
-            f"shortest has {shortest} tokens): raise the limit or lower {self.source.shorter}"
+            f"{self.data.train.path}: all prompts are longer than max_prompt_tokens = {self.data.max_prompt_tokens} "
+            f"(the shortest has {shortest} tokens): raise the limit or lower {self.source.shorter}"
         )
 
 

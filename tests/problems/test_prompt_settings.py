@@ -13,7 +13,7 @@ from cli_helpers import ROOT, recipe, refused
 from test_prompts import TEMPLATE, tokenizer, words
 
 from sppo_lit.cli.main import main
-from sppo_lit.problems.prompts import BOXED_SUFFIX, Columns, Example, PromptSettings, render_prompt
+from sppo_lit.problems.prompts import BOXED_SUFFIX, Columns, Example, PromptSettings, render_prompts
 from sppo_lit.problems.sources import open_problems
 from sppo_lit.utils.console import console
 
@@ -45,10 +45,10 @@ def test_recipes_of_models_without_instructions_add_no_suffix_to_problems_of_one
 
 def test_examples_are_earlier_turns_or_text_before_the_problem() -> None:
     turns = PromptSettings(template="is {problem}", examples=[Example("what", "it")]).turns("")
-    assert words(render_prompt(tokenizer(TEMPLATE), "is be", "brief", turns)) == (
+    assert words(render_prompts(tokenizer(TEMPLATE), ["is be"], "brief", turns)[0]) == (
         "<s> <system> brief </s> <user> is what </s> <assistant> it </s> <user> is be </s> <assistant>"
     )
-    plain = tokenizer().decode(render_prompt(tokenizer(), "is be", "brief", [("is what ", "it")]))
+    plain = tokenizer().decode(render_prompts(tokenizer(), ["is be"], "brief", [("is what ", "it")])[0])
     assert plain == "<s> brief is what it is be"
 
 

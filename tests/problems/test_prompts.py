@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from sppo_lit.errors import InputError
-from sppo_lit.problems.prompts import encode_problems, render_prompt
+from sppo_lit.problems.prompts import encode_problems, render_prompts
 from sppo_lit.types import Problem
 
 WORDS = ["<unk>", "<s>", "</s>", "<user>", "<system>", "<assistant>", "be", "brief", "what", "is", "it"]
@@ -35,22 +35,25 @@ def words(ids: list[int]) -> str:
 
 def test_chat_template_has_one_bos_and_ends_in_the_generation_prompt():
     chat = tokenizer(TEMPLATE)
-    assert words(render_prompt(chat, "what is it")) == "<s> <user> what is it </s> <assistant>"
-    assert words(render_prompt(chat, "what", "be brief")) == "<s> <system> be brief </s> <user> what </s> <assistant>"
+    assert words(render_prompts(chat, ["what is it"])[0]) == "<s> <user> what is it </s> <assistant>"
+    assert (
+        words(render_prompts(chat, ["what"], "be brief")[0])
+        == "<s> <system> be brief </s> <user> what </s> <assistant>"
+    )
     own = chat.apply_chat_template([{"role": "user", "content": "what is it"}], add_generation_prompt=True)
-    assert render_prompt(chat, "what is it") == list(own["input_ids"] if hasattr(own, "keys") else own)
+    assert render_prompts(chat, ["what is it"])[0] == list(own["input_ids"] if hasattr(own, "keys") else own)
 
 
 def test_without_template_the_prompt_is_left_open():
-    assert words(render_prompt(tokenizer(), "what is it")) == "<s> what is it"
-    assert words(render_prompt(tokenizer(), "what is it", "be brief")) == "<s> be brief what is it"
+    assert words(render_prompts(tokenizer(), ["what is it"])[0]) == "<s> what is it"
+    assert words(render_prompts(tokenizer(), ["what is it"], "be brief")[0]) == "<s> be brief what is it"
 
 
 def test_template_that_refuses_system_messages():
     chat = tokenizer("{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}what")
-    assert words(render_prompt(chat, "what")) == "what"
+    assert words(render_prompts(chat, ["what"])[0]) == "what"
     with pytest.raises(InputError, match=r"refuses a system message.*no system role"):
-        render_prompt(chat, "what", "be brief")
+        render_prompts(chat, ["what"], "be brief")[0]
 
 
 def test_overlong_prompts_are_dropped_and_counted():
