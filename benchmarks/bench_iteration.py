@@ -42,7 +42,10 @@ from sppo_lit.utils.peak_memory import peak_mib
 
 TASK = sl.ArithmeticTask(max_operations=5, largest=50)
 GROUP = 8
+HALF_WIDTH = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_key_value_heads": 2}
+"""Of the quickstart's model; as a critic it is as good (docs/results.md)."""
 LR = 1e-4
+SMALL = "data/arithmetic/warmstart"
 PHASES = ("rollout", "verify", "values", "critic", "update")
 
 
@@ -53,6 +56,7 @@ class Contender(NamedTuple):
     algorithm: str | None  # None: TRL's GRPO
     prompts: int
     samples: int
+    critic: sl.ModelSource | None = None  # None: as the policy
 
 
 class Measured(NamedTuple):
@@ -94,6 +98,7 @@ def ours(contender: Contender, args: argparse.Namespace, folder: str) -> Measure
     assert contender.algorithm is not None
     module = sl.SPPOModule(
         sl.ModelSource(args.policy),
+        critic=contender.critic,
         algorithm=contender.algorithm,
         sampling=sl.Sampling(temperature=1.0, max_new_tokens=args.max_new_tokens),
         batch=sl.BatchSettings(contender.samples, args.minibatch),
@@ -240,7 +245,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--iterations", type=int, default=4)
-    parser.add_argument("--policy", default="data/arithmetic/warmstart")
+    parser.add_argument("--policy", default=SMALL)
     parser.add_argument("--problems", default="arithmetic")
     parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--minibatch", type=int, default=64)
@@ -260,6 +265,11 @@ def main() -> None:
         Contender("TRL GRPO, equal prompts", None, p, GROUP),
         Contender("TRL GRPO, equal sequences", None, small, GROUP),
     ]
+    pairs = [(0, 2), (1, 3), (0, 3)]
+    if args.policy == SMALL:
+        critic = sl.ModelSource("data/arithmetic/base", init="random", config=HALF_WIDTH)
+        contenders.append(Contender("Sequence-Level PPO, critic of half the width", "sppo", p, 1, critic))
+        pairs += [(4, 2), (4, 3)]
     if args.only is not None:
         measure(contenders[args.only], args)
         print(peak_mib(torch.device("cpu")))
@@ -283,7 +293,7 @@ def main() -> None:
         spread = f"{statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f})"
         print(f"| {c.title} | {c.prompts} × {c.samples} | {spread} | {parts} | {peak(i, sys.argv[1:]):,.0f} MiB |")
     print("\n| against | | median ratio | least to most |\n|---|---|---|---|")
-    for fast, slow in ((0, 2), (1, 3), (0, 3)):
+    for fast, slow in pairs:
         a, b = contenders[fast].title, contenders[slow].title
         ratios = [y / x for x, y in zip(seconds[a], seconds[b], strict=True)]
         print(f"| {b} | {a} | {statistics.median(ratios):.1f}× | {min(ratios):.1f} to {max(ratios):.1f} |")
