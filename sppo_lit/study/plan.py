@@ -344,7 +344,10 @@ def write_study_json(study: Study) -> None:
 def read_study_json(source: Path) -> dict[str, Any]:
     """Read the ``study.json`` of the study that a folder belongs to, or an archive; empty if it belongs to none."""
     if source.is_file():
-        return dict(json.loads(source.read_text(encoding="utf-8")))
+        try:
+            return dict(json.loads(source.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            return {}  # `find_runs` says that it is not an archive
     for folder in (source.absolute(), *source.absolute().parents):
         if (folder / "study.json").is_file():
             return dict(json.loads((folder / "study.json").read_text(encoding="utf-8")))

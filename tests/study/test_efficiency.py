@@ -112,9 +112,13 @@ def test_an_archive_keeps_what_lies_between_evaluations() -> None:
     }
 
 
-def test_a_file_that_is_no_archive_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "numbers.json").write_text('{"cells": {}}')
-    assert main(["figure", "efficiency", str(tmp_path / "numbers.json")]) == 2
+@pytest.mark.parametrize("figure", ["efficiency", "episodes"])
+@pytest.mark.parametrize("text", ['{"cells": {}}', "no JSON", "[1]"])
+def test_a_file_that_is_no_archive_is_named(
+    figure: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "numbers.json").write_text(text)
+    assert main(["figure", figure, str(tmp_path / "numbers.json")]) == 2
     assert "numbers.json: not an archive of runs" in capsys.readouterr().err.replace("\n", " ")
 
 
