@@ -190,8 +190,12 @@ class ControlModule(pl.LightningModule):
         self.evaluator = EpisodeEvaluator(episodes, self.held_out_samples, self.held_out_greedy, *common)
 
     def _take(self, weights: Mapping[str, Tensor]) -> None:
-        """Start from these weights; the critic normalises observations as the policy does."""
+        """Start from these weights."""
         self.policy.load_state_dict(weights)
+        self._share_normalisation()
+
+    def _share_normalisation(self) -> None:
+        """Have the critic normalise observations as the policy does."""
         if self.critic is not None:
             self.critic.normaliser.load_state_dict(self.policy.normaliser.state_dict())
 
@@ -251,8 +255,7 @@ class ControlModule(pl.LightningModule):
         observations = batch.observations[response_mask(batch.response_lengths, batch.observations.shape[1])]
         self.policy.normaliser.update(observations, int(self.steps_seen))
         self.steps_seen += len(observations)
-        if self.critic is not None:
-            self.critic.normaliser.load_state_dict(self.policy.normaliser.state_dict())
+        self._share_normalisation()
 
     def plan(self, batch: EpisodeBatch) -> list[Tensor]:
         """Rows of every minibatch of every PPO epoch: random partitions, keyed by (seed, iteration)."""

@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from sppo_lit.study.figures.efficiency import SCORE
 from sppo_lit.study.plan import read_study_json
 from sppo_lit.study.runs import find_runs
 from sppo_lit.utils.files import written_whole
 from sppo_lit.utils.run_log import Series
-
-SCORE = "val/accuracy"
 
 KEPT: dict[str, Callable[[Sequence[float]], float]] = {
     "clock/": lambda values: values[-1],

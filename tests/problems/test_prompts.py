@@ -53,7 +53,7 @@ def test_template_that_refuses_system_messages():
     chat = tokenizer("{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}what")
     assert words(render_prompts(chat, ["what"])[0]) == "what"
     with pytest.raises(InputError, match=r"refuses a system message.*no system role"):
-        render_prompts(chat, ["what"], "be brief")[0]
+        render_prompts(chat, ["what"], "be brief")
 
 
 def test_overlong_prompts_are_dropped_and_counted():
