@@ -74,11 +74,16 @@ class Run:
     folder: Path
 
 
+_Log = tuple[tuple[str, str, int], Series, Path]
+"""Name, algorithm and seed of a run, what it logged, and where."""
+
+
 def find_runs(sources: Sequence[Path]) -> list[Run]:
     """Find the training runs in some folders.
 
     Args:
-        sources: run folders, or folders that contain run folders, e.g. that of a study; or archives of a study.
+        sources: run folders, or folders that contain run folders, e.g. that of a study; or archives of a study, whose
+            runs of a name and seed that an earlier source has are left out.
 
     Returns:
         Runs in the order of the study's cells, others by label; each by seed.
@@ -86,20 +91,21 @@ def find_runs(sources: Sequence[Path]) -> list[Run]:
     Raises:
         InputError: a source does not exist, an archive is not one, or no run has a finished iteration.
     """
-    folders: dict[Path, None] = {}
-    logs: list[tuple[tuple[str, str, int], Series, Path]] = []
+    folders: set[Path] = set()
+    logs: list[_Log] = []
     for source in sources:
         if source.is_file():
-            logs += _archived(source)
+            known = {(name, seed) for (name, _, seed), _, _ in logs}
+            logs += [log for log in _archived(source) if (log[0][0], log[0][2]) not in known]
             continue
         if not source.is_dir():
             raise InputError(f"{source}: no such folder; give run folders, or the folder or archive of a study")
         below = [source] if (source / "metrics.csv").is_file() else [p.parent for p in source.rglob("metrics.csv")]
-        folders |= dict.fromkeys(sorted(below))
-    for folder in folders:
-        series = read_metrics(folder / "metrics.csv")
-        if "rollout/accuracy" in series:  # neither an evaluation nor supervised training
-            logs.append((settings(folder), series, folder))
+        for folder in sorted(set(below) - folders):
+            series = read_metrics(folder / "metrics.csv")
+            if "rollout/accuracy" in series:  # neither an evaluation nor supervised training
+                logs.append((settings(folder), series, folder))
+        folders |= set(below)
     if not logs:
         raise InputError(f"{', '.join(map(str, sources))}: no training run with a finished iteration; give run folders")
     names: dict[str, set[str]] = {}
@@ -113,7 +119,7 @@ def find_runs(sources: Sequence[Path]) -> list[Run]:
     return sorted(runs, key=lambda r: (order.index(r.label) if r.label in order else len(order), r.label, r.seed))
 
 
-def _archived(file: Path) -> list[tuple[tuple[str, str, int], Series, Path]]:
+def _archived(file: Path) -> list[_Log]:
     try:
         runs = json.loads(file.read_text(encoding="utf-8"))["runs"]
         return [((run["name"], run["algorithm"], run["seed"]), run["series"], file) for run in runs]

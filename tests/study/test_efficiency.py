@@ -93,6 +93,8 @@ def test_archives_of_other_seeds_join_a_study(study: Path, tmp_path: Path) -> No
     write_archive([tmp_path / "1.json", tmp_path / "2"], tmp_path / "both.json")
     write_archive([study], tmp_path / "study.json")
     assert (tmp_path / "both.json").read_text() == (tmp_path / "study.json").read_text()
+    write_archive([tmp_path / "1.json", tmp_path / "both.json", tmp_path / "both.json"], tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_text() == (tmp_path / "study.json").read_text(), "no run counts twice"
 
 
 def test_an_archive_keeps_what_lies_between_evaluations() -> None:
