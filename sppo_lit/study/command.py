@@ -38,7 +38,7 @@ def study(arguments: Sequence[str], settings_of: Callable[[Sequence[str]], objec
     """
     parser = CommandParser(prog="sppo study", description="Compare algorithms: run a grid of runs and report on it.")
     parser.add_argument("file", metavar="FILE", help="YAML of the study, e.g. recipes/study/quickstart.yaml")
-    parser.add_argument("--seeds", type=_integers, metavar="N,N", help="only these of its seeds")
+    parser.add_argument("--seeds", type=_integers, metavar="N,N", help="only these seeds, also others than its own")
     parser.add_argument("--only", type=_names, metavar="CELL,CELL", help="only these of its cells")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="another folder than the study's own")
     parser.add_argument("--report", action="store_true", help="run nothing, make the report again")

@@ -40,6 +40,7 @@ def figure(arguments: Sequence[str]) -> int:
     parser.add_argument("name", metavar="NAME", help="which one")
     parser.add_argument("sources", metavar="SOURCE", nargs="*", type=Path, help="run folders, a study, or evaluations")
     parser.add_argument("--out", type=Path, metavar="FILE", help=".png, .svg or .pdf file; default: <NAME>.png")
+    parser.add_argument("--baseline", metavar="CELL", help="compare with this one instead of the study's own baseline")
     args = parser.parse_args(list(arguments))
     if args.name not in FIGURES:
         raise InputError(f"figure {args.name} is unknown; choose one of {', '.join(FIGURES)}")
@@ -49,7 +50,11 @@ def figure(arguments: Sequence[str]) -> int:
     out = args.out or Path(f"{args.name}.png")
     if out.suffix not in SUFFIXES or out.is_dir():
         raise InputError(f"--out {out}: not the name of a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file; give one")
-    numbers, file = spec.draw(args.sources, out), out.with_suffix(".json")
+    if args.baseline is not None and not spec.compares:
+        comparing = ", ".join(name for name, other in FIGURES.items() if other.compares)
+        raise InputError(f"--baseline: figure {args.name} has none; {comparing} have")
+    options = (args.baseline,) if spec.compares else ()
+    numbers, file = spec.draw(args.sources, out, *options), out.with_suffix(".json")
     file.write_text(json.dumps(finite(numbers)), encoding="utf-8")
     for table in tables(numbers, units=spec.units):
         console.print(rich_table(table))

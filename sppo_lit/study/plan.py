@@ -135,27 +135,27 @@ def jobs(study: Study, seeds: Sequence[int] | None = None, only: Sequence[str] |
 
     Args:
         study: the study.
-        seeds: selected seeds; None for all.
+        seeds: seeds to run, also others than the study's; None for the study's.
         only: selected cells; None for all.
 
     Raises:
-        InputError: a seed or cell that the study does not have.
+        InputError: a negative seed, or a cell that the study does not have.
     """
-    for what, given, known in (("--seeds", seeds, study.seeds), ("--only", only, tuple(study.cells))):
-        for value in given or ():
-            if value not in known:
-                raise InputError(f"study: {what} {value} is not in it; it has {', '.join(map(str, known))}")
+    for cell in only or ():
+        if cell not in study.cells:
+            raise InputError(f"study: --only {cell} is not in it; it has {', '.join(study.cells)}")
     cells = [cell for cell in study.cells if only is None or cell in only]
     result = []
-    for seed in study.seeds:
-        if seeds is None or seed in seeds:
-            result += [training_job(study, cell, seed) for cell in cells]
-            result += [
-                validation_job(study, name, cell, seed)
-                for name, flags in study.after.items()
-                for cell in cells
-                if cell in flags.get(CELLS, study.cells)
-            ]
+    for seed in dict.fromkeys(study.seeds if seeds is None else seeds):
+        if seed < 0:
+            raise InputError(f"study: --seeds {seed}: a seed is 0 or above")
+        result += [training_job(study, cell, seed) for cell in cells]
+        result += [
+            validation_job(study, name, cell, seed)
+            for name, flags in study.after.items()
+            for cell in cells
+            if cell in flags.get(CELLS, study.cells)
+        ]
     return result
 
 

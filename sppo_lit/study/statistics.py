@@ -17,6 +17,9 @@ Array = NDArray[np.float64]
 Interval = tuple[float, float, float]
 """An estimate and the ends of its 95 % interval; NaN ends where there is a single run."""
 
+T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+"""97.5 % quantile of Student's t with 1, 2, … degrees of freedom; for more, the normal one (1.96) is close."""
+
 RESAMPLES = 2000
 LEVEL = 0.95
 SEED = 0
@@ -88,6 +91,24 @@ def interval(statistic: Callable[..., float], *groups: Sequence[T], resamples: i
     if all(len(group) < 2 for group in groups):
         return estimate, math.nan, math.nan
     return (estimate, *ends(replicates(statistic, *groups, resamples=resamples)))
+
+
+def quantile_of_t(freedom: int) -> float:
+    """97.5 % quantile of Student's t with at least one degree of freedom."""
+    return T975[freedom - 1] if freedom <= len(T975) else 1.96
+
+
+def further_run(values: Sequence[float]) -> Interval:
+    """Mean of some runs' scores, and the range in which another seed's lies with 95 % (prediction interval, normal).
+
+    Args:
+        values: [N] scores; the range of a single one is NaN.
+    """
+    mean, n = float(np.mean(values)), len(values)
+    if n < 2:
+        return mean, math.nan, math.nan
+    half = quantile_of_t(n - 1) * float(np.std(values, ddof=1)) * math.sqrt(1 + 1 / n)
+    return mean, mean - half, mean + half
 
 
 def ends(values: Array) -> tuple[float, float]:

@@ -52,6 +52,7 @@ def test_cells_take_turns_within_a_seed(tmp_path: Path) -> None:
     assert [(j.cell, j.stage) for j in jobs(some, seeds=[1])] == [("sppo", TRAIN), ("grpo", TRAIN), ("sppo", "samples")]
     assert not any(argument.startswith("--cells") for job in jobs(some) for argument in job.arguments)
     assert [(j.seed, j.cell) for j in jobs(plan, seeds=[2], only=["grpo"])] == [(2, "grpo"), (2, "grpo")]
+    assert [j.seed for j in jobs(plan, seeds=[7, 1, 7], only=["grpo"])] == [7, 7, 1, 1], "also seeds of one's own"
     train, validate = jobs(plan, seeds=[2], only=["grpo"])
     assert train.arguments[:2] == ("run", "fit") and validate.arguments[:2] == ("run", "validate")
     for flag in ("--model.algorithm=grpo", "--model.ppo.clip_low=0.1", "--seed_everything=2", "--clock.max_tokens=300"):
@@ -218,7 +219,7 @@ def test_mistakes_on_the_command_line(tmp_path: Path, capsys: Any) -> None:
     refused(capsys, tmp_path, ["study", tmp_path / "no.yaml"], "no.yaml: no such file")
     refused(capsys, tmp_path, ["study"], "required: FILE")
     refused(capsys, tmp_path, ["study", file, "--seeds", "1,x"], "--seeds")
-    refused(capsys, tmp_path, ["study", file, "--seeds", "3"], "--seeds 3 is not in it", "1, 2")
+    refused(capsys, tmp_path, ["study", file, "--seeds", "1,-1"], "--seeds -1: a seed is 0 or above")
     refused(capsys, tmp_path, ["study", file, "--only", "ppo"], "--only ppo is not in it", "sppo, grpo")
     file.write_text(file.read_text().replace("cells:", "cells: &a\n  again: *a"))
     refused(capsys, tmp_path, ["study", file], "study.yaml: an anchor (&) refers to a place inside itself")

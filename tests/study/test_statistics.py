@@ -94,6 +94,10 @@ def test_scores_and_the_probability_of_improvement(study: Path) -> None:
     assert rows["sppo"]["improvement"][0] == 1 and rows["grpo"]["improvement"] is None
     assert rows["ppo"]["improvement"] == (0, 0, 0), "one run against three"
     assert math.isnan(rows["ppo"]["final"][1])
+    mean, low, high = rows["sppo"]["another_seed"]
+    assert (low, high) == pytest.approx((mean - 0.1034, mean + 0.1034), abs=1e-3), "4.303 × 0.0208 × √(1 + 1/3)"
+    assert rows["sppo"]["difference"] == pytest.approx((0.1, 0.1, 0.1)), "with every seed the same"
+    assert rows["ppo"]["difference"][0] == pytest.approx(0.3 - 0.52), "of seed 1, which both have"
     assert rows["sppo"]["over_training"][0] == pytest.approx(
         np.mean([(0.5 * (0.2 + a) + 0.5 * (a + b)) / 2 for a, b in ((0.57, 0.62), (0.53, 0.58), (0.56, 0.61))])
     )
@@ -160,3 +164,17 @@ def test_they_are_in_the_report_and_on_the_command_line(
     assert main(["figure", "aggregates", str(study), "--out", str(tmp_path / "a.png")]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "60.3% [58.0%, 62.0%]" in shown and "∞" in shown and "2 of 3" in shown
+
+
+def test_any_cell_can_be_the_baseline_of_a_figure(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "aggregates.png"
+    assert main(["figure", "aggregates", str(study), "--out", str(out), "--baseline", "sppo"]) == 0
+    rows = json.loads(out.with_suffix(".json").read_text())["interquartile_means"]
+    assert rows["sppo"]["difference"] is None and rows["grpo"]["difference"][0] == pytest.approx(-0.1)
+    capsys.readouterr()
+    assert main(["figure", "aggregates", str(study), "--baseline", "trpo"]) == 2
+    assert "--baseline trpo: no run of that name; choose one of sppo, grpo, ppo" in capsys.readouterr().err
+    assert main(["figure", "memory", str(study), "--baseline", "sppo"]) == 2
+    assert "figure memory has none; efficiency, aggregates, sampling_cost have" in capsys.readouterr().err

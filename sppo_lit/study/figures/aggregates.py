@@ -10,13 +10,12 @@ import numpy as np
 
 from sppo_lit.study.figures import comparison
 from sppo_lit.study.figures.drawing import percent_axis, saved_figure
-from sppo_lit.study.figures.efficiency import comparable, curve
-from sppo_lit.study.plan import read_study_json
+from sppo_lit.study.figures.efficiency import chosen, comparable, curve
 from sppo_lit.study.runs import find_runs, grouped, styles
 from sppo_lit.utils.plotting import GREY
 
 NUMBERS = {
-    **dict.fromkeys(("final", "best", "over_training", "improvement"), "%"),
+    **dict.fromkeys(("final", "another_seed", "difference", "best", "over_training", "improvement"), "%"),
     **dict.fromkeys(("faster_reached", "fewer_sequences_reached"), "%"),
     "faster": "×",
     "fewer_sequences": "×",
@@ -27,21 +26,22 @@ NUMBERS = {
 SCORES = {"final": "final accuracy", "best": "best accuracy", "over_training": "accuracy over training"}
 
 
-def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:
+def draw(sources: Sequence[Path], out: Path, baseline: str | None = None) -> dict[str, Any]:
     """Draw interquartile means of three scores, the probability of improvement, and speed-ups, with 95 % intervals.
 
     Args:
         sources: run folders, or folders that contain them.
         out: PNG to write; an SVG of the same name beside it.
+        baseline: label that the others are compared with; None means the study's.
 
     Returns:
         baseline; scores, costs_to_scores and speedups of `comparison`.
 
     Raises:
-        InputError: no run has evaluations and a clock, or matplotlib is not installed.
+        InputError: no run has evaluations and a clock, or that label, or matplotlib is not installed.
     """
     runs = comparable(find_runs(sources))
-    baseline = comparison.baseline_of(runs, read_study_json(sources[0]).get("baseline"))
+    baseline = comparison.baseline_of(runs, chosen(baseline, runs, sources))
     rows = comparison.scores(runs, baseline)
     gains = {
         cost: comparison.speedups(

@@ -13,8 +13,10 @@ from sppo_lit.study.figures.efficiency import Curve, curve, first_reaching, mean
 from sppo_lit.study.runs import Run, grouped
 from sppo_lit.study.statistics import (
     Array,
+    Interval,
     draws,
     ends,
+    further_run,
     interquartile_mean,
     interval,
     probability_of_improvement,
@@ -51,24 +53,34 @@ def scores(runs: Sequence[Run], baseline: str) -> dict[str, dict[str, Any]]:
 
     Returns:
         By label: seeds; final, best, and mean score over the training time, each the interquartile mean with its
-        interval; improvement, the probability that a run's final score is above that of a run of the baseline (None of
-        itself).
+        interval; another_seed, mean and range in which 95 % of further runs end; and compared with the baseline (None
+        of itself) difference, by how much the mean final score of the seeds that both have is above its own, with the
+        interval of seeds drawn together; and improvement, the probability that a run's final score is above one of its.
     """
     groups = grouped(runs)
-    final = {label: [float(curve(run, "seconds")[1][-1]) for run in group] for label, group in groups.items()}
+    ended = {label: {run.seed: float(curve(run, "seconds")[1][-1]) for run in group} for label, group in groups.items()}
+    final = {label: list(by_seed.values()) for label, by_seed in ended.items()}
     rows: dict[str, dict[str, Any]] = {}
     for label, group in groups.items():
         curves = [curve(run, "seconds") for run in group]
         rows[label] = {
             "seeds": len(group),
             "final": interval(interquartile_mean, final[label]),
+            "another_seed": further_run(final[label]),
             "best": interval(interquartile_mean, [float(y.max()) for _, y in curves]),
             "over_training": interval(interquartile_mean, [over_training(c) for c in curves]),
+            "difference": None if label == baseline else paired(ended[label], ended[baseline]),
             "improvement": None
             if label == baseline
             else interval(probability_of_improvement, final[label], final[baseline]),
         }
     return rows
+
+
+def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Interval | None:
+    """Mean difference of two cells' scores, by seed, over the seeds that both have; None without any."""
+    differences = [score - theirs[seed] for seed, score in ours.items() if seed in theirs]
+    return interval(lambda values: float(np.mean(values)), differences) if differences else None
 
 
 def over_training(c: Curve) -> float:

@@ -13,14 +13,12 @@ from sppo_lit.errors import InputError
 from sppo_lit.study.figures.drawing import percent_axis, saved_figure
 from sppo_lit.study.plan import read_study_json
 from sppo_lit.study.runs import Run, Style, find_runs, grouped, styles
+from sppo_lit.study.statistics import quantile_of_t
 from sppo_lit.utils.plotting import GREY
 
 SCORE = "val/accuracy"
 POINTS = 201
 ABLATION = ("sppo", "ppo_bce", "ppo")
-T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-"""97.5 % quantile of Student's t with 1, 2, … degrees of freedom; for more, the normal one (1.96) is close."""
-
 UNITS = {"seconds": ((1, "s"), (60, "min"), (3600, "h")), "tokens": ((1, ""), (1e3, "thousand"), (1e6, "million"))}
 
 FEW = 3
@@ -76,8 +74,7 @@ def mean_curve(curves: Sequence[Curve], points: int = POINTS) -> Band:
     n = len(curves)
     if n == 1:
         return grid, scores[0], np.full(points, np.nan)
-    t = T975[n - 2] if n - 2 < len(T975) else 1.96
-    return grid, scores.mean(axis=0), t * scores.std(axis=0, ddof=1) / math.sqrt(n)
+    return grid, scores.mean(axis=0), quantile_of_t(n - 1) * scores.std(axis=0, ddof=1) / math.sqrt(n)
 
 
 def first_reaching(grid: np.ndarray, mean: np.ndarray, target: float) -> float | None:
@@ -95,6 +92,20 @@ def first_reaching(grid: np.ndarray, mean: np.ndarray, target: float) -> float |
     if i == 0 or mean[i] <= target:
         return float(grid[i])
     return float(np.interp(target, mean[i - 1 : i + 1], grid[i - 1 : i + 1]))
+
+
+def chosen(baseline: str | None, runs: Sequence[Run], sources: Sequence[Path]) -> str | None:
+    """Label of the baseline: the one asked for, else that of the first source's study.
+
+    Raises:
+        InputError: no run has the label asked for.
+    """
+    if baseline is None:
+        return read_study_json(sources[0]).get("baseline")
+    labels = [*grouped(runs)]
+    if baseline not in labels:
+        raise InputError(f"--baseline {baseline}: no run of that name; choose one of {', '.join(labels)}")
+    return baseline
 
 
 def baseline_of(groups: Mapping[str, Sequence[Run]], given: str | None) -> str | None:
@@ -150,21 +161,22 @@ def _spread(values: Sequence[float]) -> tuple[float, float | None]:
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:
+def draw(sources: Sequence[Path], out: Path, baseline: str | None = None) -> dict[str, Any]:
     """Draw the figure: mean over seeds, one line for each algorithm, and a panel of each with its 95 % band.
 
     Args:
         sources: run folders, or folders that contain them.
         out: PNG to write; an SVG of the same name beside it.
+        baseline: label that speed-ups refer to; None means the study's.
 
     Returns:
         Numbers of `measure`.
 
     Raises:
-        InputError: no run has evaluations and a clock, or matplotlib is not installed.
+        InputError: no run has evaluations and a clock, or that label, or matplotlib is not installed.
     """
     runs = comparable(find_runs(sources))
-    return _draw(runs, out, read_study_json(sources[0]).get("baseline"))
+    return _draw(runs, out, chosen(baseline, runs, sources))
 
 
 def draw_ablation(sources: Sequence[Path], out: Path) -> dict[str, Any]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
@@ -31,18 +30,23 @@ class FigureSpec(NamedTuple):
             files), the folder of a measurement of gradients, runs of the control benchmark, or nothing.
         field: field that the responses of an evaluation must have.
         units: name of a number → its unit in tables (`tables.format_value`).
+        compares: with a baseline: `draw` takes its label as a third argument, None for that of the study.
     """
 
-    draw: Callable[[Sequence[Path], Path], dict[str, Any]]
+    draw: Callable[..., dict[str, Any]]
     about: str
     reads: Literal["runs", "control runs", "evaluations", "gradients", "nothing"] = "runs"
     field: str = ""
     units: Mapping[str, str] = MappingProxyType({})
+    compares: bool = False
 
 
 FIGURES = {
     "efficiency": FigureSpec(
-        efficiency.draw, "held-out accuracy against training time and sampled tokens", units=efficiency.NUMBERS
+        efficiency.draw,
+        "held-out accuracy against training time and sampled tokens",
+        units=efficiency.NUMBERS,
+        compares=True,
     ),
     "ablation": FigureSpec(efficiency.draw_ablation, "the same of SPPO, PPO and PPO+BCE", units=efficiency.NUMBERS),
     "episodes": FigureSpec(
@@ -60,11 +64,13 @@ FIGURES = {
         aggregates.draw,
         "scores over seeds, probability of improvement and speed-up, with 95 % bootstrap intervals",
         units=aggregates.NUMBERS,
+        compares=True,
     ),
     "sampling_cost": FigureSpec(
         sampling_cost.draw,
         "the comparison if sampling cost 1, 3 or 10 times as much as here",
         units=sampling_cost.NUMBERS,
+        compares=True,
     ),
     "memory": FigureSpec(memory.draw, "peak memory of each phase of an iteration", units=memory.NUMBERS),
     "group_advantage": FigureSpec(
