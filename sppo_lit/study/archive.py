@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from sppo_lit.errors import InputError
 from sppo_lit.study.figures.efficiency import SCORE
 from sppo_lit.study.plan import read_study_json
 from sppo_lit.study.runs import find_runs
@@ -23,19 +24,25 @@ KEPT: dict[str, Callable[[Sequence[float]], float]] = {
 """Beginning of a metric's name → what the iterations from one evaluation to the next leave of it."""
 
 
-def write_archive(sources: Sequence[Path], file: Path) -> None:
+def write_archive(sources: Sequence[Path], file: Path, cells: Sequence[str] | None = None) -> None:
     """Write the metrics of runs at their evaluations, with what is known of their study.
 
     Args:
         sources: folders of one study, or archives of it, e.g. of other seeds.
         file: JSON to write.
+        cells: names of the runs to write; None for all.
 
     Raises:
-        InputError: no run has a finished iteration.
+        InputError: no run of these has a finished iteration.
     """
+    found = find_runs(sources)
+    selected = [run for run in found if cells is None or run.label in cells]
+    if not selected:
+        names = ", ".join(dict.fromkeys(run.label for run in found))
+        raise InputError(f"{sources[0]}: no run is named {' or '.join(cells or ())}; it has {names}")
     runs = [
         {"name": run.label, "algorithm": run.algorithm, "seed": run.seed, "series": thinned(run.series)}
-        for run in find_runs(sources)
+        for run in selected
     ]
     study = read_study_json(sources[0])
     with written_whole(file) as temporary:

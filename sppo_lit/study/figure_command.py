@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sppo_lit.errors import InputError
+from sppo_lit.study.archive import write_archive
 from sppo_lit.study.figures.specs import FIGURES
 from sppo_lit.study.tables import TextTable, finite, tables
 from sppo_lit.utils.command import CommandParser
@@ -40,6 +42,7 @@ def figure(arguments: Sequence[str]) -> int:
     parser.add_argument("name", metavar="NAME", help="which one")
     parser.add_argument("sources", metavar="SOURCE", nargs="*", type=Path, help="run folders, a study, or evaluations")
     parser.add_argument("--out", type=Path, metavar="FILE", help=".png, .svg or .pdf file; default: <NAME>.png")
+    parser.add_argument("--only", metavar="CELL,CELL", help="draw only these cells of studies")
     parser.add_argument("--baseline", metavar="CELL", help="compare with this one instead of the study's own baseline")
     args = parser.parse_args(list(arguments))
     if args.name not in FIGURES:
@@ -54,13 +57,34 @@ def figure(arguments: Sequence[str]) -> int:
         comparing = ", ".join(name for name, other in FIGURES.items() if other.compares)
         raise InputError(f"--baseline: figure {args.name} has none; {comparing} have")
     options = (args.baseline,) if spec.compares else ()
-    numbers, file = spec.draw(args.sources, out, *options), out.with_suffix(".json")
+    if args.only is not None and spec.reads not in ("runs", "studies"):
+        raise InputError(f"--only: figure {args.name} reads {spec.reads}, not cells of studies; leave it out")
+    with tempfile.TemporaryDirectory() as folder:
+        sources = args.sources if args.only is None else archives(args.sources, args.only.split(","), Path(folder))
+        numbers, file = spec.draw(sources, out, *options), out.with_suffix(".json")
     file.write_text(json.dumps(finite(numbers)), encoding="utf-8")
     for table in tables(numbers, units=spec.units):
         console.print(rich_table(table))
     written = " and ".join(str(out.with_suffix(suffix)) for suffix in dict.fromkeys((".png", ".svg", out.suffix)))
     console.print(f"figure: {written}\nnumbers: {file}", markup=False, soft_wrap=True)
     return 0
+
+
+def archives(sources: Sequence[Path], cells: Sequence[str], folder: Path) -> list[Path]:
+    """Archives of some cells of each source.
+
+    Args:
+        sources: folders or archives of studies.
+        cells: names of the cells.
+        folder: where the archives are written.
+
+    Raises:
+        InputError: a source has no run of these names.
+    """
+    files = [folder / f"{i}.json" for i in range(len(sources))]
+    for source, file in zip(sources, files, strict=True):
+        write_archive([source], file, cells)
+    return files
 
 
 def rich_table(table: TextTable) -> Table:

@@ -39,7 +39,7 @@ def write_report(out: Path) -> Path:
     drawn: dict[str, dict[str, Any]] = {}
     missing: dict[str, str] = {}
     for name, spec in FIGURES.items():
-        if spec.reads in ("gradients", "control runs"):  # measurements of their own
+        if spec.reads in ("gradients", "control runs", "studies"):  # not of one study
             continue
         try:
             drawn[name] = spec.draw(sources(out, spec), folder / f"{name}.png")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,23 @@ def test_they_are_in_the_report_and_on_the_command_line(
     assert main(["figure", "aggregates", str(study), "--out", str(tmp_path / "a.png")]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "60.3% [58.0%, 62.0%]" in shown and "∞" in shown and "2 of 3" in shown
+
+
+def test_studies_stand_beside_each_other_with_the_cells_that_one_wants(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, out = tmp_path / "other", tmp_path / "studies.png"
+    shutil.copytree(study, other)
+    (other / "study.json").write_text((study / "study.json").read_text().replace("A study", "Another"))
+    assert main(["figure", "studies", str(study), str(other), "--only", "sppo,grpo", "--out", str(out)]) == 0
+    numbers = json.loads(out.with_suffix(".json").read_text())
+    assert [[*rows] for rows in numbers.values()] == [["sppo", "grpo"]] * 2 and [*numbers] == ["A study", "Another"]
+    assert numbers["Another"]["sppo"]["difference"][0] == pytest.approx(0.1)
+    capsys.readouterr()
+    assert main(["figure", "studies", str(study), "--only", "trpo,spo"]) == 2
+    assert "no run is named trpo or spo; it has sppo, grpo, ppo" in capsys.readouterr().err.replace("\n", " ")
+    assert main(["figure", "tail", str(study), "--only", "ppo"]) == 2
+    assert "--only: figure tail reads evaluations" in capsys.readouterr().err
 
 
 def test_any_cell_can_be_the_baseline_of_a_figure(

@@ -214,6 +214,23 @@ def comparable(runs: Sequence[Run], cost: str = "seconds") -> list[Run]:
     return selected
 
 
+def by_study(sources: Sequence[Path], cost: str) -> dict[str, list[Run]]:
+    """Title of each study, up to a colon, → its comparable runs, of all sources that have that title.
+
+    Args:
+        sources: folders or archives of studies.
+        cost: as in `curve`.
+
+    Raises:
+        InputError: a study has no run with evaluations and a clock.
+    """
+    titled: dict[str, list[Path]] = {}
+    for source in sources:
+        title = str(read_study_json(source).get("title") or source.name).partition(":")[0]
+        titled.setdefault(title, []).append(source)
+    return {title: comparable(find_runs(own), cost) for title, own in titled.items()}
+
+
 def _draw(runs: list[Run], out: Path, baseline: str | None) -> dict[str, Any]:
     """Mean curves against time and tokens; bands beside them, or, of more than a few algorithms, in a panel of each."""
     numbers = measure(runs, baseline)

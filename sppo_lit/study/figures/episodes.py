@@ -11,9 +11,8 @@ import numpy as np
 
 from sppo_lit.study.figures.comparison import cost_to, median, over_training
 from sppo_lit.study.figures.drawing import percent_axis, saved_figure
-from sppo_lit.study.figures.efficiency import comparable, curve, draw_curve, mean_curve
-from sppo_lit.study.plan import read_study_json
-from sppo_lit.study.runs import Run, find_runs, grouped, styles
+from sppo_lit.study.figures.efficiency import by_study, curve, draw_curve, mean_curve
+from sppo_lit.study.runs import Run, grouped, styles
 from sppo_lit.study.statistics import interval
 
 COST = "sequences"
@@ -71,10 +70,7 @@ def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:
     Raises:
         InputError: no run has evaluations and a clock, or matplotlib is not installed.
     """
-    titled: dict[str, list[Path]] = {}
-    for source in sources:
-        titled.setdefault(_title(source), []).append(source)
-    panels = {title: comparable(find_runs(own), COST) for title, own in titled.items()}
+    panels = by_study(sources, COST)
     columns = min(COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
     with saved_figure(out, 0.6 + 2.9 * max(columns, 2), 0.9 + 2.3 * rows) as figure:
@@ -93,10 +89,6 @@ def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:
         figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=max(3, len(looks)))
         figure.supxlabel("episodes; band: 95% interval of the mean over seeds", fontsize=9)
     return {title: measure(runs) for title, runs in panels.items()}
-
-
-def _title(source: Path) -> str:
-    return str(read_study_json(source).get("title") or source.name).partition(":")[0]
 
 
 def _panel(axis: Any, runs: Sequence[Run]) -> None:

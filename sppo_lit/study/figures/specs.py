@@ -16,6 +16,7 @@ from sppo_lit.study.figures import (
     group_advantage,
     memory,
     sampling_cost,
+    studies,
     tail,
 )
 
@@ -26,7 +27,8 @@ class FigureSpec(NamedTuple):
     Attributes:
         draw: (sources, PNG to write) → numbers of the figure; an SVG is written beside the PNG.
         about: description in one line.
-        reads: kind of its sources: training runs (or folders that contain them), evaluations (run folders or JSONL
+        reads: kind of its sources: training runs (or folders that contain them, or archives), those of
+            several studies, evaluations (run folders or JSONL
             files), the folder of a measurement of gradients, runs of the control benchmark, or nothing.
         field: field that the responses of an evaluation must have.
         units: name of a number → its unit in tables (`tables.format_value`).
@@ -35,7 +37,7 @@ class FigureSpec(NamedTuple):
 
     draw: Callable[..., dict[str, Any]]
     about: str
-    reads: Literal["runs", "control runs", "evaluations", "gradients", "nothing"] = "runs"
+    reads: Literal["runs", "studies", "control runs", "evaluations", "gradients", "nothing"] = "runs"
     field: str = ""
     units: Mapping[str, str] = MappingProxyType({})
     compares: bool = False
@@ -49,6 +51,12 @@ FIGURES = {
         compares=True,
     ),
     "ablation": FigureSpec(efficiency.draw_ablation, "the same of SPPO, PPO and PPO+BCE", units=efficiency.NUMBERS),
+    "studies": FigureSpec(
+        studies.draw,
+        "held-out accuracy against training time, a panel for each study",
+        "studies",
+        units=studies.NUMBERS,
+    ),
     "episodes": FigureSpec(
         episodes.draw,
         "success against episodes, a panel for each study of the control benchmark",
