@@ -35,7 +35,7 @@ def draw(sources: Sequence[Path], out: Path, baseline: str | None = None) -> dic
         baseline: label that the others are compared with; None means the study's.
 
     Returns:
-        baseline; scores, costs_to_scores and speedups of `comparison`.
+        baseline; interquartile_means, against_the_baseline and costs_to_scores, from `comparison`.
 
     Raises:
         InputError: no run has evaluations and a clock, or that label, or matplotlib is not installed.
@@ -65,9 +65,9 @@ def draw(sources: Sequence[Path], out: Path, baseline: str | None = None) -> dic
         axes[4].set(title=f"× faster to {looks[baseline].title}'s best")
         axes[0].set_yticks(range(len(labels)), [looks[label].title for label in labels])
         axes[0].set_ylim(len(labels) - 0.5, -0.5)
-    table = {
+    compared = {
         label: {
-            **rows[label],
+            **{key: rows[label].pop(key) for key in ("difference", "improvement")},
             "faster": gains["seconds"].get(label, {}).get("speedup"),
             "faster_reached": gains["seconds"].get(label, {}).get("reached"),
             "fewer_sequences": gains["sequences"].get(label, {}).get("speedup"),
@@ -77,7 +77,8 @@ def draw(sources: Sequence[Path], out: Path, baseline: str | None = None) -> dic
     }
     return {
         "baseline": baseline,
-        "interquartile_means": table,
+        "interquartile_means": rows,
+        "against_the_baseline": {label: row for label, row in compared.items() if label != baseline},
         "costs_to_scores": comparison.costs_to_scores(runs, baseline),
     }
 

@@ -66,7 +66,7 @@ def scores(runs: Sequence[Run], baseline: str) -> dict[str, dict[str, Any]]:
         rows[label] = {
             "seeds": len(group),
             "final": interval(interquartile_mean, final[label]),
-            "another_seed": further_run(final[label]),
+            "another_seed": clipped(further_run(final[label])),
             "best": interval(interquartile_mean, [float(y.max()) for _, y in curves]),
             "over_training": interval(interquartile_mean, [over_training(c) for c in curves]),
             "difference": None if label == baseline else paired(ended[label], ended[baseline]),
@@ -75,6 +75,12 @@ def scores(runs: Sequence[Run], baseline: str) -> dict[str, dict[str, Any]]:
             else interval(probability_of_improvement, final[label], final[baseline]),
         }
     return rows
+
+
+def clipped(interval: Interval) -> Interval:
+    """An interval of a score, within 0 and 1; NaN stays."""
+    estimate, low, high = (float(np.clip(value, 0.0, 1.0)) for value in interval)
+    return estimate, low, high
 
 
 def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Interval | None:
