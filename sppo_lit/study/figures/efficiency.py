@@ -253,13 +253,13 @@ def _draw(runs: list[Run], out: Path, baseline: str | None) -> dict[str, Any]:
             axis.set_xlabel({"seconds": "training time", "tokens": "sampled tokens"}[cost] + unit)
         percent_axis(axes[0].yaxis)
         curves = {label: mean_curve([curve(run, "seconds") for run in group]) for label, group in groups.items()}
-        limits = _limits([mean for _, mean, _ in curves.values()])
-        axes[0].set(ylim=limits, ylabel="held-out accuracy")
+        view = limits([mean for _, mean, _ in curves.values()])
+        axes[0].set(ylim=view, ylabel="held-out accuracy")
         handles, labels = axes[0].get_legend_handles_labels()
         whole.legend(handles, labels, loc="outside right center", handlelength=2.6)
         if parts:
             scale, unit = _scale(max(grid[-1] for grid, *_ in curves.values()), "seconds")
-            _panels(parts[0], columns, curves, looks, numbers["baseline"], scale, f"training time{unit}", limits)
+            _panels(parts[0], columns, curves, looks, numbers["baseline"], scale, f"training time{unit}", view)
     return numbers
 
 
@@ -271,7 +271,7 @@ def _panels(
     baseline: str | None,
     scale: float,
     label: str,
-    limits: tuple[float, float],
+    view: tuple[float, float],
 ) -> None:
     """A panel for each algorithm: its curve with the band, before those of the others in light grey."""
     panels = figure.subplots(math.ceil(len(looks) / columns), columns, sharex=True, sharey=True, squeeze=False)
@@ -287,7 +287,7 @@ def _panels(
     for axis in panels[:, 0]:
         percent_axis(axis.yaxis)
     panels[0, 0].set_xlim(left=0)
-    panels[0, 0].set_ylim(limits)
+    panels[0, 0].set_ylim(view)
     figure.supxlabel(f"{label}; band: 95% interval of the mean over seeds", fontsize=9)
 
 
@@ -309,8 +309,8 @@ def _baseline(axis: Any, curves: Mapping[str, Band], looks: Mapping[str, Style],
         axis.axhline(curves[baseline][1].max(), color=GREY, linewidth=0.8, linestyle=(0, (1, 2)), label=label)
 
 
-def _limits(means: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Of the y axis: all mean curves, and a fifth more on both sides."""
+def limits(means: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Ends of the y axis: all mean curves, [N] each, and a fifth more on both sides."""
     low, high = min(float(m.min()) for m in means), max(float(m.max()) for m in means)
     room = 0.2 * (high - low) + 0.02
     return max(0.0, low - room), min(1.0, high + room)

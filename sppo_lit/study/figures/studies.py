@@ -8,15 +8,18 @@ from typing import Any
 
 from sppo_lit.study.figures import comparison
 from sppo_lit.study.figures.drawing import percent_axis, saved_figure
-from sppo_lit.study.figures.efficiency import by_study, curve, draw_curve, mean_curve
+from sppo_lit.study.figures.efficiency import by_study, curve, draw_curve, limits, mean_curve
 from sppo_lit.study.runs import grouped, styles
 
 NUMBERS = dict.fromkeys(("final", "another_seed", "difference", "best", "over_training", "improvement"), "%")
 """Units of the numbers."""
 
+SEEDS = 3
+"""Least number of seeds whose interval is drawn: that of two would cover the figure."""
+
 
 def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:
-    """Draw the figure: mean over seeds with the 95 % interval, for each algorithm.
+    """Draw the figure: mean over seeds for each algorithm, from `SEEDS` seeds on with the 95 % interval.
 
     Args:
         sources: folders or archives of studies, a panel for each title; those of a title stand together.
@@ -28,19 +31,23 @@ def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:
     Raises:
         InputError: no run has evaluations and a clock, or matplotlib is not installed.
     """
-    panels = by_study(sources, "seconds")
+    panels, means = by_study(sources, "seconds"), []
     with saved_figure(out, 1.6 + 3.3 * len(panels), 3.2) as figure:
         axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
         for axis, (title, runs) in zip(axes, panels.items(), strict=True):
             groups = grouped(runs)
             for label, look in styles(runs).items():
                 mean = mean_curve([curve(run, "seconds") for run in groups[label]])
-                draw_curve(axis, mean, 1.0, look, band=True)
+                draw_curve(axis, mean, 1.0, look, band=len(groups[label]) >= SEEDS)
+                means.append(mean[1])
             axis.set_title(title)
             axis.set_xlim(left=0)
+        axes[0].set_ylim(limits(means))
         percent_axis(axes[0].yaxis)
         axes[0].set_ylabel("held-out accuracy")
         lines = {line.get_label(): line for axis in axes for line in axis.get_lines()}
         figure.legend(lines.values(), lines.keys(), loc="outside right center")
-        figure.supxlabel("training time (s); band: 95% interval of the mean over seeds", fontsize=9)
+        figure.supxlabel(
+            f"training time (s); mean over seeds, with its 95% interval where there are {SEEDS} or more", fontsize=9
+        )
     return {title: comparison.scores(runs, comparison.baseline_of(runs, None)) for title, runs in panels.items()}
