@@ -26,6 +26,11 @@ SEED = 0
 T = TypeVar("T")
 
 
+def mean(values: Sequence[float]) -> float:
+    """Their mean."""
+    return float(np.mean(values))
+
+
 def interquartile_mean(values: Sequence[float] | Array) -> float:
     """Mean of the middle half: a quarter of the values (rounded down) is left out at each end.
 
@@ -104,11 +109,11 @@ def further_run(values: Sequence[float]) -> Interval:
     Args:
         values: [N] scores; the range of a single one is NaN.
     """
-    mean, n = float(np.mean(values)), len(values)
+    estimate, n = mean(values), len(values)
     if n < 2:
-        return mean, math.nan, math.nan
+        return estimate, math.nan, math.nan
     half = quantile_of_t(n - 1) * float(np.std(values, ddof=1)) * math.sqrt(1 + 1 / n)
-    return mean, mean - half, mean + half
+    return estimate, estimate - half, estimate + half
 
 
 def ends(values: Array) -> tuple[float, float]:

@@ -23,6 +23,9 @@ NUMBERS = {
 }
 """Units of the numbers."""
 
+COMPARED = ("difference", "improvement")
+"""Of `comparison.scores`, what compares with the baseline."""
+
 SCORES = {"final": "final accuracy", "best": "best accuracy", "over_training": "accuracy over training"}
 
 
@@ -67,18 +70,21 @@ def draw(sources: Sequence[Path], out: Path, baseline: str | None = None) -> dic
         axes[0].set_ylim(len(labels) - 0.5, -0.5)
     compared = {
         label: {
-            **{key: rows[label].pop(key) for key in ("difference", "improvement")},
-            "faster": gains["seconds"].get(label, {}).get("speedup"),
-            "faster_reached": gains["seconds"].get(label, {}).get("reached"),
-            "fewer_sequences": gains["sequences"].get(label, {}).get("speedup"),
-            "fewer_sequences_reached": gains["sequences"].get(label, {}).get("reached"),
+            **{key: rows[label][key] for key in COMPARED},
+            "faster": gains["seconds"][label]["speedup"],
+            "faster_reached": gains["seconds"][label]["reached"],
+            "fewer_sequences": gains["sequences"][label]["speedup"],
+            "fewer_sequences_reached": gains["sequences"][label]["reached"],
         }
         for label in labels
+        if label != baseline
     }
     return {
         "baseline": baseline,
-        "interquartile_means": rows,
-        "against_the_baseline": {label: row for label, row in compared.items() if label != baseline},
+        "interquartile_means": {
+            label: {key: value for key, value in row.items() if key not in COMPARED} for label, row in rows.items()
+        },
+        "against_the_baseline": compared,
         "costs_to_scores": comparison.costs_to_scores(runs, baseline),
     }
 

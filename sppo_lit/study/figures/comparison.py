@@ -19,6 +19,7 @@ from sppo_lit.study.statistics import (
     further_run,
     interquartile_mean,
     interval,
+    mean,
     probability_of_improvement,
 )
 
@@ -86,7 +87,7 @@ def clipped(interval: Interval) -> Interval:
 def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Interval | None:
     """Mean difference of two cells' scores, by seed, over the seeds that both have; None without any."""
     differences = [score - theirs[seed] for seed, score in ours.items() if seed in theirs]
-    return interval(lambda values: float(np.mean(values)), differences) if differences else None
+    return interval(mean, differences) if differences else None
 
 
 def over_training(c: Curve) -> float:
@@ -253,7 +254,7 @@ def sampling_costs(runs: Sequence[Run], baseline: str, factors: Sequence[float] 
         row: dict[str, Any] = {"at_seconds": end}
         for label, group in curves.items():
             at_end = [float(np.interp(end, x, y)) for x, y in group]
-            row[label] = interval(lambda values: float(np.mean(values)), at_end)
+            row[label] = interval(mean, at_end)
             if label in gains:
                 row[f"{label} speedup"] = gains[label]["speedup"]
         table[f"sampling × {factor:g}"] = row

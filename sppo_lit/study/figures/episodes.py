@@ -13,7 +13,7 @@ from sppo_lit.study.figures.comparison import cost_to, median, over_training
 from sppo_lit.study.figures.drawing import percent_axis, saved_figure
 from sppo_lit.study.figures.efficiency import by_study, curve, draw_curve, mean_curve
 from sppo_lit.study.runs import Run, grouped, styles
-from sppo_lit.study.statistics import interval
+from sppo_lit.study.statistics import interval, mean
 
 COST = "sequences"
 THRESHOLDS = (0.5, 0.9)
@@ -50,11 +50,6 @@ def measure(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
         }
         rows[label] = row
     return rows
-
-
-def mean(values: Sequence[float]) -> float:
-    """Their mean."""
-    return float(np.mean(values))
 
 
 def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:

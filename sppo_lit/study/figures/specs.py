@@ -55,7 +55,7 @@ FIGURES = {
         studies.draw,
         "held-out accuracy against training time, a panel for each study",
         "studies",
-        units=studies.NUMBERS,
+        units=aggregates.NUMBERS,
     ),
     "episodes": FigureSpec(
         episodes.draw,

@@ -8,11 +8,8 @@ from typing import Any
 
 from sppo_lit.study.figures import comparison
 from sppo_lit.study.figures.drawing import percent_axis, saved_figure
-from sppo_lit.study.figures.efficiency import by_study, curve, draw_curve, limits, mean_curve
+from sppo_lit.study.figures.efficiency import by_study, chosen, curve, draw_curve, limits, mean_curve
 from sppo_lit.study.runs import grouped, styles
-
-NUMBERS = dict.fromkeys(("final", "another_seed", "difference", "best", "over_training", "improvement"), "%")
-"""Units of the numbers."""
 
 SEEDS = 3
 """Least number of seeds whose interval is drawn: that of two would cover the figure."""
@@ -37,9 +34,9 @@ def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:
         for axis, (title, runs) in zip(axes, panels.items(), strict=True):
             groups = grouped(runs)
             for label, look in styles(runs).items():
-                mean = mean_curve([curve(run, "seconds") for run in groups[label]])
-                draw_curve(axis, mean, 1.0, look, band=len(groups[label]) >= SEEDS)
-                means.append(mean[1])
+                band = mean_curve([curve(run, "seconds") for run in groups[label]])
+                draw_curve(axis, band, 1.0, look, band=len(groups[label]) >= SEEDS)
+                means.append(band[1])
             axis.set_title(title)
             axis.set_xlim(left=0)
         axes[0].set_ylim(limits(means))
@@ -50,4 +47,7 @@ def draw(sources: Sequence[Path], out: Path) -> dict[str, Any]:
         figure.supxlabel(
             f"training time (s); mean over seeds, with its 95% interval where there are {SEEDS} or more", fontsize=9
         )
-    return {title: comparison.scores(runs, comparison.baseline_of(runs, None)) for title, runs in panels.items()}
+    baselines = {title: chosen(None, runs, [runs[0].folder]) for title, runs in panels.items()}
+    return {
+        title: comparison.scores(runs, comparison.baseline_of(runs, baselines[title])) for title, runs in panels.items()
+    }
