@@ -21,16 +21,21 @@ class ModelSource:
         init: "pretrained" loads the weights; "random" only the architecture and the tokenizer.
         config: overrides of the model's configuration, e.g. ``{num_hidden_layers: 1}``; only with "random".
         revision: Hub revision.
+        adapter: folder or Hub id of an adapter of PEFT, e.g. a run's ``hf/adapter``, merged into the weights (extra
+            `lora`); only with "pretrained".
     """
 
     path: str
     init: Literal["pretrained", "random"] = "pretrained"
     config: dict[str, Any] = field(default_factory=dict, hash=False)
     revision: str | None = None
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         if self.config and self.init == "pretrained":
             raise InputError(f"{self.path}: config changes {sorted(self.config)} need init: random")
+        if self.adapter is not None and self.init == "random":
+            raise InputError(f"{self.path}: the adapter {self.adapter} needs init: pretrained")
 
 
 @dataclass(frozen=True)

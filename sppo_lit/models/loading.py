@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from sppo_lit.errors import InputError
+from sppo_lit.models.lora import merge_adapter
 from sppo_lit.settings import ModelSource
 from sppo_lit.utils.hub import no_retries_offline, why_not
 from sppo_lit.utils.paths import find
@@ -238,6 +239,8 @@ def _load(source: ModelSource, auto: AutoClass, overrides: dict[str, Any]) -> tu
         )
     if "gguf_file" in where:
         model = _dequantised(model)
+    if source.adapter is not None:
+        model = merge_adapter(model, find(source.adapter))
     return model, bool(new_head)
 
 

@@ -1,5 +1,6 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) by PEFT, injected into a model in place; only they are trained.
+"""Low-rank adapters (LoRA, arXiv 2106.09685) by PEFT, to be trained in a model, or merged into its weights.
 
+Those to be trained are injected in place, and everything else is frozen.
 W x becomes W x + alpha / rank · B A x, with W [O, I] frozen, A [rank, I] and B [O, rank]; B starts at zero.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -113,3 +114,30 @@ def save_adapters(folder: Path | None, model: nn.Module, base: str, whole: Calla
     config.base_model_name_or_path, config.inference_mode = base, True
     config.save_pretrained(folder)
     save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def merge_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
+    """The model with a saved adapter merged into its weights.
+
+    Args:
+        model: a causal language model, or a classifier on the same backbone.
+        adapter: folder or Hub id of an adapter of PEFT.
+
+    Raises:
+        InputError: PEFT is not installed, or the adapter cannot be read or belongs to another model.
+    """
+    try:
+        from peft import PeftConfig, PeftModel
+    except ModuleNotFoundError:
+        raise InputError(f"adapter {adapter}: it needs the extra: pip install 'sppo-lit[lora]'") from None
+    try:
+        config = PeftConfig.from_pretrained(adapter)
+        config.task_type = None  # an adapter of a causal language model suits a critic on the same backbone
+        adapted: Any = PeftModel(model, config, NAME)
+        found = adapted.load_adapter(adapter, NAME, torch_device="cpu")
+        if misfits := [*found.missing_keys, *found.unexpected_keys]:
+            raise ValueError(f"{len(misfits)} parameters belong to one of them alone, first {misfits[0]}")
+        return cast(PreTrainedModel, adapted.merge_and_unload().requires_grad_(True))  # PEFT had frozen all
+    except Exception as error:  # PEFT's reader raises what its formats raise
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"adapter {adapter}: not a readable adapter of this model ({why})") from error

@@ -372,8 +372,8 @@ class SPPOModule(pl.LightningModule):
         return {"policy": self.policy_source, **critic}
 
     def adapter_base(self) -> str | None:
-        """Path of the base model of the policy's adapters; None without adapters."""
-        return None if self.lora is None else self.policy_source.path
+        """Path of the model that the policy's trained adapters belong to; None without, and on top of a merged one."""
+        return None if self.lora is None or self.policy_source.adapter else self.policy_source.path
 
     # ------------------------------------------------------------------------------------------------------- training
 

@@ -82,7 +82,7 @@ class _Constructed(_Iterating, Protocol):
         """Where they came from."""
 
     def adapter_base(self) -> str | None:
-        """Path of the base model of the policy's adapters; None without adapters."""
+        """Path of the model that the policy's trained adapters belong to; None without, and on top of a merged one."""
 
 
 class TrainingModule(_Iterating, Protocol):

@@ -234,8 +234,8 @@ class SupervisedModule(pl.LightningModule):
         return {"policy": self.policy_source}
 
     def adapter_base(self) -> str | None:
-        """Path of the base model of the policy's adapters; None without adapters."""
-        return None if self.lora is None else self.policy_source.path
+        """Path of the model that the policy's trained adapters belong to; None without, and on top of a merged one."""
+        return None if self.lora is None or self.policy_source.adapter else self.policy_source.path
 
     def training_step(self, batch: Intact[Sequences], batch_idx: int) -> None:
         """Minibatches × micro-batches over the iteration's solutions."""

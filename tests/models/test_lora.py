@@ -16,9 +16,11 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llam
 from sppo_lit.cli.main import main
 from sppo_lit.distributed.sharding import whole_parameters
 from sppo_lit.errors import InputError
-from sppo_lit.models.lora import adapters, add_adapters
+from sppo_lit.models.loading import load_causal_lm, load_critic, load_tokenizer
+from sppo_lit.models.lora import adapters, add_adapters, save_adapters
 from sppo_lit.models.policy import Policy
 from sppo_lit.rollout.torch_engine import TorchEngine, whole_copy
+from sppo_lit.settings import ModelSource
 from sppo_lit.types import Sampling
 
 peft = pytest.importorskip("peft")
@@ -137,6 +139,36 @@ def test_a_run_trains_exports_and_resumes_exactly(tmp_path: Path) -> None:
     assert set(load_file(run / "hf" / "policy" / "model.safetensors")) == set(load_file(WARM / "model.safetensors"))
     adapter = peft.PeftModel.from_pretrained(base, run / "hf" / "adapter")
     torch.testing.assert_close(adapter(ids()).logits, logits, rtol=1e-4, atol=1e-4)
+
+    # The adapter alone, as another run begins with it.
+    source = ModelSource(str(WARM), adapter=str(run / "hf" / "adapter"))
+    tokenizer = load_tokenizer(source)
+    torch.testing.assert_close(load_causal_lm(source, tokenizer)(ids()).logits, logits, rtol=1e-4, atol=1e-4)
+    critic = load_critic(source, tokenizer, "scalar")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    torch.testing.assert_close(critic.get_parameter(name), exported.get_parameter(name))
+    assert all(p.requires_grad for p in critic.parameters())
+    on_top = recipe(tmp_path, LORA | {"model.policy": {"path": str(WARM), "adapter": source.adapter}}, "on_top.yaml")
+    assert main(["run", str(on_top), "--max_epochs", "1"]) == 0
+    again = next((tmp_path / "runs").glob("*on_top/version_0/hf"))
+    assert {part.name for part in again.iterdir()} == {"policy", "critic"}  # its adapter belongs to no saved model
+
+
+def test_an_adapter_that_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(ModelSource(str(WARM)))
+    none = ModelSource(str(WARM), adapter=str(tmp_path / "none"))
+    with pytest.raises(InputError, match=r"adapter .*none: not a readable adapter of this model") as caught:
+        load_causal_lm(none, tokenizer)
+    assert "\n" not in str(caught.value)
+    config = AutoModelForCausalLM.from_pretrained(WARM).config
+    for change, why in (({"num_hidden_layers": 9}, "98 parameters"), ({"hidden_size": 256}, "size mismatch")):
+        other = LlamaForCausalLM(LlamaConfig(**{**config.to_dict(), **change}))
+        add_adapters(other, 4, 8.0, "all-linear")
+        save_adapters(tmp_path / "other", other, "other", lambda value: value.detach())
+        with pytest.raises(InputError, match=f"not a readable adapter of this model .*{why}"):
+            load_causal_lm(ModelSource(str(WARM), adapter=str(tmp_path / "other")), tokenizer)
+    with pytest.raises(InputError, match="needs init: pretrained"):
+        ModelSource(str(WARM), init="random", adapter="none")
 
 
 def test_the_reference_policy_is_the_policy_without_adapters(tmp_path: Path) -> None:
