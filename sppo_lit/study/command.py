@@ -15,7 +15,7 @@ from sppo_lit.study.archive import write_archive
 from sppo_lit.study.plan import TRAIN, Job, Study, jobs, read, write_study_json
 from sppo_lit.study.report import write_report
 from sppo_lit.study.runner import Runner
-from sppo_lit.utils.command import CommandParser
+from sppo_lit.utils.command import CommandParser, names
 from sppo_lit.utils.console import console, is_interactive
 
 AFTER = 4
@@ -39,7 +39,7 @@ def study(arguments: Sequence[str], settings_of: Callable[[Sequence[str]], objec
     parser = CommandParser(prog="sppo study", description="Compare algorithms: run a grid of runs and report on it.")
     parser.add_argument("file", metavar="FILE", help="YAML of the study, e.g. recipes/study/quickstart.yaml")
     parser.add_argument("--seeds", type=_integers, metavar="N,N", help="only these seeds, also others than its own")
-    parser.add_argument("--only", type=_names, metavar="CELL,CELL", help="only these of its cells")
+    parser.add_argument("--only", type=names, metavar="CELL,CELL", help="only these of its cells")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="another folder than the study's own")
     parser.add_argument("--report", action="store_true", help="run nothing, make the report again")
     parser.add_argument("--archive", type=Path, metavar="FILE", help="also write all runs as one JSON, for figures")
@@ -124,7 +124,3 @@ def run(plan: Study, todo: Sequence[Job], file: str) -> bool:
 
 def _integers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
-
-
-def _names(text: str) -> list[str]:
-    return text.split(",")

@@ -15,7 +15,7 @@ from sppo_lit.errors import InputError
 from sppo_lit.study.archive import write_archive
 from sppo_lit.study.figures.specs import FIGURES
 from sppo_lit.study.tables import TextTable, finite, tables
-from sppo_lit.utils.command import CommandParser
+from sppo_lit.utils.command import CommandParser, names
 from sppo_lit.utils.console import console
 
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -42,7 +42,7 @@ def figure(arguments: Sequence[str]) -> int:
     parser.add_argument("name", metavar="NAME", help="which one")
     parser.add_argument("sources", metavar="SOURCE", nargs="*", type=Path, help="run folders, a study, or evaluations")
     parser.add_argument("--out", type=Path, metavar="FILE", help=".png, .svg or .pdf file; default: <NAME>.png")
-    parser.add_argument("--only", metavar="CELL,CELL", help="draw only these cells of studies")
+    parser.add_argument("--only", type=names, metavar="CELL,CELL", help="draw only these cells of studies")
     parser.add_argument("--baseline", metavar="CELL", help="compare with this one instead of the study's own baseline")
     args = parser.parse_args(list(arguments))
     if args.name not in FIGURES:
@@ -60,7 +60,7 @@ def figure(arguments: Sequence[str]) -> int:
     if args.only is not None and spec.reads not in ("runs", "studies"):
         raise InputError(f"--only: figure {args.name} reads {spec.reads}, not cells of studies; leave it out")
     with tempfile.TemporaryDirectory() as folder:
-        sources = args.sources if args.only is None else archives(args.sources, args.only.split(","), Path(folder))
+        sources = args.sources if args.only is None else archives(args.sources, args.only, Path(folder))
         numbers, file = spec.draw(sources, out, *options), out.with_suffix(".json")
     file.write_text(json.dumps(finite(numbers)), encoding="utf-8")
     for table in tables(numbers, units=spec.units):

@@ -7,7 +7,7 @@ Seeds are drawn anew with replacement within each cell, so that every replicate 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -18,7 +18,10 @@ Interval = tuple[float, float, float]
 """An estimate and the ends of its 95 % interval; NaN ends where there is a single run."""
 
 T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-"""97.5 % quantile of Student's t with 1, 2, … degrees of freedom; for more, the normal one (1.96) is close."""
+"""97.5 % quantile of Student's t with 1, 2, … degrees of freedom."""
+
+Z975 = 1.959964
+"""That of the normal distribution."""
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -99,20 +102,35 @@ def interval(statistic: Callable[..., float], *groups: Sequence[T], resamples: i
 
 
 def quantile_of_t(freedom: int) -> float:
-    """97.5 % quantile of Student's t with at least one degree of freedom."""
-    return T975[freedom - 1] if freedom <= len(T975) else 1.96
+    """97.5 % quantile of Student's t with at least one degree of freedom, to 1e-3 (the Cornish-Fisher expansion)."""
+    if freedom <= len(T975):
+        return T975[freedom - 1]
+    z = Z975
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
-def further_run(values: Sequence[float]) -> Interval:
+def pooled_deviation(groups: Iterable[Sequence[float]]) -> tuple[float, int]:
+    """Standard deviation of runs around the mean of their group, one for all groups, and its degrees of freedom.
+
+    Args:
+        groups: scores of each group; without a group of two the deviation is NaN.
+    """
+    rows = [np.asarray(group, dtype=np.float64) for group in groups]
+    freedom = sum(len(row) - 1 for row in rows)
+    squares = sum(float(((row - row.mean()) ** 2).sum()) for row in rows)
+    return math.sqrt(squares / freedom) if freedom else math.nan, freedom
+
+
+def further_run(values: Sequence[float], deviation: float, freedom: int) -> Interval:
     """Mean of some runs' scores, and the range in which another seed's lies with 95 % (prediction interval, normal).
 
     Args:
-        values: [N] scores; the range of a single one is NaN.
+        values: [N] scores.
+        deviation: standard deviation of such scores; NaN where it is not known, and so are the ends.
+        freedom: degrees of freedom of that estimate.
     """
-    estimate, n = mean(values), len(values)
-    if n < 2:
-        return estimate, math.nan, math.nan
-    half = quantile_of_t(n - 1) * float(np.std(values, ddof=1)) * math.sqrt(1 + 1 / n)
+    estimate = mean(values)
+    half = quantile_of_t(freedom) * deviation * math.sqrt(1 + 1 / len(values)) if freedom else math.nan
     return estimate, estimate - half, estimate + half
 
 

@@ -19,3 +19,8 @@ class CommandParser(argparse.ArgumentParser):
         """
         program, _, command = self.prog.rpartition(" ")
         raise InputError(f"{command}: {message}; see '{self.prog if self.add_help else program} --help'")
+
+
+def names(text: str) -> list[str]:
+    """The names in a flag's value, separated by commas."""
+    return text.split(",")

@@ -19,7 +19,15 @@ from sppo_lit.study.figures import comparison
 from sppo_lit.study.figures.efficiency import first_reaching, mean_curve
 from sppo_lit.study.report import write_report
 from sppo_lit.study.runs import find_runs
-from sppo_lit.study.statistics import ends, interquartile_mean, interval, probability_of_improvement
+from sppo_lit.study.statistics import (
+    ends,
+    further_run,
+    interquartile_mean,
+    interval,
+    pooled_deviation,
+    probability_of_improvement,
+    quantile_of_t,
+)
 from sppo_lit.utils.console import console
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -96,12 +104,23 @@ def test_scores_and_the_probability_of_improvement(study: Path) -> None:
     assert rows["ppo"]["improvement"] == (0, 0, 0), "one run against three"
     assert math.isnan(rows["ppo"]["final"][1])
     mean, low, high = rows["sppo"]["another_seed"]
-    assert (low, high) == pytest.approx((mean - 0.1034, mean + 0.1034), abs=1e-3), "4.303 × 0.0208 × √(1 + 1/3)"
+    half = 2.776 * 0.0208 * math.sqrt(1 + 1 / 3)  # the deviation of both cells with several seeds, 4 degrees of freedom
+    assert (low, high) == pytest.approx((mean - half, mean + half), abs=1e-3)
+    assert rows["ppo"]["another_seed"][1] == pytest.approx(0.3 - 2.776 * 0.0208 * math.sqrt(2), abs=1e-3)
     assert rows["sppo"]["difference"] == pytest.approx((0.1, 0.1, 0.1)), "with every seed the same"
     assert rows["ppo"]["difference"][0] == pytest.approx(0.3 - 0.52), "of seed 1, which both have"
     assert rows["sppo"]["over_training"][0] == pytest.approx(
         np.mean([(0.5 * (0.2 + a) + 0.5 * (a + b)) / 2 for a, b in ((0.57, 0.62), (0.53, 0.58), (0.56, 0.61))])
     )
+
+
+def test_seeds_that_agree_by_chance_do_not_promise_that_others_do() -> None:
+    deviation, freedom = pooled_deviation([[0.5, 0.5], [0.3, 0.4, 0.5], [0.1]])
+    assert freedom == 3 and deviation == pytest.approx(math.sqrt(0.02 / 3))
+    _, low, high = further_run([0.5, 0.5], deviation, freedom)
+    assert high - low == pytest.approx(2 * 3.182 * deviation * math.sqrt(1.5))
+    assert math.isnan(further_run([0.5], *pooled_deviation([[0.5], [0.2]]))[1])
+    assert [round(quantile_of_t(freedom), 2) for freedom in (15, 16, 60)] == [2.13, 2.12, 2.0]
 
 
 def test_costs_to_fixed_scores_know_who_never_got_there(study: Path) -> None:

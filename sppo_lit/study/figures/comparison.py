@@ -20,6 +20,7 @@ from sppo_lit.study.statistics import (
     interquartile_mean,
     interval,
     mean,
+    pooled_deviation,
     probability_of_improvement,
 )
 
@@ -54,20 +55,22 @@ def scores(runs: Sequence[Run], baseline: str) -> dict[str, dict[str, Any]]:
 
     Returns:
         By label: seeds; final, best, and mean score over the training time, each the interquartile mean with its
-        interval; another_seed, mean and range in which 95 % of further runs end; and compared with the baseline (None
-        of itself) difference, by how much the mean final score of the seeds that both have is above its own, with the
-        interval of seeds drawn together; and improvement, the probability that a run's final score is above one of its.
+        interval; another_seed, mean and range in which 95 % of further runs end, with one standard deviation for all
+        cells; and compared with the baseline (None of itself) difference, by how much the mean final score of the seeds
+        that both have is above its own, with the interval of seeds drawn together; and improvement, the probability
+        that a run's final score is above one of its.
     """
     groups = grouped(runs)
     ended = {label: {run.seed: float(curve(run, "seconds")[1][-1]) for run in group} for label, group in groups.items()}
     final = {label: list(by_seed.values()) for label, by_seed in ended.items()}
+    scatter = pooled_deviation(final.values())  # of a few seeds alone it may be anything, even 0
     rows: dict[str, dict[str, Any]] = {}
     for label, group in groups.items():
         curves = [curve(run, "seconds") for run in group]
         rows[label] = {
             "seeds": len(group),
             "final": interval(interquartile_mean, final[label]),
-            "another_seed": clipped(further_run(final[label])),
+            "another_seed": clipped(further_run(final[label], *scatter)),
             "best": interval(interquartile_mean, [float(y.max()) for _, y in curves]),
             "over_training": interval(interquartile_mean, [over_training(c) for c in curves]),
             "difference": None if label == baseline else paired(ended[label], ended[baseline]),
