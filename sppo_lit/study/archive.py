@@ -44,9 +44,11 @@ def write_archive(sources: Sequence[Path], file: Path, cells: Sequence[str] | No
         {"name": run.label, "algorithm": run.algorithm, "seed": run.seed, "series": thinned(run.series)}
         for run in selected
     ]
-    study = read_study_json(sources[0])
+    studies = [read_study_json(source) for source in sources]
+    made_with = [*dict.fromkeys(entry for study in studies for entry in study.get("made_with", ()))]
+    content = {**studies[0], "made_with": made_with, "runs": runs}
     with written_whole(file) as temporary:
-        temporary.write_text(json.dumps({**study, "runs": runs}, separators=(",", ":")), encoding="utf-8")
+        temporary.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
 
 
 def thinned(series: Series) -> Series:

@@ -83,9 +83,12 @@ def test_an_archive_draws_what_its_folders_draw(study: Path, tmp_path: Path, dra
 
 
 def test_archives_of_other_seeds_join_a_study(study: Path, tmp_path: Path) -> None:
+    plan = json.loads((study / "study.json").read_text())
+    (study / "study.json").write_text(json.dumps({**plan, "made_with": ["machine 1", "machine 2"]}))
     for seed in (1, 2):
         (tmp_path / f"{seed}").mkdir()
-        shutil.copy(study / "study.json", tmp_path / f"{seed}" / "study.json")
+        own = {**plan, "made_with": [f"machine {seed}"]}
+        (tmp_path / f"{seed}" / "study.json").write_text(json.dumps(own))
         shutil.copytree(study / f"seed-{seed}", tmp_path / f"{seed}" / f"seed-{seed}")
         write_archive([tmp_path / f"{seed}"], tmp_path / f"{seed}.json")
     apart = episodes.draw([tmp_path / "1.json", tmp_path / "2.json"], tmp_path / "apart.png")
