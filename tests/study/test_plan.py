@@ -240,7 +240,7 @@ def test_devices_are_given_out_in_turn(tmp_path: Path, monkeypatch: pytest.Monke
     assert environment(read(str(study(tmp_path, devices=["cpu"]))), 0)["CUDA_VISIBLE_DEVICES"] == ""
 
 
-MANY_CELLS = {"levels_equal_prompts", "levels_equal_sequences", "levels_learning_rates"}
+MANY_CELLS = {"levels_equal_prompts", "levels_equal_sequences", "levels_half_rate", "levels_learning_rates"}
 SHIPPED = [
     pytest.param(file, marks=[pytest.mark.slow] * (file.stem in MANY_CELLS), id=file.stem)
     for file in sorted((ROOT / "recipes" / "study").glob("*.yaml"))
