@@ -32,13 +32,19 @@ def data_files(path: Path, split: str | None) -> list[Path]:
             or the only split there is.
 
     Raises:
-        InputError: a missing path, an unknown file format, a folder without data or without that split.
+        InputError: a missing path, an unknown file format, a file named after another split, a folder without data or
+            without that split.
     """
     if not path.exists():
         raise InputError(f"No data file {path}: check the path")
     if path.is_file():
         if path.suffix not in SUFFIXES:
             raise InputError(f"Data file {path} is none of {', '.join(SUFFIXES)}: convert it to one of them")
+        if split and split_of(path) not in (split, None):
+            raise InputError(
+                f"Data file {path} is of split {split_of(path)!r} by its name, and split {split!r} is asked for: give that "
+                "split's file, or leave split out"
+            )
         return [path]
     files = sorted(f for f in path.iterdir() if f.is_file() and f.suffix in SUFFIXES)
     if not files:

@@ -136,6 +136,8 @@ def test_folder_takes_the_files_of_its_split(datasets_dir):
     assert next(iter(test)).key == "gsm8k/test/0" and len(test.problems()) == 1319
     with pytest.raises(InputError, match="no file of split 'dev': it has test, train"):
         open_problems(folder, "dev")
+    with pytest.raises(InputError, match="of split 'train' by its name, and split 'test' is asked for"):
+        open_problems(f"{folder}/train.jsonl", "test")
     both = open_problems(str(datasets_dir / "deepscaler"), skip_bad_rows=True)
     problems = both.problems()  # files without a split in their names belong together; AIME problems stand in both
     assert len(problems) == 7470 + 975 - both.dropped["duplicate"]
