@@ -253,6 +253,8 @@ def _from_config(
             config.validate()
         except Exception as error:
             raise ValueError(str(error.__cause__ or error)) from error
+    if getattr(config, "num_hidden_layers", 1) < 1:  # transformers builds a model without layers
+        raise ValueError(f"num_hidden_layers = {config.num_hidden_layers}: a model has at least one")
     if layers is not None:
         config.num_hidden_layers = layers
         if getattr(config, "layer_types", None):

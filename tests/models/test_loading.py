@@ -77,6 +77,11 @@ def test_config_changes_need_random_weights() -> None:
     refused("need init: random", lambda: ModelSource(str(BASE), "pretrained", {"hidden_size": 3}))
 
 
+def test_a_model_without_layers_is_refused(tokenizer: Any) -> None:
+    source = ModelSource(str(BASE), "random", {"num_hidden_layers": -1})
+    refused("num_hidden_layers = -1: a model has at least one", lambda: load_causal_lm(source, tokenizer))
+
+
 def test_a_critic_from_a_policy_folder_values_every_prompt_at_one_half(folder: Path, tokenizer: Any) -> None:
     model = load_critic(ModelSource(str(folder)), tokenizer, "scalar")
     stored = load_file(folder / "model.safetensors")
