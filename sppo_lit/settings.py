@@ -117,6 +117,9 @@ class PPOSettings:
             clip_low=(low, low is None or 0 <= low <= 1, "from 0 to 1"),
             clip_high=(high, high is None or high >= 0, "at least 0"),
             dual_clip=(dual, dual is None or dual > 1, "above 1, or null for none"),
+            entropy_coef=(self.entropy_coef, math.isfinite(self.entropy_coef), "a finite number"),
+            value_clip=(self.value_clip, self.value_clip > 0, "above 0 (.inf for no clipping)"),
+            critic_warmup=(self.critic_warmup, self.critic_warmup >= 0, "at least 0"),
         )
 
 
@@ -154,7 +157,7 @@ class AdvantageSettings:
     """How rewards become advantages, beyond what the algorithm defines.
 
     Attributes:
-        gamma: discount per token of PPO's token-level estimator.
+        gamma: discount per token of token-level estimators.
         lam: λ of its generalised advantage estimation (GAE); None uses the algorithm's default.
         critic_lam: λ of the returns that a token-level critic learns; None uses the algorithm's default, and where that
             has none, the λ of the advantages.
@@ -178,6 +181,7 @@ class AdvantageSettings:
             value_weight=(self.value_weight, 0 <= self.value_weight <= 1, share),
             gamma=(self.gamma, 0 <= self.gamma <= 1, share),
             lam=(self.lam, self.lam is None or 0 <= self.lam <= 1, share),
+            critic_lam=(self.critic_lam, self.critic_lam is None or 0 <= self.critic_lam <= 1, share),
         )
 
 
@@ -262,7 +266,7 @@ class OptimizerSettings:
         betas: decay rates of the first and second moment.
         eps: added to the square root of the second moment.
         clip_norm: largest global gradient norm of one optimizer step; ``.inf`` for no clipping.
-        schedule: "constant", "linear" or "cosine" decay to zero at the last iteration, after the warm-up.
+        schedule: "constant", "linear" or "cosine" decay after the warm-up, to the zero of the iteration after the last.
         warmup_iterations: linear from 0 over this many iterations.
         max_skipped_steps: the run ends after this many consecutive steps with a loss or gradient that is not finite.
     """

@@ -100,8 +100,8 @@ class Completion:
 
     Attributes:
         response_ids: sampled token ids, the final end-of-sequence token included.
-        logprobs: log-probability of each of them under the sampling distribution at `Sampling.temperature` (before
-            top-p/top-k), float32, same length.
+        logprobs: log-probability of each of them under the sampling distribution at `Sampling.temperature`, before
+            top-p/top-k (vLLM: after), float32, same length.
         finished: ended by an end-of-sequence token; False means truncated by `max_new_tokens`.
         version: iterations that the weights which sampled it had been trained for; None where the engine leaves it to
             its caller, who knows what was synced.
@@ -345,8 +345,8 @@ class BoundedEngine(Protocol):
 
     concurrent: int
 
-    def affordable(self, tokens: int) -> int:
-        """Most sequences of so many tokens that fit into the memory free now, at most its limit."""
+    def affordable(self, tokens: int, leaving: int = 0) -> int:
+        """Most sequences of so many tokens that fit into the memory free now and `leaving` bytes, at most its limit."""
 
 
 class Verifier(Protocol):

@@ -18,6 +18,22 @@ def datasets_dir() -> Path:
     pytest.skip("no shared/datasets beside this checkout")
 
 
+SLOWEST = ("test_simulated_memory", "test_hostile", "test_quickstart", "test_baselines", "test_fsdp", "test_mutations")
+"""Files that take long; with ``--no-loadscope-reorder`` they are handed out first: both workers end together."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the slowest files first."""
+    items.sort(key=lambda item: SLOWEST.index(item.path.stem) if item.path.stem in SLOWEST else len(SLOWEST))
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No curves of runs, which take longer to draw than most of them run, but in tests marked `curves`."""
+    if request.node.get_closest_marker("curves") is None:
+        monkeypatch.setattr("sppo_lit.callbacks.curves.draw", lambda *args, **options: None)
+
+
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """No network, and a seed that does not reach other tests."""

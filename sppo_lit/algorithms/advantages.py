@@ -259,20 +259,20 @@ def length_adaptive_lam(lengths: Tensor, alpha: float = 0.05) -> Tensor:
 
 
 def whiten(
-    advantages: Tensor, mask: Tensor, total: Callable[[Tensor], Tensor] = lambda x: x, epsilon: float = 1e-8
+    advantages: Tensor, mask: Tensor, sum_over_ranks: Callable[[Tensor], Tensor] = lambda x: x, epsilon: float = 1e-8
 ) -> Tensor:
     """Shift and scale to mean 0 and variance 1 over what is unmasked, on all ranks.
 
     Args:
         advantages: [B] or [B, T] float32.
         mask: bool, of the same shape.
-        total: sums a tensor over ranks.
+        sum_over_ranks: sums a tensor over ranks.
         epsilon: added to the variance (with n − 1 in its denominator).
 
     Returns:
         the same shape, zeros where masked.
     """
-    mean, squares, count = masked_moments(advantages, mask, total)
+    mean, squares, count = masked_moments(advantages, mask, sum_over_ranks)
     variance = squares / (count - 1).clamp(min=1)
     return torch.where(mask, (advantages - mean) * (variance + epsilon).rsqrt(), 0.0)
 

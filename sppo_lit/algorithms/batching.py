@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -29,8 +30,18 @@ def pad_rows(
     return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True).to(device), lengths
 
 
+def earlier(keys: Iterable[int]) -> list[int]:
+    """How often each key came before: [5, 7, 5] → [0, 0, 1]."""
+    seen: Counter[int] = Counter()
+    before = []
+    for key in keys:
+        before.append(seen[key])
+        seen[key] += 1
+    return before
+
+
 def shared_minibatches(
-    problems: int, samples: int, size: int, generator: torch.Generator, rank: int = 0, of: int = 1
+    problems: int, samples: int, size: int, generator: torch.Generator, rank: int = 0, world_size: int = 1
 ) -> list[Tensor]:
     """This rank's rows of a random partition of an iteration's sequences into minibatches.
 
@@ -39,22 +50,22 @@ def shared_minibatches(
     many sequences of every rank, whatever their number.
 
     Args:
-        problems: of the iteration, over all ranks; rank r samples problems r, r + of, r + 2·of, …
+        problems: of the iteration, over all ranks; rank r samples problems r, r + world_size, …
         samples: of each problem, next to each other in a rank's batch.
         size: sequences of a minibatch, over all ranks; must divide problems · samples.
         generator: source of the partition, in the same state on all ranks.
         rank: this process.
-        of: number of processes; must divide `problems` and `size`.
+        world_size: number of processes; must divide `problems` and `size`.
 
     Returns:
-        problems · samples / size index tensors into this rank's batch, each [M] int64 with M = size / of.
+        problems · samples / size index tensors into this rank's batch, each [M] int64 with M = size / world_size.
     """
     strata = torch.stack([torch.randperm(problems * samples // size, generator=generator) for _ in range(size)], dim=1)
     sequences = strata * size + torch.arange(size)
     minibatches = []
     for row in sequences:
         problem, sample = row % problems, row // problems
-        minibatches.append((problem // of * samples + sample)[problem % of == rank])
+        minibatches.append((problem // world_size * samples + sample)[problem % world_size == rank])
     return minibatches
 
 

@@ -33,21 +33,21 @@ def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def masked_moments(
-    values: Tensor, mask: Tensor, total: Callable[[Tensor], Tensor] = lambda x: x
+    values: Tensor, mask: Tensor, sum_over_ranks: Callable[[Tensor], Tensor] = lambda x: x
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, sum of squared deviations from it, and number of `values` ([...]) where `mask` (same shape) is True.
 
     Args:
         values: floating point; padding may hold NaN.
         mask: bool.
-        total: sums a tensor over ranks.
+        sum_over_ranks: sums a tensor over ranks.
 
     Returns:
         three scalars of the dtype of `values`.
     """
-    count = total(mask.sum().to(values.dtype))
-    mean = total(masked_sum(values, mask)) / count
-    return mean, total(masked_sum((values - mean).square(), mask)), count
+    count = sum_over_ranks(mask.sum().to(values.dtype))
+    mean = sum_over_ranks(masked_sum(values, mask)) / count
+    return mean, sum_over_ranks(masked_sum((values - mean).square(), mask)), count
 
 
 def token_weights(mask: Tensor, mode: Aggregation, *, sequences: int, tokens: int, norm_length: int) -> Tensor:

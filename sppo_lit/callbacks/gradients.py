@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -57,8 +58,8 @@ class Sketch:
 class GradientSamples(Callback):
     """After a validation, samples responses to its problems and saves ∇ log π of each, one file a problem.
 
-    ``sppo figure gradient_variance FOLDER`` reads them. An interrupted measurement goes on: what is in the folder is
-    not sampled again. For policies that fit one device, in one process.
+    ``sppo figure gradient_variance FOLDER`` reads them. An interrupted measurement goes on: what is in the folder, of
+    the same policy and settings, is not sampled again. For policies that fit one device, in one process.
 
     Args:
         folder: folder of the files.
@@ -67,7 +68,8 @@ class GradientSamples(Callback):
         width: entries that each gradient is projected to.
 
     Raises:
-        InputError: fewer than 8 samples, several processes, or a run without an exported critic.
+        InputError: fewer than 8 samples, several processes, a run without an exported critic, two of one name, or a
+            folder with another measurement.
     """
 
     def __init__(self, folder: str, samples: int = 16, critics: list[str] | None = None, width: int = 8192) -> None:
@@ -87,9 +89,13 @@ class GradientSamples(Callback):
         module, data = pl_module, cast(Any, trainer).datamodule
         assert isinstance(data, NamedSets) and module.sampler is not None
         critics = {Path(run).parent.name: self._critic(Path(run), module) for run in self.critics}
+        if len(critics) < len(self.critics):
+            raise InputError(
+                f"GradientSamples: two critics have one name ({', '.join(critics)}): the folder of version_<n>"
+            )
         weights = [p for p in module.policy.parameters() if p.requires_grad]
         sketch = Sketch(sum(p.numel() for p in weights), self.width)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._claim({"policy": module.sources()["policy"].path, "checkpoint": str(trainer.ckpt_path)})
         problems = [(f"{name}-{i:05d}", entry) for name in data.val_names for i, entry in enumerate(_set(data, name))]
         todo = [(name, entry) for name, entry in problems if not (self.folder / f"{name}.pt").is_file()]
         for start in range(0, len(todo), CHUNK):
@@ -110,6 +116,17 @@ class GradientSamples(Callback):
                     torch.save({**facts, **record}, path)
             done = len(problems) - len(todo) + start + len(chunk)
             console.print(f"gradients: {done} of {len(problems)} problems × {self.samples} responses", markup=False)
+
+    def _claim(self, weights: dict[str, str]) -> None:
+        """Make the folder, or see that it is of this measurement."""
+        made = {**weights, "samples": self.samples, "critics": self.critics, "width": self.width}
+        file = self.folder / "measurement.json"
+        if file.is_file() and json.loads(file.read_text(encoding="utf-8")) != made:
+            raise InputError(
+                f"GradientSamples: {self.folder} holds a measurement with other settings; give another folder"
+            )
+        with written_whole(file) as temporary:
+            temporary.write_text(json.dumps(made, indent=1), encoding="utf-8")
 
     def _measure(
         self,

@@ -141,13 +141,21 @@ def plan_of(settings: Namespace, processes: int, gpu_memory: int | None = None) 
 
 
 def local_processes(devices: int | str | Sequence[int], cuda: bool) -> int:
-    """Number of processes on this machine for Lightning's `devices`."""
+    """Number of processes on this machine for Lightning's `devices`.
+
+    Raises:
+        InputError: it is no number of processes and no list.
+    """
     if isinstance(devices, (list, tuple)):
         return len(devices)
     text = str(devices)
     if text in ("auto", "-1"):
         return torch.cuda.device_count() if cuda else 1
-    return len([part for part in text.split(",") if part.strip()]) if "," in text else int(text)
+    if "," in text:
+        return len([part for part in text.split(",") if part.strip()])
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"--devices {devices}: give a number of processes, auto, or a list such as 0,1")
+    return int(text)
 
 
 def _source(entry: Namespace) -> ModelSource:

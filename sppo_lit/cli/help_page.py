@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from sppo_lit.cli import SHORT_FLAGS
 from sppo_lit.utils.paths import PACKAGE
 
 WIDTH, LEFT = 80, 34
@@ -21,6 +22,7 @@ WIDTH, LEFT = 80, 34
 
 TRAINER = "lightning.pytorch.trainer.trainer.Trainer"
 DATA = "sppo_lit.training.datamodule.MathDataModule"
+CONTROL_DATA = "sppo_lit.control.datamodule.ControlDataModule"
 MODULE = "sppo_lit.training.module.SPPOModule"
 COMMAND_LINE = "sppo_lit.cli.recipe_cli"
 """Where settings and the words for them are written."""
@@ -126,8 +128,6 @@ STAGE = {
 TOP = (("seed_everything", "int"), ("run_name", "str"), ("logger", "str"), ("wandb", "str"))
 """Settings of the command line itself."""
 
-SHORT_FLAGS = ("max_epochs", "accelerator", "devices", "num_nodes", "strategy", "precision")
-
 
 @dataclass(frozen=True)
 class Setting:
@@ -169,12 +169,12 @@ def page(stage: str, recipe: Path | None, everything: bool, name: str = "sppo") 
         for key in settings:
             groups.setdefault(key.partition(".")[0] if "." in key else "the run", []).append(key)
     else:
-        groups = {head: [_long(key) for key in keys if _long(key) in settings] for head, keys in SHORT.items()}
+        groups = {head: [found for key in keys if (found := _long(key, settings))] for head, keys in SHORT.items()}
     which = "Every setting" if everything else "The settings that matter most"
     whose = f"the values of {recipe.name}" if recipe else "their defaults"
     lines += textwrap.wrap(f"{which}, with {whose} in brackets. In a recipe they are keys: a.b is b below a.", WIDTH)
     for heading, keys in groups.items():
-        lines += ["", heading]
+        lines += ["", heading] if keys else []
         for key in keys:
             lines += _entry(settings[key], values[key], everything)
     lines += ["", *_footer(stage, everything, name, shown)]
@@ -194,9 +194,10 @@ def all_settings(stage: str, content: Mapping[str, Any] | None = None) -> list[S
     if found and found[0].key == "seed_everything":
         found[0] = Setting("seed_everything", "int", "1", WORDS["seed_everything"])
     found += _of_class("model.init_args" if kind else "model", str(kind or MODULE))
-    found += _of_class("data", DATA)
+    control = str(kind).endswith("ControlModule")
+    found += _of_class("data", CONTROL_DATA if control else DATA)
     for key, callback in _callbacks():
-        found += _of_class(key, callback)
+        found += [] if control and key in ("completions", "export") else _of_class(key, callback)
     defaults = _trainer_defaults()
     for setting in _of_class("trainer", TRAINER):
         key = setting.key.removeprefix("trainer.")
@@ -209,8 +210,10 @@ def all_settings(stage: str, content: Mapping[str, Any] | None = None) -> list[S
 # ------------------------------------------------------------------------------------------------------------ printing
 
 
-def _long(key: str) -> str:
-    return f"trainer.{key}" if key in SHORT_FLAGS else key
+def _long(key: str, settings: Mapping[str, Setting]) -> str | None:
+    """The key in a recipe of a setting of the short page; None where the recipe's module has none such."""
+    keys = (f"trainer.{key}" if key in SHORT_FLAGS else key, key.replace("model.", "model.init_args.", 1))
+    return next((key for key in keys if key in settings), None)
 
 
 def _entry(setting: Setting, value: str | None, everything: bool) -> list[str]:

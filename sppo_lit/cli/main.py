@@ -13,12 +13,13 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from errno import EACCES, EDQUOT, EEXIST, EISDIR, ENOSPC, ENOTDIR, EPERM, EROFS
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sppo_lit import __version__
-from sppo_lit.cli import STAGES
+from sppo_lit.cli import SHORT_FLAGS, STAGES
 from sppo_lit.distributed import processes
 from sppo_lit.errors import InputError, SharedError, Stopped
 from sppo_lit.utils.cores import share_cores
@@ -27,10 +28,10 @@ from sppo_lit.utils.paths import find
 if TYPE_CHECKING:
     from jsonargparse import Namespace
 
-SHORT_FLAGS = ("strategy", "devices", "num_nodes", "accelerator", "precision", "max_epochs")
-"""Short forms of `--trainer.<flag>`."""
-
 YAML = (".yaml", ".yml")
+
+UNWRITABLE = (EACCES, EDQUOT, EEXIST, EISDIR, ENOSPC, ENOTDIR, EPERM, EROFS)
+"""Errors of the place that a user has named, or of its disk."""
 
 USAGE = """\
 usage: {name} run [fit|validate] RECIPE [--flag value …]
@@ -141,6 +142,11 @@ def _answer(name: str, arguments: list[str]) -> int:
         elif not (isinstance(error, SharedError) and processes.launched()):
             print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if debug or error.errno not in UNWRITABLE:
+            raise
+        print(f"{name}: {error.filename or 'output'}: {error.strerror}; choose another file or folder", file=sys.stderr)
+        return 2
     except Stopped as stop:
         if processes.launched():
             return 0  # otherwise Lightning would treat it as a failure and kill the other ranks
@@ -247,7 +253,7 @@ def audit_data(arguments: Sequence[str]) -> int:
     console = Console(highlight=False)
     source = open_problems(args.dataset, args.split, limit=args.limit, prompt=bare, skip_bad_rows=True)
     problems = source.problems()
-    report = audit(problems, args.completions, dropped=source.dropped)
+    report = audit([*problems, *source.conflicting], args.completions, dropped=source.dropped)
     show(report, console)
     if args.json:
         report.write(args.json)

@@ -27,7 +27,6 @@ from sppo_lit.callbacks.journal import has_unfinished
 from sppo_lit.callbacks.progress import RunProgress
 from sppo_lit.callbacks.signals import StopSignals
 from sppo_lit.callbacks.summary import RunSummary
-from sppo_lit.cli import STAGES
 from sppo_lit.cli.loggers import check_loggers, make_loggers, names_of
 from sppo_lit.cli.messages import explain, is_lost_connection, one_line
 from sppo_lit.cli.precision import faster_precision
@@ -131,7 +130,7 @@ class RecipeCLI(LightningCLI):
     """One recipe, one run.
 
     Args:
-        arguments: arguments of LightningCLI.
+        arguments: arguments of LightningCLI, one of `STAGES` first.
         recipe: recipe file among them, if any.
         created: this object is appended to it first, so that it is available if construction, which runs it all, fails.
 
@@ -144,7 +143,7 @@ class RecipeCLI(LightningCLI):
 
     def __init__(self, arguments: list[str], recipe: Path | None, created: list[RecipeCLI]) -> None:
         created.append(self)
-        self.recipe = recipe
+        self.recipe, self.stage = recipe, arguments[0]
         self.keys: list[str] = []
         self.started = 0  # iterations of the checkpoint that the run starts from
         self.new_folders: list[Path] = []
@@ -176,10 +175,9 @@ class RecipeCLI(LightningCLI):
         parser.add_argument("-c", "--config", action=ActionConfigFile, help="Recipe.")
         return parser
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Only the stages that recipes support."""
-        return {stage: arguments for stage, arguments in LightningCLI.subcommands().items() if stage in STAGES}
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Only the stage that is asked for: the other one's parser would take as long to build."""
+        return {self.stage: LightningCLI.subcommands()[self.stage]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the built-in callbacks, the run's name and wandb."""

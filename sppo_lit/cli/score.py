@@ -109,8 +109,9 @@ def data_of(args: argparse.Namespace) -> MathDataModule:
         InputError: the recipe cannot be read.
     """
     critic, recipe = Path(args.critic).resolve(), args.recipe
-    if recipe is None and critic.is_dir() and (critic.parents[1] / "config.yaml").is_file():
-        recipe = critic.parents[1] / "config.yaml"
+    own = critic.parent.parent / "config.yaml"
+    if recipe is None and critic.is_dir() and own.is_file():
+        recipe = own
     content: Mapping[str, Any] = {}
     if recipe is not None:
         try:

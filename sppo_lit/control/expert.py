@@ -107,7 +107,7 @@ def train_expert(
         observations [B, O] -> actions, drawn; and a function that saves it.
 
     Raises:
-        InputError: stable-baselines3 is not installed.
+        InputError: stable-baselines3 is not installed, or does not take `settings.ppo`.
     """
     try:
         from stable_baselines3 import PPO
@@ -118,7 +118,10 @@ def train_expert(
         raise InputError(f"the expert needs stable-baselines3 and gymnasium: {EXTRA}") from error
     arguments = {**PPO_ARGUMENTS, **settings.ppo}
     normalised = VecNormalize(vector_env(spec, settings.parallel, seed), gamma=arguments["gamma"])
-    model = PPO("MlpPolicy", normalised, seed=seed, device="cpu", **arguments)
+    try:
+        model = PPO("MlpPolicy", normalised, seed=seed, device="cpu", **arguments)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise InputError(f"model.start.expert.ppo: {error}; see PPO of stable-baselines3") from error
     model.learn(settings.steps)
     normalised.training = False
 

@@ -55,6 +55,9 @@ class CloningSettings:
     def __post_init__(self) -> None:
         if not 0 < self.success <= 1:
             raise InputError(f"model.start.cloning: success is {self.success}; it must be above 0 and at most 1")
+        for name in ("episodes", "steps", "every", "minibatch"):
+            if getattr(self, name) < 1:
+                raise InputError(f"model.start.cloning: {name} is {getattr(self, name)}; it must be at least 1")
 
 
 @dataclass(frozen=True)

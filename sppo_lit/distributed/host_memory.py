@@ -20,11 +20,9 @@ def on_host(tensors: Iterable[Tensor]) -> Iterator[None]:
     Args:
         tensors: any dtype, shape and device; of a sharded one, this rank's shard.
     """
-    local = [tensor._local_tensor if isinstance(tensor, DTensor) else tensor for tensor in tensors]
-    storages = list({t.untyped_storage()._cdata: t.untyped_storage() for t in local}.values())
     kept: list[tuple[torch.UntypedStorage, Tensor]] = []
     try:
-        for storage in storages:
+        for storage in _storages(tensors):
             kept.append((storage, _copy(storage)))
             storage.resize_(0)
         yield
@@ -32,6 +30,17 @@ def on_host(tensors: Iterable[Tensor]) -> Iterator[None]:
         for storage, content in kept:
             storage.resize_(content.numel())
             _bytes(storage).copy_(content)
+
+
+def held_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes that `on_host` frees on the tensors' device."""
+    return sum(storage.nbytes() for storage in _storages(tensors))
+
+
+def _storages(tensors: Iterable[Tensor]) -> list[torch.UntypedStorage]:
+    """Each storage once; of a sharded tensor, that of this rank's shard."""
+    local = [tensor._local_tensor if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+    return list({t.untyped_storage()._cdata: t.untyped_storage() for t in local}.values())
 
 
 def _copy(storage: torch.UntypedStorage) -> Tensor:

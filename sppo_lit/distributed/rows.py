@@ -40,9 +40,9 @@ def whole_batch(batch: TrainingBatch, samples: int) -> TrainingBatch:
     return replace(batch, **gathered, scored=[])
 
 
-def own_rows(total: int, samples: int, rank: int, of: int) -> Tensor:
-    """Where a rank's own sequences are in `whole_batch` of `total` sequences: [total / of] int64."""
-    return torch.arange(total).view(-1, of, samples)[:, rank].reshape(-1)
+def own_rows(total: int, samples: int, rank: int, world_size: int) -> Tensor:
+    """Where a rank's own sequences are in `whole_batch` of `total` sequences: [total / world_size] int64."""
+    return torch.arange(total).view(-1, world_size, samples)[:, rank].reshape(-1)
 
 
 def whole_list(entries: list[T], samples: int) -> list[T]:

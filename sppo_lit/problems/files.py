@@ -42,8 +42,8 @@ def data_files(path: Path, split: str | None) -> list[Path]:
             raise InputError(f"Data file {path} is none of {', '.join(SUFFIXES)}: convert it to one of them")
         if split and split_of(path) not in (split, None):
             raise InputError(
-                f"Data file {path} is of split {split_of(path)!r} by its name, and split {split!r} is asked for: give that "
-                "split's file, or leave split out"
+                f"Data file {path} is of split {split_of(path)!r} by its name, and split {split!r} is asked for: give "
+                "the other split's file, or leave split out"
             )
         return [path]
     files = sorted(f for f in path.iterdir() if f.is_file() and f.suffix in SUFFIXES)

@@ -78,8 +78,9 @@ class ProblemSource:
         columns: the columns that the user has named.
         skip_bad_rows: count rows without problem or answer and corrupt lines instead of raising.
         limit: yield at most this many problems; None for all.
-        dropped: rows dropped in the latest iteration so far, by reason: `duplicate` and, with `skip_bad_rows`,
-            `no_answer`, `no_problem`, `corrupt`.
+        dropped: rows dropped in the latest iteration so far, by reason: `duplicate`, `other_answer` (a duplicate whose
+            gold answer differs from that of the first) and, with `skip_bad_rows`, `no_answer`, `no_problem`, `corrupt`.
+        conflicting: the problems dropped as `other_answer`.
         kept: problems yielded in the latest iteration so far.
         suffixes: of each suffix, how many of the problems yielded got it.
     """
@@ -92,6 +93,7 @@ class ProblemSource:
     skip_bad_rows: bool = False
     limit: int | None = None
     dropped: Counter[str] = field(default_factory=Counter)
+    conflicting: list[Problem] = field(default_factory=list)
     kept: int = 0
     suffixes: Counter[str] = field(default_factory=Counter)
 
@@ -101,8 +103,8 @@ class ProblemSource:
         Raises:
             InputError: a bad row without `skip_bad_rows` (file and row named), equal keys, or no usable problem.
         """
-        self.dropped, self.suffixes, self.kept = Counter(), Counter(), 0
-        seen: set[str] = set()
+        self.dropped, self.conflicting, self.suffixes, self.kept = Counter(), [], Counter(), 0
+        answers: dict[str, str] = {}
         keys: set[str] = set()
         row = -1
         for row, (where, raw) in enumerate(self._raw()):
@@ -112,11 +114,14 @@ class ProblemSource:
                 self.dropped[raw.reason] += 1
                 continue
             identity = {raw.prompt} if isinstance(raw, Problem) else set(raw.identity or (raw.text,))
-            if identity & seen:
-                self.dropped["duplicate"] += 1
-                continue
-            seen |= identity
             problem = self._problem(raw, row)
+            if seen := identity & answers.keys():
+                same = any(answers[name] == raw.answer for name in seen)
+                self.dropped["duplicate" if same else "other_answer"] += 1
+                if not same:
+                    self.conflicting.append(problem)
+                continue
+            answers |= dict.fromkeys(identity, raw.answer)
             if problem.key in keys:
                 raise InputError(f"{where}: another problem has the key {problem.key!r} too; make keys unique or empty")
             keys.add(problem.key)

@@ -101,6 +101,8 @@ def decode_copy(
 ) -> PreTrainedModel:
     """A `whole_copy` that computes what the policy's own passes compute, without converting weights at every token.
 
+    Adapters are merged into it: with them it is equal up to the rounding of the sum.
+
     Args:
         model: the policy's model.
         device: where the copy lies.
@@ -156,14 +158,19 @@ class TorchEngine:
         self.shares_weights = shares_weights
         self.check_every = check_every or (1 if model.device.type == "cpu" else _CHECK_EVERY)
 
-    def affordable(self, tokens: int) -> int:
-        """Most sequences of so many tokens whose keys and values fit into free memory, at most `max_concurrent`."""
+    def affordable(self, tokens: int, leaving: int = 0) -> int:
+        """Most sequences of so many tokens whose keys and values fit into free memory, at most `max_concurrent`.
+
+        Args:
+            tokens: of one sequence, prompt and response.
+            leaving: bytes that will be freed before the first token is decoded.
+        """
         free = free_device_bytes(self.model.device)
         if free is None:
             return self.max_concurrent
         kind = self.model.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.model.dtype
-        fitting = int(_CACHE_SHARE * free) // (max(1, tokens) * cache_bytes(self.model.config, dtype))
+        fitting = int(_CACHE_SHARE * (free + leaving)) // (max(1, tokens) * cache_bytes(self.model.config, dtype))
         return max(1, min(self.max_concurrent, fitting))
 
     def sleep(self) -> None:

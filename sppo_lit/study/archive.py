@@ -33,7 +33,7 @@ def write_archive(sources: Sequence[Path], file: Path, cells: Sequence[str] | No
         cells: names of the runs to write; None for all.
 
     Raises:
-        InputError: no run of these has a finished iteration.
+        InputError: no run of these has a finished iteration, or none is named in `cells`.
     """
     found = find_runs(sources)
     selected = [run for run in found if cells is None or run.label in cells]

@@ -45,9 +45,13 @@ def study(arguments: Sequence[str], settings_of: Callable[[Sequence[str]], objec
     parser.add_argument("--archive", type=Path, metavar="FILE", help="also write all runs as one JSON, for figures")
     args = parser.parse_args(list(arguments))
     plan = read(args.file, args.out)
-    todo = jobs(plan, args.seeds, args.only)
+    if args.archive is not None and args.archive.is_dir():
+        raise InputError(f"study: --archive {args.archive} is a folder; give the name of a file")
+    if args.report and (args.seeds or args.only):
+        raise InputError("study: --report is of all runs; leave out --seeds and --only ('sppo figure' takes --only)")
     failed = False
     if not args.report:
+        todo = jobs(plan, args.seeds, args.only)
         check(todo, settings_of)
         failed = not run(plan, todo, args.file)
     try:
@@ -103,7 +107,7 @@ def run(plan: Study, todo: Sequence[Job], file: str) -> bool:
             console.print(display.line(job, runner.progress[job]), markup=False, soft_wrap=True)
 
     runner = Runner(plan, todo, print_change)
-    write_study_json(plan)
+    write_study_json(plan, runs=any(progress.state != "done" for progress in runner.progress.values()))
     start = time.monotonic()
 
     def table() -> RenderableType:

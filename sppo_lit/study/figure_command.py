@@ -57,11 +57,14 @@ def figure(arguments: Sequence[str]) -> int:
         comparing = ", ".join(name for name, other in FIGURES.items() if other.compares)
         raise InputError(f"--baseline: figure {args.name} has none; {comparing} have")
     options = (args.baseline,) if spec.compares else ()
-    if args.only is not None and spec.reads not in ("runs", "studies"):
+    if args.only is not None and spec.reads not in ("runs", "studies", "control studies"):
         raise InputError(f"--only: figure {args.name} reads {spec.reads}, not cells of studies; leave it out")
+    file = out.with_suffix(".json")
+    if file.resolve() in {source.resolve() for source in args.sources}:
+        raise InputError(f"--out {out}: its numbers would go to {file}, which it is drawn from; give another name")
     with tempfile.TemporaryDirectory() as folder:
         sources = args.sources if args.only is None else archives(args.sources, args.only, Path(folder))
-        numbers, file = spec.draw(sources, out, *options), out.with_suffix(".json")
+        numbers = spec.draw(sources, out, *options)
     file.write_text(json.dumps(finite(numbers)), encoding="utf-8")
     for table in tables(numbers, units=spec.units):
         console.print(rich_table(table))

@@ -77,7 +77,7 @@ def read(folder: Path) -> list[Measured]:
     """Read a measurement of `callbacks.gradients.GradientSamples`.
 
     Raises:
-        InputError: fewer than two problems in it.
+        InputError: fewer than four problems in it.
     """
     files = sorted(folder.glob("*.pt")) if folder.is_dir() else []
     if len(files) < 4:

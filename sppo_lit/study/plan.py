@@ -15,6 +15,7 @@ import yaml
 from sppo_lit.errors import InputError
 from sppo_lit.study.protocols import PROTOCOLS, size_flags
 from sppo_lit.utils.anchors import ITSELF, contains_itself
+from sppo_lit.utils.files import written_whole
 from sppo_lit.utils.paths import find
 from sppo_lit.utils.provenance import made_with
 
@@ -231,6 +232,9 @@ def read(path: str, out: Path | None = None) -> Study:
     for name, flags in values["after"].items():
         if unknown := set(flags.get(CELLS, ())) - values["cells"].keys():
             raise InputError(f"{path}: after.{name}: {sorted(unknown)[0]} is no cell")
+    jobs = [*values["cells"], *(f"{cell}-{name}" for name in values["after"] for cell in values["cells"])]
+    if taken := [job for job in dict.fromkeys(jobs) if jobs.count(job) > 1]:
+        raise InputError(f"{path}: cell {taken[0]} has the name of another cell's validation; rename it")
     if values["baseline"] is not None and values["baseline"] not in values["cells"]:
         raise InputError(
             f"{path}: baseline {values['baseline']} is no cell; choose one of {', '.join(values['cells'])}"
@@ -312,7 +316,7 @@ KEYS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
         "a list such as [cuda:0, cuda:1] or [cpu]",
     ),
     "baseline": (None, lambda v: v is None or isinstance(v, str), "the name of a cell"),
-    "protocol": (None, lambda v: v is None or v in PROTOCOLS, " or ".join(PROTOCOLS)),
+    "protocol": (None, lambda v: v is None or (isinstance(v, str) and v in PROTOCOLS), " or ".join(PROTOCOLS)),
     "after": (
         {},
         lambda v: (
@@ -328,17 +332,17 @@ KEYS: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
 # ---------------------------------------------------------------------------------------------------------- study.json
 
 
-def write_study_json(study: Study) -> None:
-    """Write what the report needs of the study to ``<out>/study.json``, and add what it is now run with."""
+def write_study_json(study: Study, runs: bool = True) -> None:
+    """Write what the report needs of the study to ``<out>/study.json``; if it `runs` now, also what with."""
     recipe = os.path.relpath(study.recipe) if Path(study.recipe).is_relative_to(Path.cwd()) else study.recipe
     fields = asdict(study)
     names = ("title", "budget", "baseline", "protocol", "seeds", "common", "cells", "after")
     content = {"recipe": recipe, **{name: fields[name] for name in names}}
     file = study.out / "study.json"
     before = json.loads(file.read_text(encoding="utf-8")).get("made_with", []) if file.is_file() else []
-    content["made_with"] = list(dict.fromkeys([*before, made_with()]))
-    study.out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=1, default=str), encoding="utf-8")
+    content["made_with"] = list(dict.fromkeys([*before, made_with()])) if runs else before
+    with written_whole(file) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, default=str), encoding="utf-8")
 
 
 def read_study_json(source: Path) -> dict[str, Any]:

@@ -38,8 +38,10 @@ def write_report(out: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     drawn: dict[str, dict[str, Any]] = {}
     missing: dict[str, str] = {}
+    language = any("rollout/response_length" in run.series for run in runs)
+    elsewhere = {"gradients", "control runs", "studies", *(["control studies"] if language else [])}
     for name, spec in FIGURES.items():
-        if spec.reads in ("gradients", "control runs", "studies"):  # not of one study
+        if spec.reads in elsewhere:
             continue
         try:
             drawn[name] = spec.draw(sources(out, spec), folder / f"{name}.png")

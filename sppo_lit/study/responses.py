@@ -29,7 +29,8 @@ def read(source: Path) -> list[Record]:
         for number, line in enumerate(file.read_bytes().rstrip(b"\n").split(b"\n"), start=1):
             try:
                 record = json.loads(line)
-                records.append({**record, "problem": f"{file.stem} {record['problem']}", "reward": record["reward"]})
+                problem, sample, reward = f"{file.stem} {record['problem']}", record["sample"], record["reward"]
+                records.append({**record, "problem": problem, "sample": sample, "reward": reward})
             except (ValueError, KeyError, TypeError):
                 raise InputError(
                     f"{file}, line {number}: no response of an evaluation; give a file of a run's evaluations folder"

@@ -17,6 +17,8 @@ from pathlib import Path
 from sppo_lit.errors import InputError
 from sppo_lit.study.plan import TRAIN, Job, Study
 from sppo_lit.study.progress import Progress, changed_argument, is_done, write_status
+from sppo_lit.utils.console import console
+from sppo_lit.utils.lock import NO_LOCKS, UNSUPPORTED
 
 POLL_SECONDS = 0.2
 """Interval at which processes are checked."""
@@ -241,6 +243,11 @@ def _locked(out: Path, timeout: float = 2 * GRACE_SECONDS) -> Iterator[int]:
                         "another folder (out)"
                     ) from None
                 time.sleep(POLL_SECONDS)
+            except OSError as error:
+                if error.errno not in UNSUPPORTED:
+                    raise
+                console.print(f"{out}: {NO_LOCKS}", markup=False, soft_wrap=True)
+                break
         yield lock
     finally:
         os.close(lock)

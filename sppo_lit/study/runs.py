@@ -74,37 +74,57 @@ class Run:
     folder: Path
 
 
-_Log = tuple[tuple[str, str, int], Series, Path]
-"""Name, algorithm and seed of a run, what it logged, and where."""
+_Identity = tuple[str, str, int]
+"""Name, algorithm and seed of a run."""
+
+_Log = tuple[_Identity, Series, Path]
+"""A run, what it logged, and where."""
 
 
 def find_runs(sources: Sequence[Path]) -> list[Run]:
     """Find the training runs in some folders.
 
     Args:
-        sources: run folders, or folders that contain run folders, e.g. that of a study; or archives of a study, whose
-            runs of a name and seed that an earlier source has are left out.
+        sources: run folders, or folders that contain run folders, e.g. that of a study; or archives of a study. A run
+            that stands in an archive before is left out, as its name, algorithm and seed say.
 
     Returns:
         Runs in the order of the study's cells, others by label; each by seed.
 
     Raises:
-        InputError: a source does not exist, an archive is not one, or no run has a finished iteration.
+        InputError: a source does not exist, an archive or log is damaged, two run folders are alike in name, algorithm
+            and seed, or no run has a finished iteration.
     """
     folders: set[Path] = set()
     logs: list[_Log] = []
+    known: dict[_Identity, Path] = {}
     for source in sources:
         if source.is_file():
-            known = {(name, seed) for (name, _, seed), _, _ in logs}
-            logs += [log for log in _archived(source) if (log[0][0], log[0][2]) not in known]
+            logs += [log for log in _archived(source) if log[0] not in known]
+            known = {run: place for run, _, place in logs}
             continue
         if not source.is_dir():
             raise InputError(f"{source}: no such folder; give run folders, or the folder or archive of a study")
         below = [source] if (source / "metrics.csv").is_file() else [p.parent for p in source.rglob("metrics.csv")]
         for folder in sorted(set(below) - folders):
-            series = read_metrics(folder / "metrics.csv")
-            if "rollout/accuracy" in series:  # neither an evaluation nor supervised training
-                logs.append((settings(folder), series, folder))
+            try:
+                series = read_metrics(folder / "metrics.csv")
+            except (ValueError, TypeError, KeyError) as error:
+                raise InputError(
+                    f"{folder / 'metrics.csv'}: damaged ({error}); resume its run or remove the line"
+                ) from error
+            if "rollout/accuracy" not in series:  # an evaluation or supervised training
+                continue
+            run = settings(folder)
+            other = known.get(run) if (folder / "config.yaml").is_file() else None
+            if other is None:
+                known[run] = folder
+                logs.append((run, series, folder))
+            elif other.is_dir():
+                raise InputError(
+                    f"{folder} and {other}: both are {run[0]} with seed {run[2]}, and would count as two seeds; give "
+                    "one of them, or another run_name in one's config.yaml"
+                )
         folders |= set(below)
     if not logs:
         raise InputError(f"{', '.join(map(str, sources))}: no training run with a finished iteration; give run folders")
@@ -127,7 +147,7 @@ def _archived(file: Path) -> list[_Log]:
         raise InputError(f"{file}: not an archive of runs; 'sppo study … --archive FILE' writes one") from error
 
 
-def settings(folder: Path) -> tuple[str, str, int]:
+def settings(folder: Path) -> _Identity:
     """Name, algorithm and seed of a run from its ``config.yaml``; without one, its folder's name and defaults."""
     file = folder / "config.yaml"
     config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}

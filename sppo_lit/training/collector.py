@@ -14,11 +14,11 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor, nn
 
-from sppo_lit.algorithms.batching import check_minibatch, pad_rows
+from sppo_lit.algorithms.batching import check_minibatch, earlier, pad_rows
 from sppo_lit.algorithms.losses import kl_penalty
 from sppo_lit.algorithms.specs import AlgorithmSpec
 from sppo_lit.algorithms.tracking import BaselineMemory
-from sppo_lit.distributed.collectives import reduced
+from sppo_lit.distributed.collectives import gathered, reduced
 from sppo_lit.distributed.sharding import is_sharded
 from sppo_lit.errors import SharedError
 from sppo_lit.models.policy import Policy
@@ -138,7 +138,7 @@ class Collector:
     def _rollouts(self, problems: Sequence[Encoded], iteration: int) -> Rollouts:
         """Sample and verify."""
         repeated = [problem for problem in problems for _ in range(self._samples)]
-        samples = list(range(self._samples)) * len(problems)
+        samples = self._sample_indices(problems)
         with self._stop.interruptible(boundary=True):
             with self._timer("rollout"):
                 self._sampler.prepare(problems, self._sampling.max_new_tokens, iteration)
@@ -166,6 +166,13 @@ class Collector:
             sampled_sequences=len(sampled),
             custom_rewards=custom,
         )
+
+    def _sample_indices(self, problems: Sequence[Encoded]) -> list[int]:
+        """Of each response its number among those to its problem in this iteration, which may have drawn it twice."""
+        rank, ranks = self._runtime.rank, self._runtime.ranks
+        keys = gathered(prompt_keys([problem for problem, _ in problems]).to(self._runtime.device))
+        before = earlier(keys.view(ranks, -1).T.flatten().tolist())[rank::ranks]
+        return [n * self._samples + s for n in before for s in range(self._samples)]
 
     def _draw(
         self, problems: Sequence[Encoded], sampling: Sampling, samples: Sequence[int], iteration: int, phase: str

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from typing import Any, Protocol, TypeVar, cast
 
 import lightning.pytorch as pl
@@ -403,7 +404,7 @@ class _Streamed:
             source = data.open_source(data.train)
             dropped: Counter[str] = Counter()
             problems, kept = iter(source), 0
-            while chunk := [p for p, _ in zip(problems, range(self.CHUNK), strict=False)]:
+            while chunk := list(islice(problems, self.CHUNK)):
                 parsable, wrong = data.parsable(chunk)
                 encoded, too_long = data.encode(parsable, data.train, 10**9, source.suffixes) if parsable else ([], 0)
                 short = [entry for entry in encoded if len(entry[1]) <= data.max_prompt_tokens]

@@ -104,20 +104,21 @@ def rollout_metrics(
     counts = reduced(slowest.new_tensor([*(reasons[name] for name in names), truncated], dtype=torch.int64))
     rewards, labels, lengths = gathered(batch.rewards), gathered(batch.labels), gathered(batch.response_lengths).float()
     kept = gathered(batch.loss_mask.any(dim=1).to(torch.int32)).float()
-    *shares, truncation = (counts / len(rewards)).tolist()
+    *shares, truncation = (counts.float() / len(rewards)).tolist()
+    sampled = _sampled(batch)
     return {
         "rollout/reward": float(rewards.mean()),
         "rollout/accuracy": float(labels.mean()),
         "rollout/response_length": float(lengths.mean()),
         "rollout/truncation_rate": truncation,
-        "rollout/tokens_per_second": float(lengths.sum() / slowest.clamp(min=1e-9)),
+        "rollout/tokens_per_second": sampled["rollout/sampled_tokens"] / max(float(slowest), 1e-9),
         "rollout/kept": float(kept.mean()),
         **{f"rollout/reason/{name}": share for name, share in zip(names, shares, strict=True)},
         **_custom_rewards(batch),
         **mismatch_metrics(batch, old_logprobs, mask, sequence_cap or SEQUENCE_CAP),
         "rollout/staleness": iteration - float(gathered(batch.versions).float().mean()),
         **_spread(batch.advantages, mask),
-        **_sampled(batch),
+        **sampled,
         **(_value_metrics(batch, values_of) if values_of else {}),
         **(_reference_metrics(batch, batch.reference, mask) if batch.reference is not None else {}),
     }
@@ -129,9 +130,11 @@ def no_reward(shares: Mapping[str, float]) -> str:
     Args:
         shares: reason of a verdict → share of the responses, from 0 to 1.
     """
-    found = sorted((name for name in CAUSES if shares.get(name)), key=lambda name: -shares[name])
-    told = ", ".join(f"{shares[name]:.0%} {CAUSES[name][0]}" for name in found)
-    return f"nothing can be learned from it ({told}): {CAUSES[found[0]][1]}"
+    causes = sorted((name for name in CAUSES if shares.get(name)), key=lambda name: -shares[name])
+    if not causes:  # a verifier of one's own, with reasons of its own
+        return "nothing can be learned from it; see the completions"
+    counted = ", ".join(f"{shares[name]:.0%} {CAUSES[name][0]}" for name in causes)
+    return f"nothing can be learned from it ({counted}): {CAUSES[causes[0]][1]}"
 
 
 def mismatch_metrics(batch: Rollouts, old_logprobs: Tensor, mask: Tensor, sequence_cap: float) -> dict[str, float]:

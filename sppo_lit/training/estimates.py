@@ -78,5 +78,6 @@ def estimates(
         targets = torch.where(mask, errors + values, 0.0)
     trained = usable
     if settings.drop_equal_groups:
-        trained = usable & ~equal_groups(outcomes.totals, samples)
+        paid = outcomes._replace(costs=critic_costs).totals  # without the KL penalty, another for every response
+        trained = usable & ~equal_groups(paid, samples)
     return Estimates(advantages, targets, mask & trained[:, None])

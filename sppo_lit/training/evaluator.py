@@ -64,8 +64,8 @@ class Evaluator:
         problems = sum(len(batch.content) for loader in loaders for batch in loader.dataset)
         self._most = None  # problems of each set on this rank
         if trainer.sanity_checking and (most := self._settings.at_start) is not None:
-            rank, of = self._runtime.rank, self._runtime.ranks  # rank r has every r-th problem of w
-            self._most = max(0, -(-(most - rank) // of))
+            rank, world_size = self._runtime.rank, self._runtime.ranks  # rank r has problems r, r + world_size, …
+            self._most = max(0, -(-(most - rank) // world_size))
             problems = sum(min(self._most, len(batch.content)) for loader in loaders for batch in loader.dataset)
         self._done, self._total = 0, problems * self._settings.responses
         self._lookups = [c.stored_response for c in callbacks_of(trainer) if isinstance(c, ResponseStore)]

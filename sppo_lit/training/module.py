@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sppo_lit.algorithms.batching import balanced_shares, shared_minibatches
+from sppo_lit.algorithms.batching import balanced_shares, check_minibatch, shared_minibatches
 from sppo_lit.algorithms.losses import importance_weights, kl_penalty
 from sppo_lit.algorithms.masking import masked_sum, token_weights
 from sppo_lit.algorithms.specs import AlgorithmSpec
@@ -174,7 +174,7 @@ class SPPOModule(pl.LightningModule):
         self.last_rollouts: Rollouts | None = None
         self.sampler: Sampler | None = None  # until `configure_model`
         self.corrects = False  # until training starts
-        self._paid = False  # any response so far
+        self._paid = False  # any response so far, or before a resume
         self._loaded = False  # the networks
         self.register_buffer("iterations_done", torch.zeros((), dtype=torch.int64))
 
@@ -225,11 +225,11 @@ class SPPOModule(pl.LightningModule):
             self.policy,
             self.tokenizer,
             self.verifier,
-            self.rollout,
-            self.seed,
-            self.runtime,
-            self.timer,
-            self._idle_while_sampling,
+            settings=self.rollout,
+            seed=self.seed,
+            runtime=self.runtime,
+            timer=self.timer,
+            idle=self._idle_while_sampling,
         )
         values = None
         if self.critic is not None:
@@ -242,18 +242,18 @@ class SPPOModule(pl.LightningModule):
         self.collector = Collector(
             self.spec,
             sampler,
-            self.sampling,
-            self.samples,
-            self.batch_settings.minibatch_size,
-            self.reward,
-            self.advantage,
-            self.kl,
-            values,
-            memory if self.spec.memory is not None else None,
-            self.reference,
-            self.runtime,
-            self.timer,
-            self.stop,
+            sampling=self.sampling,
+            samples=self.samples,
+            minibatch_size=self.batch_settings.minibatch_size,
+            reward=self.reward,
+            advantage=self.advantage,
+            kl=self.kl,
+            values=values,
+            memory=memory if self.spec.memory is not None else None,
+            reference=self.reference,
+            runtime=self.runtime,
+            timer=self.timer,
+            stop=self.stop,
         )
         self.evaluator = Evaluator(
             sampler,
@@ -311,7 +311,18 @@ class SPPOModule(pl.LightningModule):
             self.critic_updater = Updater("critic", self.critic, wrapped[1], self.critic_optimizer, *common)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(data, IterationProblems):
+            size = self.batch_settings.minibatch_size
+            check_minibatch(data.problems_per_epoch, self.samples, size, self.runtime.ranks)
             self.runtime.say(self.iteration_size(data.problems_per_epoch))
+        if self.sampling.top_p < 1 or self.sampling.top_k:
+            self.runtime.say(
+                "model.sampling: the policy is sampled with top_p or top_k but learns without, so that its ratio is "
+                "biased; set top_p 1 and top_k 0"
+            )
+        if self.iteration and not self.sampler.engine(self.iteration).deterministic:
+            self.runtime.say(
+                f"resumed: engine {self.rollout.engine} does not repeat its samples; the run goes on with others"
+            )
         if self.memory_of_prompts is not None and isinstance(data, ProblemPasses):
             self._check_repetition(data)
 
@@ -352,6 +363,7 @@ class SPPOModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the token budget and the memory of prompts."""
         self.budget.load_from(checkpoint)
+        self._paid = True  # it is not known whether none was
         if self.memory_of_prompts is not None and MEMORY in checkpoint:  # not in one of another algorithm
             self.memory_of_prompts.load_state_dict(checkpoint[MEMORY])
 
@@ -575,6 +587,8 @@ def check_settings(
             f"model.advantage.value_weight is {advantage.value_weight}: with one response per prompt there are no "
             "others to compare with; set model.batch.samples_per_prompt to 2 or more, or leave it out"
         )
+    if advantage.critic_lam is not None and spec.critic != "token":
+        raise InputError(f"model.advantage.critic_lam: {spec.title} has no critic of tokens; leave it out")
     if ppo.critic_warmup and spec.critic == "none":
         raise InputError(
             f"model.ppo.critic_warmup is {ppo.critic_warmup}, but {spec.title} has no critic; leave it out"

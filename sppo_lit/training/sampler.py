@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sppo_lit.distributed.collectives import reduced
-from sppo_lit.distributed.host_memory import on_host
+from sppo_lit.distributed.host_memory import held_bytes, on_host
 from sppo_lit.distributed.sharding import is_sharded, whole_parameters
 from sppo_lit.models.loading import eos_token_ids
 from sppo_lit.models.policy import Policy
@@ -63,7 +63,7 @@ class Sampler:
         self._idle = idle
         self._engine: RolloutEngine | None = None
         self._synced: int | None = None  # iteration whose weights the engine has
-        self._concurrent = settings.max_concurrent
+        self._fewest = settings.max_concurrent  # sequences decoded at a time, so far
 
     def engine(self, iteration: int) -> RolloutEngine:
         """The engine with the weights after `iteration` iterations; created at first use.
@@ -105,14 +105,17 @@ class Sampler:
         if not isinstance(engine, BoundedEngine):
             return
         longest = max((len(ids) for _, ids in problems), default=0) + max_new_tokens
-        own = torch.tensor(engine.affordable(longest), device=self._runtime.device)
+        leaving = held_bytes(self._waiting(engine))
+        with self._runtime.autocast():
+            own = torch.tensor(engine.affordable(longest, leaving), device=self._runtime.device)
         agreed = int(reduced(own, dist.ReduceOp.MIN))
-        if agreed < self._concurrent:
+        if agreed < self._fewest:
+            self._fewest = agreed
             self._runtime.say(
                 f"sampling {agreed} sequences of up to {longest} tokens at a time (model.rollout.max_concurrent is "
                 f"{self._settings.max_concurrent}): no more fit into memory on every rank"
             )
-        self._concurrent = engine.concurrent = agreed
+        engine.concurrent = agreed
 
     @torch.no_grad()
     def draw(

@@ -37,7 +37,7 @@ from sppo_lit.training.diagnostics import step_metrics
 from sppo_lit.training.evaluator import Evaluator
 from sppo_lit.training.metrics import Result, flatten
 from sppo_lit.training.networks import make_policy
-from sppo_lit.training.protocols import selection_of
+from sppo_lit.training.protocols import IterationProblems, selection_of
 from sppo_lit.training.reloading import save_settings, saved_settings
 from sppo_lit.training.run_folder import run_folder
 from sppo_lit.training.runtime import Runtime, compute_dtype
@@ -186,11 +186,11 @@ class SupervisedModule(pl.LightningModule):
             self.policy,
             self.tokenizer,
             self.verifier,
-            self.rollout,
-            self.seed,
-            self.runtime,
-            self.timer,
-            self._idle_while_sampling,
+            settings=self.rollout,
+            seed=self.seed,
+            runtime=self.runtime,
+            timer=self.timer,
+            idle=self._idle_while_sampling,
         )
         self.collector = SolutionCollector(self.tokenizer, self.batch_settings.minibatch_size, self.runtime)
         limit = self.sampling.max_new_tokens
@@ -206,6 +206,9 @@ class SupervisedModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Create the updater with the optimizer wrapped by Lightning."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, IterationProblems):
+            check_minibatch(data.problems_per_epoch, 1, self.batch_settings.minibatch_size, self.runtime.ranks)
         folder = run_folder(self.trainer)
         common = (self.policy_optimizer, self.budget, self.runtime, self.stop, folder)
         self.updater = Updater("policy", self.policy, cast(torch.optim.Optimizer, self.optimizers()), *common)

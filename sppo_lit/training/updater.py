@@ -158,7 +158,8 @@ class Updater:
             pieces = self._budget.recut(pieces, lengths)
 
     def _passes(self, pieces: Sequence[Tensor], loss: Callable[[Tensor], Terms], names: Sequence[str]) -> Terms:
-        total = {name: torch.zeros((), device=self._runtime.device) for name in names}
+        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)  # bf16-true makes bfloat16 the default
+        total = {name: torch.zeros((), dtype=dtype, device=self._runtime.device) for name in names}
         total |= {name: torch.full_like(total[name], torch.inf) for name in names if name in LEAST}
         for rows in pieces:
             terms = loss(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -21,13 +22,15 @@ def written_whole(target: Path) -> Iterator[Path]:
         target: file or folder to write; an older one stays untouched until the block has ended.
 
     Raises:
-        OSError: the file cannot be written or moved.
+        OSError: the file cannot be written or moved; a folder stands where a file is to be written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.tmp")
     remove(temporary)
     try:
         yield temporary
+        if target.is_dir() and not temporary.is_dir():  # it would go, with all that is in it
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
         _readable(temporary)
         replace(temporary, target)
     finally:

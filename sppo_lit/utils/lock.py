@@ -13,6 +13,7 @@ from sppo_lit.utils.console import console
 
 NAME = ".lock"
 UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+NO_LOCKS = "this file system has no locks; do not start a second process in this folder"
 
 
 class FolderLock:
@@ -42,11 +43,7 @@ class FolderLock:
             except OSError as error:
                 holder = os.pread(self._fd, 200, 0).decode("utf-8", "replace").strip()
                 if error.errno in UNSUPPORTED:
-                    console.print(
-                        f"{folder}: this file system has no locks; do not start a second process in this run",
-                        markup=False,
-                        soft_wrap=True,
-                    )
+                    console.print(f"{folder}: {NO_LOCKS}", markup=False, soft_wrap=True)
                     return
                 os.close(self._fd)
                 if not isinstance(error, BlockingIOError):

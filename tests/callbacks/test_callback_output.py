@@ -28,6 +28,8 @@ from sppo_lit.utils.console import duration
 from sppo_lit.utils.files import UMASK, written_whole
 from sppo_lit.utils.run_log import read_metrics
 
+pytestmark = pytest.mark.curves
+
 PNG = b"\x89PNG"
 
 

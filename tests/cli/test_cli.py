@@ -22,7 +22,8 @@ from cli_helpers import BASE, ROOT, recipe
 from run_files import csv_rows
 
 from sppo_lit import __version__
-from sppo_lit.cli.main import COMMANDS, SHORT_FLAGS, lightning_main, main, run_settings, translate
+from sppo_lit.cli import SHORT_FLAGS
+from sppo_lit.cli.main import COMMANDS, lightning_main, main, run_settings, translate
 from sppo_lit.errors import InputError
 from sppo_lit.utils.console import console
 
@@ -73,6 +74,12 @@ def test_help_lists_every_setting(tmp_path: Path, capsys: pytest.CaptureFixture[
     file = recipe(tmp_path, {"model": {"class_path": "sppo_lit.SupervisedModule"}})
     assert main(["run", "fit", str(file), "--help", "all"]) == 0
     assert "model.init_args.policy.path" in flags_of(capsys.readouterr().out)
+    assert main(["run", "fit", "recipes/control/cartpole.yaml", "--help", "all"]) == 0
+    control = flags_of(capsys.readouterr().out)
+    assert {key for key in control if key.startswith("data.")} == {"data.problems_per_epoch", "data.held_out"}
+    assert not {key for key in control if key.startswith(("completions", "export"))}
+    assert main(["run", "fit", "recipes/control/cartpole.yaml", "--help"]) == 0
+    assert "model.init_args.algorithm" in flags_of(capsys.readouterr().out)
 
 
 def test_help_is_a_page_of_what_matters(capsys: pytest.CaptureFixture[str]) -> None:

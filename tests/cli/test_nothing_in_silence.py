@@ -12,6 +12,7 @@ from cli_helpers import recipe, refused
 from run_files import csv_rows
 
 from sppo_lit.cli.main import main
+from sppo_lit.training.diagnostics import no_reward
 
 pytestmark = [pytest.mark.usefixtures("alone"), pytest.mark.filterwarnings("ignore")]
 EVALUATED = {"data.val": [{"path": "arithmetic", "limit": 4}], "trainer.check_val_every_n_epoch": 1}
@@ -123,6 +124,10 @@ def test_no_reward_at_all_is_said_once_with_the_reason(tmp_path: Path, capsys: p
     assert main(["run", file]) == 0
     [line] = [line for line in capsys.readouterr().out.splitlines() if "no response of the first 3" in line]
     assert "100% cut off before an answer" in line and "raise model.sampling.max_new_tokens" in line
+
+
+def test_a_verifier_with_reasons_of_its_own_is_no_error() -> None:
+    assert no_reward({"wrong": 0.0}) == "nothing can be learned from it; see the completions"
 
 
 def test_a_trial_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

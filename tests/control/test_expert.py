@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sppo_lit.control import expert
 from sppo_lit.control.environments import ENVIRONMENTS
-from sppo_lit.control.expert import HIDDEN, clone, start_policy, success_rate
+from sppo_lit.control.expert import HIDDEN, clone, start_policy, success_rate, train_expert
 from sppo_lit.control.networks import ControlPolicy
 from sppo_lit.control.settings import CloningSettings, ExpertSettings, StartSettings
 from sppo_lit.errors import InputError
@@ -75,6 +75,8 @@ def test_nothing_to_clone_and_a_clone_that_never_succeeds() -> None:
         CloningSettings(success=0)
     with pytest.raises(InputError, match="steps is 0; it must be at least 1"):
         ExpertSettings(steps=0)
+    with pytest.raises(InputError, match=r"model\.start\.expert\.ppo: .*learning_rte"):
+        train_expert(CAR, ExpertSettings(ppo={"learning_rte": 1e-3}), 1)
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

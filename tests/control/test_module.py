@@ -199,6 +199,7 @@ def test_the_shaped_reward_is_paid_step_by_step(recipe: Recipe, tmp_path: Path) 
         ({"reward": "dense"}, [], ["model.reward dense needs a critic of every step; Sequence-Level PPO has none"]),
         ({"samples": 0}, [], ["samples is 0", "at least 1"]),
         ({"hidden": []}, [], ["hidden", "at least one layer"]),
+        ({}, ["--model.init_args.start.cloning.every", "0"], ["model.start.cloning: every is 0", "at least 1"]),
         ({"running_normalisation": 0}, [], ["running_normalisation", "at least 1"]),
         ({"batch": {"minibatch_size": 5}}, [], ["does not divide the 16 sequences"]),
         ({}, ["--strategy", "ddp", "--devices", "2"], ["runs in one process on the CPU"]),

@@ -19,12 +19,13 @@ from sppo_lit.settings import ModelSource
 pytestmark = pytest.mark.slow
 SHAPE = json.loads((CONFIGS / "SmolLM2-135M-Instruct.json").read_text(encoding="utf-8"))
 CONFIG = {key: SHAPE[key] for key in SHAPE if key.endswith("_size") or key.startswith("num_")} | {"head_dim": 64}
+CONFIG |= {} if "SPPO_THOROUGH" in os.environ else {"num_hidden_layers": 10}
 PATH = str(ROOT / "data" / "arithmetic" / "base")  # for its tokenizer
 PROMPT, RESPONSE, TOKENS, SEQUENCES = 40, 24, 128, 8
 LIMIT = 600
 OF_CI = [("32-true", "all"), ("bf16-mixed", "none")]
 SETTINGS = list(product(("32-true", "bf16-mixed"), ("none", "all"))) if "SPPO_THOROUGH" in os.environ else OF_CI
-"""With SPPO_THOROUGH=1 in the environment all of them, minutes each."""
+"""With SPPO_THOROUGH=1 in the environment all of them and all layers, minutes each."""
 
 
 @pytest.mark.parametrize(("precision", "offload"), SETTINGS)

@@ -217,3 +217,4 @@ def test_bad_input_is_refused_as_elsewhere(tmp_path: Path, capsys: pytest.Captur
     missing = recipe(tmp_path, {"data.train.path": str(tmp_path / "none.jsonl")})
     refused(capsys, tmp_path, ["doctor", missing], "none.jsonl")
     refused(capsys, tmp_path, ["doctor", recipe(tmp_path), "--devices", "3"], "3 processes")
+    refused(capsys, tmp_path, ["doctor", recipe(tmp_path), "--no-load", "--devices", "0"], "--devices 0", "auto")

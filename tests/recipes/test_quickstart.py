@@ -20,6 +20,7 @@ def held_out(metrics: Path) -> list[float]:
 
 
 @pytest.mark.slow
+@pytest.mark.curves
 def test_quickstart_gains_twenty_points_and_its_checkpoint_and_exports_agree(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

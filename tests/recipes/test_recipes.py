@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ PAPER["dapo17k_7b/sppo_small_critic"] = {
 }
 
 
+@cache
 def parse(recipe: str | Path, *flags: str, stage: str = "fit") -> Any:
     """All settings of a recipe, defaults included.
 

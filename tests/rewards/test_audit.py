@@ -107,6 +107,15 @@ def test_the_command_reads_a_file_and_writes_a_report(tmp_path: Path, capsys: py
     assert "left out: 1 no_answer" in capsys.readouterr().out
 
 
+def test_the_command_finds_a_problem_with_two_gold_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "mine.jsonl"
+    rows = [{"problem": "2+2=?", "answer": answer} for answer in ("4", "5", "4")]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    assert main(["audit", str(data)]) == 0
+    shown = capsys.readouterr().out
+    assert "1 conflict" in shown and "4 in mine/train/0" in shown and "left out: 1 other_answer, 1 duplicate" in shown
+
+
 def test_accepted_answers_are_kept_with_their_rules_and_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

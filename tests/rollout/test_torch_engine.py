@@ -219,6 +219,7 @@ def test_as_many_sequences_are_decoded_as_fit_into_free_memory(monkeypatch: pyte
     assert held == 16 * cache_bytes(engine.model.config, torch.float32)
     monkeypatch.setattr(torch_engine, "free_device_bytes", lambda device: 10 * held)
     assert engine.affordable(16) == 8 and engine.affordable(10_000) == 1
+    assert engine.affordable(16, leaving=10 * held) == 16
 
 
 def test_a_sliding_window_is_accepted_only_while_it_does_not_slide() -> None:

@@ -98,6 +98,22 @@ def test_archives_of_other_seeds_join_a_study(study: Path, tmp_path: Path) -> No
     assert (tmp_path / "both.json").read_text() == (tmp_path / "study.json").read_text()
     write_archive([tmp_path / "1.json", tmp_path / "both.json", tmp_path / "both.json"], tmp_path / "again.json")
     assert (tmp_path / "again.json").read_text() == (tmp_path / "study.json").read_text(), "no run counts twice"
+    write_archive([tmp_path / "1.json", study], tmp_path / "grown.json")
+    assert (tmp_path / "grown.json").read_text() == (tmp_path / "study.json").read_text(), "nor one of the folder again"
+
+
+def test_two_runs_of_one_name_and_seed_are_not_two_seeds(study: Path) -> None:
+    again = study / "seed-1" / "sppo" / "version_1"
+    shutil.copytree(study / "seed-1" / "sppo" / "version_0", again)
+    with pytest.raises(InputError, match="both are sppo with seed 1, and would count as two seeds"):
+        find_runs([study])
+    config = yaml.safe_load((again / "config.yaml").read_text())
+    (again / "config.yaml").write_text(yaml.safe_dump({**config, "run_name": "slower"}))
+    assert {(run.label, run.seed) for run in find_runs([study])} >= {("sppo", 1), ("sppo", 2), ("slower", 1)}
+    with (again / "metrics.csv").open("a") as file:
+        file.write("7,1e")
+    with pytest.raises(InputError, match=r"version_1/metrics\.csv: damaged"):
+        find_runs([study])
 
 
 def test_an_archive_keeps_what_lies_between_evaluations() -> None:
@@ -246,7 +262,8 @@ def test_the_page_of_a_study(study: Path) -> None:
         assert cell in page, cell
 
 
-def test_the_page_says_what_the_study_was_run_with(study: Path) -> None:
+def test_the_page_says_what_the_study_was_run_with(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sppo_lit.study.report.FIGURES", {})
     made = ["sppo-lit 0.1 (commit abc), 2 cores", "sppo-lit 0.2 (commit def and changes), 8 × NVIDIA H100"]
     plan = json.loads((study / "study.json").read_text())
     (study / "study.json").write_text(json.dumps({**plan, "made_with": made}))
@@ -254,7 +271,8 @@ def test_the_page_says_what_the_study_was_run_with(study: Path) -> None:
     assert f"Run with {made[0]}" in page and f"and with {made[1]}" in page
 
 
-def test_the_page_names_the_protocol(study: Path) -> None:
+def test_the_page_names_the_protocol(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sppo_lit.study.report.FIGURES", {})
     assert "Protocol" not in write_report(study).read_text(encoding="utf-8")
     plan = json.loads((study / "study.json").read_text())
     (study / "study.json").write_text(json.dumps({**plan, "protocol": "equal_prompts"}))
@@ -312,10 +330,12 @@ def test_figure_on_the_command_line(study: Path, tmp_path: Path, capsys: Any, mo
     assert (tmp_path / "plots" / "g.pdf").read_bytes().startswith(b"%PDF")
     assert "plots/g.png and plots/g.svg and plots/g.pdf" in capsys.readouterr().out
     capsys.readouterr()
+    write_archive([study], tmp_path / "all.json")
     for arguments, part in (
         (["speed"], "choose one of efficiency"),
         (["efficiency"], "no sources"),
         (["efficiency", "nowhere"], "nowhere: no such folder"),
+        (["efficiency", "all.json", "--out", "all.png"], "--out all.png: its numbers would go to all.json"),
         (["memory", str(tmp_path / "plots")], "no training run"),
         (["group_advantage", "--out", "g.jpg"], "--out g.jpg: not the name of a .png, .svg or .pdf file"),
         (["group_advantage", "--out", "plots"], "--out plots: not the name"),

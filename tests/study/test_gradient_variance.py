@@ -157,5 +157,7 @@ def test_a_real_policy_is_measured_and_an_interrupted_measurement_goes_on(
     shown = capsys.readouterr().out
     assert "leave-one-out" in shown and (tmp_path / "g.svg").is_file()
     refused(capsys, tmp_path, ["figure", "gradient_variance", runs[0]], "0 measured problems")
+    assert main([*command[:6], "--trainer.callbacks.samples=9", *command[7:]]) == 2
+    assert "holds a measurement with other settings" in capsys.readouterr().err
     wrong = [*command[:6], "--trainer.callbacks.samples=4", *command[7:]]
     assert main(wrong) == 2 and "samples is 4" in capsys.readouterr().err

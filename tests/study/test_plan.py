@@ -81,6 +81,8 @@ def test_cells_take_turns_within_a_seed(tmp_path: Path) -> None:
         ({"cells": {"a": {}, "b": {"model.algorithm": "grppo"}}}, ["cell b: model.algorithm 'grppo' is unknown"]),
         ({"cells": {"a": {}, "b": {"model.batch.minibatch_size": 3}}}, ["cell b", "minibatch_size"]),
         ({"after": {"x": {"model.evaluation.sampels": 4}}}, ["after.x, cell sppo", "--model.evaluation.sampels"]),
+        ({"protocol": ["equal_prompts"]}, ["protocol is ['equal_prompts']", "equal_prompts or equal_sequences"]),
+        ({"cells": {"a": {}, "a-x": {}}, "after": {"x": {}}}, ["cell a-x has the name of another cell's validation"]),
     ],
 )
 def test_a_mistake_is_told_in_one_line(tmp_path: Path, capsys: Any, changes: dict[str, Any], parts: list[str]) -> None:
@@ -221,6 +223,9 @@ def test_mistakes_on_the_command_line(tmp_path: Path, capsys: Any) -> None:
     refused(capsys, tmp_path, ["study", file, "--seeds", "1,x"], "--seeds")
     refused(capsys, tmp_path, ["study", file, "--seeds", "1,-1"], "--seeds -1: a seed is 0 or above")
     refused(capsys, tmp_path, ["study", file, "--only", "ppo"], "--only ppo is not in it", "sppo, grpo")
+    refused(capsys, tmp_path, ["study", file, "--report", "--only", "sppo"], "--report is of all runs")
+    refused(capsys, tmp_path, ["study", file, "--archive", tmp_path], "is a folder; give the name of a file")
+    refused(capsys, tmp_path, ["study", file, "--out", file], f"{file}: File exists; choose another file or folder")
     file.write_text(file.read_text().replace("cells:", "cells: &a\n  again: *a"))
     refused(capsys, tmp_path, ["study", file], "study.yaml: an anchor (&) refers to a place inside itself")
     file.write_text("cells: [")

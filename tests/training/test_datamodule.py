@@ -111,6 +111,12 @@ def test_a_streamed_source_goes_on_where_a_run_stopped(opened: Any, file: Path) 
     assert keys(data.problems_of(1)) == whole[1], "and back"
 
 
+def test_a_streamed_source_longer_than_a_chunk_is_read_whole(opened: Any, file: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("sppo_lit.training.datamodule._Streamed.CHUNK", 4)
+    data = opened(ProblemSet(str(file), streaming=True), max_prompt_tokens=200)
+    assert len(set(keys(data.stream.take(0, 18)))) == 18
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_ranks_share_an_iteration_without_overlap(opened: Any, file: Path, streaming: bool) -> None:
     source = ProblemSet(str(file), streaming=streaming)

@@ -429,6 +429,29 @@ def test_a_run_says_once_how_large_an_iteration_is(
     assert [shown for shown in capsys.readouterr().out.splitlines() if "sequences" in shown] == [line]
 
 
+def test_a_problem_drawn_twice_gets_two_responses(start: ModelSource) -> None:
+    batch = run_iteration("32-true", problems=8, policy=start).last_rollouts
+    drawn: dict[str, set[tuple[int, str]]] = {}
+    for scored in batch.scored:
+        drawn.setdefault(scored.problem.key, set()).add((scored.sample, scored.text))
+    assert len(drawn) == 8 and all({sample for sample, _ in pair} == {0, 1} for pair in drawn.values())
+    assert len({text for pair in drawn.values() for _, text in pair}) > 8
+
+
+def test_groups_of_equal_verdicts_are_dropped_also_with_a_kl_penalty_in_the_reward(start: ModelSource) -> None:
+    kl = KLSettings(coef=0.1, where="reward")
+    batch = run_iteration(
+        algorithm="rloo", samples_per_prompt=2, iterations=2, kl=kl, drop_equal_groups=True, policy=start
+    ).last_rollouts
+    differ = (batch.labels.view(-1, 2)[:, 0] != batch.labels.view(-1, 2)[:, 1]).repeat_interleave(2)
+    assert torch.equal(batch.loss_mask.any(dim=1), differ) and differ.any()
+
+
+def test_truncated_sampling_is_said_to_bias_the_ratio(capsys: pytest.CaptureFixture[str]) -> None:
+    run_iteration("32-true", sampling=Sampling(temperature=0.7, max_new_tokens=24, top_k=5))
+    assert "sampled with top_p or top_k but learns without" in " ".join(capsys.readouterr().out.split())
+
+
 def advantages_of(module: Recorded) -> torch.Tensor:
     """[B, T] or [B] of the latest iteration, float64."""
     return module.last_rollouts.advantages.double()
@@ -556,6 +579,7 @@ def test_kl_in_the_reward_is_taken_from_what_is_paid_but_not_from_the_labels(sta
         ({"algorithm": "grpo", "samples_per_prompt": 1}, "GRPO needs at least 2"),
         ({"drop_equal_groups": True}, "every group is equal"),
         ({"algorithm": "remax", "critic_warmup": 3}, "ReMax has no critic"),
+        ({"critic_lam": 0.9}, "critic_lam: Sequence-Level PPO has no critic of tokens"),
         ({"kl": KLSettings(0.1)}, "has no weights to stay close to"),
         ({"value_weight": 0.5}, "value_weight is 0.5: with one response per prompt there are no others"),
         ({"value_weight": 0.5, "algorithm": "rloo"}, "RLOO has no critic that values prompts"),

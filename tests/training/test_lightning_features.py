@@ -168,6 +168,7 @@ def test_callbacks_of_this_package_with_a_plain_trainer(tmp_path: Path) -> None:
     assert len(list((run / "evaluations").iterdir())) == 3
 
 
+@pytest.mark.curves
 def test_the_standard_trainer_is_that_of_a_run_by_recipe(tmp_path: Path) -> None:
     own = [Clock(max_tokens=10), EarlyStopping("val/accuracy", mode="max")]
     first = standard_trainer(tmp_path, "mine", own, max_epochs=5, accelerator="cpu")

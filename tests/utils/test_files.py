@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sppo_lit.utils.files import remove, replace
+from sppo_lit.utils.files import remove, replace, written_whole
 
 
 def test_a_rename_whose_answer_was_lost_has_succeeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,6 +45,14 @@ def test_a_folder_with_a_file_that_is_still_open_gives_way(tmp_path: Path, monke
     monkeypatch.setattr(shutil, "rmtree", rmtree)
     remove(target.with_name(".target.old"))
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def test_a_file_does_not_take_the_place_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "metrics.csv").touch()
+    with pytest.raises(IsADirectoryError), written_whole(tmp_path / "runs") as temporary:
+        temporary.write_text("a file")
+    assert [path.name for path in tmp_path.rglob("*")] == ["runs", "metrics.csv"]
 
 
 def test_a_folder_that_may_not_be_deleted_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,7 @@ def scores(runs: Sequence[Run], baseline: str) -> dict[str, dict[str, Any]]:
     """
     groups = grouped(runs)
     ended = {label: {run.seed: float(curve(run, "seconds")[1][-1]) for run in group} for label, group in groups.items()}
-    final = {label: list(by_seed.values()) for label, by_seed in ended.items()}
+    final = {label: [float(curve(run, "seconds")[1][-1]) for run in group] for label, group in groups.items()}
     scatter = pooled_deviation(final.values())  # of a few seeds alone it may be anything, even 0
     rows: dict[str, dict[str, Any]] = {}
     for label, group in groups.items():
@@ -114,7 +114,7 @@ def costs_to_scores(runs: Sequence[Run], baseline: str) -> dict[str, dict[str, A
     """Costs to fixed scores: half, 80 % and all of what the baseline's mean curve gains.
 
     A run that does not get there within its budget is censored: its cost is unknown, but larger than that of all that
-    do, so that the median over seeds is known where at most half of them are.
+    do, so that the median over seeds is known where fewer than half of them are.
 
     Args:
         runs: runs with evaluations and a clock.

@@ -210,7 +210,7 @@ def comparable(runs: Sequence[Run], cost: str = "seconds") -> list[Run]:
     """
     selected = [run for run in runs if f"clock/{cost}" in run.series and len(curve(run, cost)[0]) > 1]
     if not selected:
-        raise InputError("efficiency: no run was evaluated after an iteration; give data.val and clock.evaluations")
+        raise InputError("no run was evaluated after an iteration; give data.val and clock.evaluations")
     return selected
 
 

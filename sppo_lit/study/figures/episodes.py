@@ -32,8 +32,8 @@ def measure(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     Returns:
         By label: seeds, episodes; start and final success, and its mean over the episodes of training (the area under
         the curve), each a mean with its 95 % bootstrap interval; and the median of the episodes after which 50 and 90 %
-        are first reached (infinite: not by half of the seeds); curves, episodes and success of every evaluation, by
-        seed.
+        are first reached (infinite: not by more than half of the seeds); curves, episodes and success of every
+        evaluation, by seed.
     """
     rows: dict[str, dict[str, Any]] = {}
     for label, group in grouped(runs).items():

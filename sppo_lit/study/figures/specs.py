@@ -27,9 +27,9 @@ class FigureSpec(NamedTuple):
     Attributes:
         draw: (sources, PNG to write) → numbers of the figure; an SVG is written beside the PNG.
         about: description in one line.
-        reads: kind of its sources: training runs (or folders that contain them, or archives), those of
-            several studies, evaluations (run folders or JSONL
-            files), the folder of a measurement of gradients, runs of the control benchmark, or nothing.
+        reads: kind of its sources: training runs (or folders that contain them, or archives), those of several studies,
+            or of the control benchmark; runs of it, evaluations (run folders or JSONL files), the folder of a
+            measurement of gradients, or nothing.
         field: field that the responses of an evaluation must have.
         units: name of a number → its unit in tables (`tables.format_value`).
         compares: with a baseline: `draw` takes its label as a third argument, None for that of the study.
@@ -37,7 +37,7 @@ class FigureSpec(NamedTuple):
 
     draw: Callable[..., dict[str, Any]]
     about: str
-    reads: Literal["runs", "studies", "control runs", "evaluations", "gradients", "nothing"] = "runs"
+    reads: Literal["runs", "studies", "control studies", "control runs", "evaluations", "gradients", "nothing"] = "runs"
     field: str = ""
     units: Mapping[str, str] = MappingProxyType({})
     compares: bool = False
@@ -60,6 +60,7 @@ FIGURES = {
     "episodes": FigureSpec(
         episodes.draw,
         "success against episodes, a panel for each study of the control benchmark",
+        "control studies",
         units=episodes.NUMBERS,
     ),
     "film": FigureSpec(
