@@ -75,6 +75,10 @@ def test_nothing_to_clone_and_a_clone_that_never_succeeds() -> None:
         CloningSettings(success=0)
     with pytest.raises(InputError, match="steps is 0; it must be at least 1"):
         ExpertSettings(steps=0)
+
+
+def test_a_setting_that_stable_baselines_does_not_have() -> None:
+    pytest.importorskip("stable_baselines3")
     with pytest.raises(InputError, match=r"model\.start\.expert\.ppo: .*learning_rte"):
         train_expert(CAR, ExpertSettings(ppo={"learning_rte": 1e-3}), 1)
 
