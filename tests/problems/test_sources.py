@@ -140,7 +140,8 @@ def test_folder_takes_the_files_of_its_split(datasets_dir):
         open_problems(f"{folder}/train.jsonl", "test")
     both = open_problems(str(datasets_dir / "deepscaler"), skip_bad_rows=True)
     problems = both.problems()  # files without a split in their names belong together; AIME problems stand in both
-    assert len(problems) == 7470 + 975 - both.dropped["duplicate"]
+    assert len(problems) == 7470 + 975 - both.dropped["duplicate"] - both.dropped["other_answer"]
+    assert [(p.key, p.answer) for p in both.conflicting] == [("deepscaler/train/3117", "097")]  # of 97
     assert len({p.prompt for p in problems}) == len({p.key for p in problems}) == len(problems)
 
 
