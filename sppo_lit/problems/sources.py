@@ -114,14 +114,14 @@ class ProblemSource:
                 self.dropped[raw.reason] += 1
                 continue
             identity = {raw.prompt} if isinstance(raw, Problem) else set(raw.identity or (raw.text,))
-            problem = self._problem(raw, row)
             if seen := identity & answers.keys():
                 same = any(answers[name] == raw.answer for name in seen)
                 self.dropped["duplicate" if same else "other_answer"] += 1
                 if not same:
-                    self.conflicting.append(problem)
+                    self.conflicting.append(self._problem(raw, row))
                 continue
             answers |= dict.fromkeys(identity, raw.answer)
+            problem = self._problem(raw, row)
             if problem.key in keys:
                 raise InputError(f"{where}: another problem has the key {problem.key!r} too; make keys unique or empty")
             keys.add(problem.key)

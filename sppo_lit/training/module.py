@@ -299,9 +299,9 @@ class SPPOModule(pl.LightningModule):
     def on_train_start(self) -> None:
         """Create the updaters with the optimizers wrapped by Lightning, and the engine if there is none yet."""
         assert self.sampler is not None
-        exact = self.sampler.engine(self.iteration).exact
-        check_correction(self.rollout.engine, exact, self.ppo, self.correction)
-        self.corrects = not exact if self.correction.enabled is None else self.correction.enabled
+        engine = self.sampler.engine(self.iteration)
+        check_correction(self.rollout.engine, engine.exact, self.ppo, self.correction)
+        self.corrects = not engine.exact if self.correction.enabled is None else self.correction.enabled
         optimizers = self.optimizers()
         wrapped = cast(list[torch.optim.Optimizer], optimizers if isinstance(optimizers, list) else [optimizers])
         common = (self.budget, self.runtime, self.stop, run_folder(self.trainer))
@@ -319,7 +319,7 @@ class SPPOModule(pl.LightningModule):
                 "model.sampling: the policy is sampled with top_p or top_k but learns without, so that its ratio is "
                 "biased; set top_p 1 and top_k 0"
             )
-        if self.iteration and not self.sampler.engine(self.iteration).deterministic:
+        if self.iteration and not engine.deterministic:
             self.runtime.say(
                 f"resumed: engine {self.rollout.engine} does not repeat its samples; the run goes on with others"
             )
