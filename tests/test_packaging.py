@@ -34,7 +34,13 @@ def test_a_wheel_carries_recipes_and_weights(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         archive.extractall(tmp_path / "site")
-    for path in [*(ROOT / "recipes").rglob("*.yaml"), ROOT / "data" / "arithmetic" / "base" / "config.json"]:
+    data = ROOT / "data"
+    shipped = [
+        *(ROOT / "recipes").rglob("*.yaml"),
+        data / "arithmetic" / "base" / "config.json",
+        data / "worked_sums.jsonl",
+    ]
+    for path in shipped:
         assert f"sppo_lit/share/{path.relative_to(ROOT).as_posix()}" in names
     assert "sppo_lit/py.typed" in names and not any("tests/" in n or "downloads/" in n for n in names)
     code = (

@@ -33,6 +33,7 @@ from sppo_lit.problems.prompts import BOXED_SUFFIX, Columns, PromptSettings
 from sppo_lit.types import Problem
 from sppo_lit.utils.hub import no_retries_offline, why_not
 from sppo_lit.utils.objects import FORMS, names_object
+from sppo_lit.utils.paths import find
 
 
 @dataclass(frozen=True)
@@ -206,12 +207,12 @@ def open_problems(
     """Open a problem set; rows are read when the result is iterated.
 
     Args:
-        path: a name in `SOURCES`, a Hub id (``owner/name``), a local file (.jsonl, .json, .parquet, .csv), a folder
-            of such files (``./`` in front where it reads like one of the former), or a function of the user's own
-            (``path/to/file.py:function`` or a dotted path). The schema of a file is recognised by the columns of its
-            first row. A function is called without arguments, or with `split` if it has such a parameter, and returns
-            or yields the same `Problem` records or rows (mappings with the columns of a file) whenever it is called,
-            in every process. Records without a key get one.
+        path: a name in `SOURCES`, a Hub id (``owner/name``), a local file (.jsonl, .json, .parquet, .csv; also one that
+            is shipped), a folder of such files (``./`` in front where it reads like one of the former), or a function
+            of the user's own (``path/to/file.py:function`` or a dotted path). The schema of a file is recognised by the
+            columns of its first row. A function is called without arguments, or with `split` if it has such a
+            parameter, and returns or yields the same `Problem` records or rows (mappings with the columns of a file)
+            whenever it is called, in every process. Records without a key get one.
         split: split to read; the source's own by default (``train`` where unknown). In a folder it picks the files
             named after it.
         streaming: read a Hub source row by row instead of downloading it first. All others are always read lazily.
@@ -231,7 +232,7 @@ def open_problems(
     if limit is not None and limit < 1:
         raise InputError(f"limit = {limit}: a data set needs at least one problem; leave limit out for all")
     options: dict[str, Any] = {"prompt": prompt, "columns": columns, "skip_bad_rows": skip_bad_rows, "limit": limit}
-    local = Path(path).expanduser()
+    local = Path(find(path)).expanduser()
     known = next((n for n, spec in SOURCES.items() if path in (n, spec.hub_id)), None)
     like_file = local.exists() or local.suffix in SUFFIXES
     like_hub_id = _like_hub_id(path)

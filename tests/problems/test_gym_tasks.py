@@ -12,9 +12,11 @@ from run_files import csv_rows
 
 from sppo_lit.cli.main import main
 from sppo_lit.errors import InputError
+from sppo_lit.problems.arithmetic import held_out
 from sppo_lit.problems.gym import GymTask
 from sppo_lit.problems.procedural import procedural
-from sppo_lit.problems.sources import hub_id
+from sppo_lit.problems.prompts import BOXED_SUFFIX, Columns
+from sppo_lit.problems.sources import hub_id, open_problems
 
 SETTINGS = {"min_terms": 2, "max_terms": 3, "max_digits": 1}
 SUMS = {"path": "reasoning_gym/chain_sum", "settings": SETTINGS}
@@ -44,6 +46,22 @@ def test_a_problem_is_a_function_of_its_index_and_in_one_split_only(gym: None) -
     assert not {p.prompt for p in train} & {p.prompt for p in held_out}
     assert all(p.level == 1 + p.prompt.count(" + ") + p.prompt.count(" - ") for p in train)
     assert GymTask("spell_backward").problem(0).gold != GymTask("spell_backward").problem(0).answer
+
+
+def test_the_shipped_worked_sums_are_right_and_none_is_held_out() -> None:
+    problems = list(open_problems("data/worked_sums.jsonl", columns=Columns(solution="solution")))
+    assert len({p.prompt for p in problems}) == 64
+    for problem in problems:
+        text = problem.prompt.removesuffix(f" {BOXED_SUFFIX}")
+        assert not held_out(text)
+        *lines, box = (problem.solution or "").splitlines()
+        running = text.split(": ")[1].split(" ")[0]
+        for line in lines:
+            first, sign, second, _, result = line.split(" ")
+            assert first == running and int(result) == (int(first) + int(second) * (1 if sign == "+" else -1))
+            running = result
+        assert running == problem.answer and box == f"\\boxed{{{running}}}"
+        assert text.count(" + ") + text.count(" - ") == len(lines)
 
 
 def test_levels_are_those_of_the_property_that_varies(gym: None) -> None:
