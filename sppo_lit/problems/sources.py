@@ -232,7 +232,7 @@ def open_problems(
     if limit is not None and limit < 1:
         raise InputError(f"limit = {limit}: a data set needs at least one problem; leave limit out for all")
     options: dict[str, Any] = {"prompt": prompt, "columns": columns, "skip_bad_rows": skip_bad_rows, "limit": limit}
-    local = Path(find(path)).expanduser()
+    local = _local(path)
     known = next((n for n, spec in SOURCES.items() if path in (n, spec.hub_id)), None)
     like_file = local.exists() or local.suffix in SUFFIXES
     like_hub_id = _like_hub_id(path)
@@ -259,10 +259,14 @@ def hub_id(path: str) -> str | None:
     for name, spec in SOURCES.items():
         if path in (name, spec.hub_id):
             return spec.hub_id
-    local = Path(path).expanduser()
     if procedural(path):
         return None
-    return path if _like_hub_id(path) and not local.exists() else None
+    return path if _like_hub_id(path) and not _local(path).exists() else None
+
+
+def _local(path: str) -> Path:
+    """The file or folder that a path would name, here or among the shipped ones."""
+    return Path(find(path)).expanduser()
 
 
 def _like_hub_id(path: str) -> bool:
