@@ -38,7 +38,7 @@ def test_a_wheel_carries_recipes_and_weights(tmp_path: Path) -> None:
     shipped = [
         *(ROOT / "recipes").rglob("*.yaml"),
         data / "arithmetic" / "base" / "config.json",
-        data / "worked_sums.jsonl",
+        *data.glob("worked_*.jsonl"),
     ]
     for path in shipped:
         assert f"sppo_lit/share/{path.relative_to(ROOT).as_posix()}" in names

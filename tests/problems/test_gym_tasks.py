@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from operator import add, floordiv, mul, sub
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,20 @@ def test_the_shipped_worked_sums_are_right_and_none_is_held_out() -> None:
             running = result
         assert running == problem.answer and box == f"\\boxed{{{running}}}"
         assert text.count(" + ") + text.count(" - ") == len(lines)
+
+
+def test_the_shipped_worked_word_problems_are_right() -> None:
+    problems = list(open_problems("data/worked_words.jsonl", columns=Columns(solution="solution")))
+    assert len({p.prompt for p in problems}) == 64
+    for problem in problems:
+        *lines, box = (problem.solution or "").splitlines()
+        given = set(re.findall(r"\d+", problem.prompt))
+        for line in lines:
+            first, sign, second, _, result = line.split(" ")
+            assert {first, second} <= given
+            assert int(result) == {"+": add, "-": sub, "*": mul, "/": floordiv}[sign](int(first), int(second))
+            given.add(result)
+        assert result == problem.answer and box == f"\\boxed{{{result}}}"
 
 
 def test_levels_are_those_of_the_property_that_varies(gym: None) -> None:
