@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from operator import add, floordiv, mul, sub
+from operator import add, mul, sub, truediv
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def test_the_shipped_worked_word_problems_are_right() -> None:
         for line in lines:
             first, sign, second, _, result = line.split(" ")
             assert {first, second} <= given
-            assert int(result) == {"+": add, "-": sub, "*": mul, "/": floordiv}[sign](int(first), int(second))
+            assert int(result) == {"+": add, "-": sub, "*": mul, "/": truediv}[sign](int(first), int(second))
             given.add(result)
         assert result == problem.answer and box == f"\\boxed{{{result}}}"
 
